@@ -1,0 +1,1 @@
+"""Content-addressed data: CIDs, UnixFS, verified blocks, and the stores that hold them."""

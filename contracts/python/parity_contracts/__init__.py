@@ -1,0 +1,1 @@
+"""Typed access to the vault and token contracts, and the embedded chain."""

@@ -1,0 +1,1 @@
+"""Federated-learning mathematics on NumPy: pure, deterministic, no I/O."""

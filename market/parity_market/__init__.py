@@ -1,0 +1,1 @@
+"""The market (coordinator): matches, verifies, aggregates, settles."""

@@ -1,0 +1,1 @@
+"""The node (runner): takes signed work, runs it in a sandbox, reports and is paid."""
