@@ -10,7 +10,7 @@
     │   └── TooLarge            over a stated cap                                (413)
     ├── Untrusted               a signature, window, audience or digest is wrong (401/403)
     │   ├── BadSignature  ├── NotYetValid  ├── Expired  ├── WrongAudience  ├── WrongType
-    │   ├── ClockSkew     ├── Replayed     └── DigestMismatch
+    │   ├── ClockSkew     ├── Replayed     ├── DigestMismatch └── UnknownKey
     ├── Unauthenticated (401)  Forbidden (403)  NotFound (404)
     ├── Conflict                the state does not allow it                      (409)
     │   ├── LeaseConflict  ├── StaleFence  ├── TaskCancelled  ├── NodeInUse  └── InvalidTransition
@@ -66,6 +66,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "UnknownKey",
     "Unprocessable",
     "Unreachable",
     "Untrusted",
@@ -189,6 +190,16 @@ class DigestMismatch(Untrusted):
     """The content does not match its digest."""
 
     code = "digest_mismatch"
+
+
+class UnknownKey(Untrusted):
+    """The document names a key that is not known here."""
+
+    code = "unknown_key"  # who keeps a key set may fetch it again, at most once a minute, and try once more
+
+    def __init__(self, message: str = "", *, hint: str = "", field: str = "", kid: str = "") -> None:
+        super().__init__(message, hint=hint, field=field)
+        self.kid = kid
 
 
 # -- who is asking -----------------------------------------------------------------------------------------------
