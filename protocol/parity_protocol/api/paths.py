@@ -1,0 +1,73 @@
+"""Where each request goes. Every path below ``/api/v1`` answers at ``/api`` as well, as the Parity network's does."""
+
+from __future__ import annotations
+
+__all__ = [
+    "API",
+    "ENROL",
+    "HEARTBEAT",
+    "JWKS",
+    "LEASE_CLAIMS",
+    "LEASE_LOGS",
+    "LEASE_POLL",
+    "LEASE_RELEASE",
+    "LEASE_RENEW",
+    "LEASE_START",
+    "REPORTS",
+    "SIWE",
+    "SIWE_NONCE",
+    "STORAGE_UPLOAD",
+    "TASKS",
+    "account_path",
+    "gateway_path",
+    "group_path",
+    "node_path",
+    "storage_path",
+    "task_path",
+]
+
+API = "/api/v1"
+JWKS = "/.well-known/jwks.json"
+SIWE_NONCE = f"{API}/auth/nonce"
+SIWE = f"{API}/auth/siwe"
+ENROL = f"{API}/nodes"
+HEARTBEAT = f"{API}/nodes/heartbeat"
+LEASE_POLL = f"{API}/leases/poll"
+LEASE_CLAIMS = f"{API}/leases/claims"
+LEASE_RENEW = f"{API}/leases/renew"
+LEASE_START = f"{API}/leases/start"
+LEASE_RELEASE = f"{API}/leases/release"
+LEASE_LOGS = f"{API}/leases/logs"
+REPORTS = f"{API}/reports"
+TASKS = f"{API}/tasks"
+STORAGE_UPLOAD = f"{API}/storage/upload"
+
+
+def task_path(task_id: str, leaf: str = "") -> str:
+    """Return the path of a task, or of ``leaf`` below it (status, result, logs, reward, cancel, claim, …)."""
+    return f"{TASKS}/{task_id}/{leaf}" if leaf else f"{TASKS}/{task_id}"
+
+
+def group_path(group_id: str, leaf: str = "") -> str:
+    """Return the path of a task group, or of ``leaf`` below it."""
+    return f"{API}/groups/{group_id}/{leaf}" if leaf else f"{API}/groups/{group_id}"
+
+
+def node_path(node_id: str, leaf: str = "") -> str:
+    """Return the path of a node, or of ``leaf`` below it (earnings, why-no-work)."""
+    return f"{API}/nodes/{node_id}/{leaf}" if leaf else f"{API}/nodes/{node_id}"
+
+
+def account_path(account: str) -> str:
+    """Return the path of a submitter's account at this market."""
+    return f"{API}/accounts/{account}"
+
+
+def storage_path(verb: str, cid: str) -> str:
+    """Return the path of ``download``, ``info`` or ``pin`` for a blob."""
+    return f"{API}/storage/{verb}/{cid}"
+
+
+def gateway_path(cid: str) -> str:
+    """Return the trustless gateway's path of a blob; add ``?format=raw`` or ``?format=car``."""
+    return f"/ipfs/{cid}"

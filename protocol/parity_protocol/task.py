@@ -1,0 +1,371 @@
+"""What a task is, what it may ask for, and the one state machine that it lives in (design §6).
+
+::
+
+    PENDING   ─claim→ LEASED ─start→ RUNNING ─report→ VERIFYING ─accept→ COMPLETED
+    LEASED    ─report→ VERIFYING                  (start lost or late)
+    PENDING   ─report→ VERIFYING                  (the fence is still current: nobody claimed it again)
+    LEASED, RUNNING ─lease_lost | release | node_fault→ PENDING
+    LEASED, RUNNING ─task_fault→ FAILED           ─unconfirmed_fault→ PENDING (ADR 0003: another node must agree)
+    PENDING   ─attempts_exhausted | deadline→ FAILED
+    VERIFYING ─reject→ PENDING                    ─reject_final→ NOT_VERIFIED
+    VERIFYING ─verify_timeout→ VERIFYING          ─verify_abandoned→ FAILED
+    PENDING, LEASED, RUNNING ─cancel→ CANCELLED
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from parity_protocol import strict_json
+from parity_protocol.errors import BadField, InvalidTransition
+from parity_protocol.ids import WireSha256
+from parity_protocol.wire import JsonObject, Request, explain
+
+__all__ = [
+    "FINAL_STATES",
+    "MAX_PARTS",
+    "MAX_SPEC_BYTES",
+    "TRANSITIONS",
+    "Budgets",
+    "CidInput",
+    "CommandSpec",
+    "DockerSpec",
+    "FederatedLearningSpec",
+    "HttpsInput",
+    "InputSpec",
+    "IsolationTier",
+    "LlmSpec",
+    "Requirements",
+    "Resources",
+    "ShardInput",
+    "TaskEvent",
+    "TaskKind",
+    "TaskSpec",
+    "TaskState",
+    "advance",
+    "parse_spec",
+    "parts_of",
+    "public_state",
+    "share_of",
+]
+
+MAX_SPEC_BYTES = 65_536  # bytes of a submitted spec's JSON text
+MAX_PARTS = 1_000  # tasks that one submission may become
+
+
+class TaskKind(StrEnum):
+    """What runs a task."""
+
+    DOCKER = "docker"
+    COMMAND = "command"
+    LLM = "llm"
+    FEDERATED_LEARNING = "federated_learning"
+
+
+class IsolationTier(StrEnum):
+    """How well a node's own probe proved that it contains a task, weakest first."""
+
+    NONE = "none"
+    PROCESS = "process"
+    BWRAP = "bwrap"
+    DOCKER = "docker"
+    GVISOR = "docker+gvisor"
+    VM = "vm"
+
+    @property
+    def rank(self) -> int:
+        """Position from 0 (weakest)."""
+        return list(IsolationTier).index(self)
+
+
+# -- the state machine -------------------------------------------------------------------------------------------
+
+
+class TaskState(StrEnum):
+    """Where a task is."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    RUNNING = "running"
+    VERIFYING = "verifying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    NOT_VERIFIED = "not_verified"
+    CANCELLED = "cancelled"
+
+
+class TaskEvent(StrEnum):
+    """What moves a task."""
+
+    CLAIM = "claim"
+    START = "start"
+    REPORT = "report"
+    LEASE_LOST = "lease_lost"
+    RELEASE = "release"
+    NODE_FAULT = "node_fault"
+    TASK_FAULT = "task_fault"
+    UNCONFIRMED_FAULT = "unconfirmed_fault"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    DEADLINE = "deadline"
+    ACCEPT = "accept"
+    REJECT = "reject"
+    REJECT_FINAL = "reject_final"
+    VERIFY_TIMEOUT = "verify_timeout"
+    VERIFY_ABANDONED = "verify_abandoned"
+    CANCEL = "cancel"
+
+
+FINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.NOT_VERIFIED, TaskState.CANCELLED})
+
+_S, _E = TaskState, TaskEvent
+TRANSITIONS = MappingProxyType(
+    {
+        (_S.PENDING, _E.CLAIM): _S.LEASED,
+        (_S.PENDING, _E.REPORT): _S.VERIFYING,
+        (_S.PENDING, _E.ATTEMPTS_EXHAUSTED): _S.FAILED,
+        (_S.PENDING, _E.DEADLINE): _S.FAILED,
+        (_S.PENDING, _E.CANCEL): _S.CANCELLED,
+        (_S.LEASED, _E.START): _S.RUNNING,
+        (_S.LEASED, _E.REPORT): _S.VERIFYING,
+        (_S.LEASED, _E.LEASE_LOST): _S.PENDING,
+        (_S.LEASED, _E.RELEASE): _S.PENDING,
+        (_S.LEASED, _E.NODE_FAULT): _S.PENDING,
+        (_S.LEASED, _E.TASK_FAULT): _S.FAILED,
+        (_S.LEASED, _E.UNCONFIRMED_FAULT): _S.PENDING,
+        (_S.LEASED, _E.CANCEL): _S.CANCELLED,
+        (_S.RUNNING, _E.REPORT): _S.VERIFYING,
+        (_S.RUNNING, _E.LEASE_LOST): _S.PENDING,
+        (_S.RUNNING, _E.RELEASE): _S.PENDING,
+        (_S.RUNNING, _E.NODE_FAULT): _S.PENDING,
+        (_S.RUNNING, _E.TASK_FAULT): _S.FAILED,
+        (_S.RUNNING, _E.UNCONFIRMED_FAULT): _S.PENDING,
+        (_S.RUNNING, _E.CANCEL): _S.CANCELLED,
+        (_S.VERIFYING, _E.ACCEPT): _S.COMPLETED,
+        (_S.VERIFYING, _E.REJECT): _S.PENDING,
+        (_S.VERIFYING, _E.REJECT_FINAL): _S.NOT_VERIFIED,
+        (_S.VERIFYING, _E.VERIFY_TIMEOUT): _S.VERIFYING,
+        (_S.VERIFYING, _E.VERIFY_ABANDONED): _S.FAILED,
+    }
+)
+
+_PUBLIC = {TaskState.LEASED: "pending", TaskState.VERIFYING: "running"}
+
+
+def advance(state: TaskState, event: TaskEvent) -> TaskState:
+    """Return the state that ``event`` leads to.
+
+    Raises:
+        InvalidTransition: The event does not apply in ``state``; a final state takes none.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise InvalidTransition(f"a {state} task cannot take the event {event}") from None
+
+
+def public_state(state: TaskState) -> str:
+    """Return the word of the Parity network for a state: LEASED shows as pending, VERIFYING as running."""
+    return _PUBLIC.get(state, state.value)
+
+
+# -- what a task may ask for -------------------------------------------------------------------------------------
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=128)]
+
+
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
+Argument = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(_no_nul)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", max_length=128)]
+
+
+class CidInput(Request):
+    """Data by content identifier; every block is verified."""
+
+    kind: Literal["cid"] = "cid"
+    name: Name = "data"
+    cid: Annotated[str, StringConstraints(min_length=2, max_length=128)]
+    max_bytes: Annotated[int, Field(gt=0, le=1 << 40)] = 1 << 30
+
+
+class HttpsInput(Request):
+    """Data by URL; the digest and size are part of the signed spec."""
+
+    kind: Literal["https"] = "https"
+    name: Name = "data"
+    url: Annotated[str, StringConstraints(pattern=r"^https://", max_length=4096)]
+    sha256: WireSha256
+    size: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class ShardInput(Request):
+    """Data that the node already has, by the name its operator gave it."""
+
+    kind: Literal["shard"] = "shard"
+    name: Name = "data"
+    shard: Name
+
+
+InputSpec = Annotated[CidInput | HttpsInput | ShardInput, Field(discriminator="kind")]
+
+
+class Budgets(Request):
+    """What one execution may use up; None is the node's own limit."""
+
+    wall_time_s: Annotated[float, Field(gt=0, le=604_800)] = 900.0
+    tokens_max: Annotated[int, Field(gt=0, le=10**9)] | None = None
+    epochs_max: Annotated[int, Field(gt=0, le=10**6)] | None = None
+
+
+class Resources(Request):
+    """What one execution needs; the node's own limits are never exceeded."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    memory_bytes: Annotated[int, Field(ge=16 << 20, le=1 << 44)] = 512 << 20
+    disk_bytes: Annotated[int, Field(ge=0, le=1 << 44)] = 256 << 20
+    pids: Annotated[int, Field(ge=1, le=65_536)] = 128
+
+
+class Requirements(Request):
+    """What a node must be to get this task."""
+
+    isolation: IsolationTier = IsolationTier.NONE
+    min_node_version: Annotated[str, StringConstraints(pattern=r"^\d{1,5}\.\d{1,5}\.\d{1,5}$")] | None = None
+
+
+class _Spec(Request):
+    title: Annotated[str, StringConstraints(max_length=255), AfterValidator(_no_nul)] = ""
+    description: Annotated[str, StringConstraints(max_length=4096), AfterValidator(_no_nul)] = ""
+    inputs: Annotated[tuple[InputSpec, ...], Field(max_length=32)] = ()
+    budgets: Budgets = Budgets()
+    resources: Resources = Resources()
+    requires: Requirements = Requirements()
+    tenant_id: Name | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+
+    @model_validator(mode="after")
+    def _input_names_differ(self) -> _Spec:
+        names = [item.name for item in self.inputs]
+        if len(set(names)) != len(names):
+            raise ValueError("inputs: each input needs a name of its own")
+        return self
+
+
+class CommandSpec(_Spec):
+    """A program as an argument list; no shell reads it."""
+
+    type: Literal["command"] = "command"
+    command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=1024)]
+    env: Annotated[dict[EnvName, Argument], Field(max_length=256)] = {}
+    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20
+
+
+class DockerSpec(_Spec):
+    """A container image and what to run in it."""
+
+    type: Literal["docker"] = "docker"
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    command: Annotated[tuple[Argument, ...], Field(max_length=1024)] = ()
+    env: Annotated[dict[EnvName, Argument], Field(max_length=256)] = {}
+    workdir: Annotated[str, StringConstraints(pattern=r"^/", max_length=4096)] = "/"
+    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20
+
+
+class LlmSpec(_Spec):
+    """A prompt for a language model."""
+
+    type: Literal["llm"] = "llm"
+    model: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    prompt: Annotated[str, StringConstraints(max_length=48_000), AfterValidator(_no_nul)]
+    options: Annotated[dict[Name, JsonValue], Field(max_length=32)] = {}
+
+
+class FederatedLearningSpec(_Spec):
+    """A federated-learning session; each part of its partition becomes one task.
+
+    The dictionaries keep the Parity network's field names; ``parity_fl.spec.resolve_fl_spec`` checks every one.
+    """
+
+    type: Literal["federated_learning"] = "federated_learning"
+    model_type: Annotated[str, StringConstraints(max_length=64)] = ""
+    dataset_cid: Annotated[str, StringConstraints(max_length=128)] = ""
+    data_format: Annotated[str, StringConstraints(max_length=16)] = ""
+    model_settings: Annotated[dict[str, JsonValue], Field(max_length=64, alias="model_config")] = {}
+    train_config: Annotated[dict[str, JsonValue], Field(max_length=64)] = {}
+    partition_config: Annotated[dict[str, JsonValue], Field(max_length=64)] = {}
+    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    total_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+    def session(self) -> JsonObject:
+        """Return the session's own fields under their wire names, as ``resolve_fl_spec`` takes them."""
+        fields = {
+            "model_type",
+            "dataset_cid",
+            "data_format",
+            "model_settings",
+            "train_config",
+            "partition_config",
+            "holdout_fraction",
+            "seed",
+            "total_rounds",
+        }
+        return self.model_dump(mode="json", by_alias=True, include=fields)
+
+
+TaskSpec = Annotated[CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, Field(discriminator="type")]
+_SPEC: TypeAdapter[CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec] = TypeAdapter(TaskSpec)
+
+
+def parse_spec(text: str) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec:
+    """Read a submitted spec from its exact JSON text, whose sha256 the order signs.
+
+    Market and node both call this on the same text, so neither has to believe the other's reading.
+
+    Raises:
+        BadDocument: Not JSON that is accepted here.
+        TooLarge: Over ``MAX_SPEC_BYTES``.
+        BadField: A field is missing, unknown, or wrong; ``field`` names it.
+    """
+    data = text.encode("utf-8", errors="surrogatepass")
+    strict_json.loads(data, max_bytes=MAX_SPEC_BYTES)
+    try:
+        return _SPEC.validate_json(data)
+    except ValidationError as exc:
+        problems = explain(exc)
+        field, message = problems[0]
+        # pydantic puts the union's tag in front of the path; the submitter never wrote it.
+        shown = field.split(".", 1)[1] if "." in field and field.split(".", 1)[0] in set(TaskKind) else field
+        raise BadField(f"spec.{shown}: {message}", field=f"spec.{shown}") from exc
+
+
+def parts_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> int:
+    """Return how many tasks this spec becomes.
+
+    Raises:
+        BadField: ``partition_config.total_parts`` is not a whole number from 1 to ``MAX_PARTS``.
+    """
+    if not isinstance(spec, FederatedLearningSpec):
+        return 1
+    parts: Any = spec.partition_config.get("total_parts", 1)
+    if isinstance(parts, bool) or not isinstance(parts, int) or not 1 <= parts <= MAX_PARTS:
+        raise BadField(
+            f"partition_config.total_parts must be a whole number from 1 to {MAX_PARTS}",
+            field="spec.partition_config.total_parts",
+        )
+    return parts
+
+
+def share_of(reward: int, part: int, parts: int) -> int:
+    """Return the base units of ``reward`` that belong to ``part``; the shares sum to the reward exactly."""
+    return reward // parts + (1 if part < reward % parts else 0)

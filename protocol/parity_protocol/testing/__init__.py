@@ -1,0 +1,3 @@
+"""Public fakes and builders, for our tests and other people's."""
+
+__all__: list[str] = []
