@@ -48,7 +48,7 @@ _SIZE_UNIT = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MAX_SIZE = 1 << 60  # bytes
 
 
-def parse_duration(text: str | float | timedelta) -> timedelta:
+def parse_duration(text: object) -> timedelta:
     """Read a duration such as ``15m``, ``1h30m`` or ``250ms``; a bare number is seconds.
 
     Raises:
@@ -97,7 +97,7 @@ def format_duration(value: timedelta) -> str:
     return "".join(out)
 
 
-def parse_bytes(text: str | float) -> int:
+def parse_bytes(text: object) -> int:
     """Read a size such as ``2g``, ``512MiB`` or ``1048576``; units are powers of 1024, as Docker reads them.
 
     Raises:
@@ -127,7 +127,7 @@ def format_bytes(size: int) -> str:
     raise AssertionError(size)
 
 
-def parse_tokens(text: str | int, *, decimals: int = TOKEN_DECIMALS) -> TokenAmount:
+def parse_tokens(text: object, *, decimals: int = TOKEN_DECIMALS) -> TokenAmount:
     """Read an amount in whole tokens (``10``, ``0.25``) as base units, exactly.
 
     Raises:
@@ -144,7 +144,7 @@ def parse_tokens(text: str | int, *, decimals: int = TOKEN_DECIMALS) -> TokenAmo
     amount = int(whole) * 10**decimals + int(fraction.rstrip("0").ljust(decimals, "0") or "0")
     if amount > MAX_TOKEN_AMOUNT:
         raise BadField(f"an amount is at most {MAX_TOKEN_AMOUNT} base units, got {shown!r} tokens")
-    return amount
+    return int(amount)
 
 
 def format_tokens(amount: TokenAmount, *, decimals: int = TOKEN_DECIMALS) -> str:

@@ -20,7 +20,6 @@ __all__ = [
     "MAX_LOG_CHUNK_BYTES",
     "ClaimItem",
     "ClaimReply",
-    "ClaimRequest",
     "ClaimsReply",
     "ClaimsRequest",
     "FinalReport",
