@@ -11,7 +11,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from parity_protocol.errors import BadField
 
@@ -155,9 +155,9 @@ def format_tokens(amount: TokenAmount, *, decimals: int = TOKEN_DECIMALS) -> str
     return f"{sign}{whole}.{digits}" if digits else f"{sign}{whole}"
 
 
-def _wire_amount(value: Any) -> int:
+def _wire_amount(value: Any, info: ValidationInfo) -> int:
     """Amounts travel as decimal strings of base units: JSON numbers lose precision above 2**53."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and info.mode == "python":
         amount = value  # already inside the process
     elif isinstance(value, str) and re.fullmatch(r"0|[1-9]\d{0,28}", value):
         amount = int(value)

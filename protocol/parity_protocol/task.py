@@ -345,7 +345,8 @@ def parse_spec(text: str) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearn
         problems = explain(exc)
         field, message = problems[0]
         # pydantic puts the union's tag in front of the path; the submitter never wrote it.
-        shown = field.split(".", 1)[1] if "." in field and field.split(".", 1)[0] in set(TaskKind) else field
+        head, _, rest = field.partition(".")
+        shown = rest if rest and head in set(TaskKind) else field.replace("body", "type")
         raise BadField(f"spec.{shown}: {message}", field=f"spec.{shown}") from exc
 
 
