@@ -1,0 +1,320 @@
+"""The configuration of a federated-learning session: checked once, in the network's order and words.
+
+``resolve_fl_spec`` is pure, so the market (at creation) and the node (before training) run the same checks on the
+same document and must agree. Training parameters never have defaults; the forest's model settings do, and they are
+written down in ``ForestConfig``. This module imports no NumPy, so admission can use it in the idle node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import NoReturn, TypeAlias
+
+from parity_fl.fields import Section, fail
+from parity_fl.limits import (
+    MAX_BATCH_SIZE,
+    MAX_CLASSES,
+    MAX_DEPTH,
+    MAX_EPOCHS,
+    MAX_FEATURES,
+    MAX_ID_CHARS,
+    MAX_PARTS,
+    MAX_TREES,
+)
+
+__all__ = ["FlSpec", "ForestConfig", "LinearConfig", "ModelConfig", "PartitionConfig", "TrainConfig", "resolve_fl_spec"]
+
+_ALIASES = {"random": "random", "iid": "random", "stratified": "stratified", "sequential": "sequential"}
+_DIRICHLET = {"non_iid", "dirichlet"}
+_CRITERIA = {"classification": ("gini", "entropy"), "regression": ("squared_error",)}
+_SEED_LIMIT = 1 << 53  # whole numbers that every JSON reader keeps exact
+_ROW_LIMIT = 1 << 31
+_STANDARDIZE = True
+_OVERLAP_RATIO = 0.0
+_HOLDOUT_FRACTION = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ForestConfig:
+    """A random forest; the defaults are the documented ones.
+
+    Attributes:
+        num_trees: Trees of the whole forest; the market splits them over the parts.
+        max_depth: Deepest leaf; the root has depth 0.
+        min_samples_split: Fewest rows of a node that is split further.
+        min_samples_leaf: Fewest rows of a leaf.
+        max_features: Features tried at a split; 0 means the square root of their number, rounded down.
+        subsample: Draws per tree, as a fraction of the part's rows, in (0, 1].
+        bootstrap_samples: Draw with replacement. Without, ``subsample`` below 1 leaves rows out.
+        oob_score: Score every tree on the rows it did not draw.
+        num_classes: Classes the data must have; 0 takes what they have.
+        random_state: With part and tree number it keys all randomness of a tree.
+        criterion: ``gini`` or ``entropy``; ``squared_error`` for regression.
+        mode: ``union``: each part grows its trees, the forest is all of them.
+        task: ``classification`` or ``regression``.
+    """
+
+    num_trees: int = 100
+    max_depth: int = 10
+    min_samples_split: int = 2
+    min_samples_leaf: int = 1
+    max_features: int = 0
+    subsample: float = 1.0
+    bootstrap_samples: bool = True
+    oob_score: bool = True
+    num_classes: int = 0
+    random_state: int = 42
+    criterion: str = "gini"
+    mode: str = "union"
+    task: str = "classification"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """A linear regression.
+
+    Attributes:
+        input_size: Number of features; required, and must equal the data's.
+        standardize: Train on features scaled to mean 0 and deviation 1, with the statistics of all training rows;
+            default true. The model is reported in the data's own units either way.
+    """
+
+    input_size: int
+    standardize: bool = _STANDARDIZE
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How one part trains. Nothing here has a default."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionConfig:
+    """How the data are cut.
+
+    Attributes:
+        strategy: ``random`` (alias ``iid``), ``stratified`` or ``sequential``; required.
+        total_parts: Default 1.
+        min_samples: Fewest rows of a part; required.
+        overlap_ratio: Rows that a part borrows from the next, as a fraction of its own, in [0, 1); default 0.
+        holdout_fraction: Rows that nobody trains on and the market scores with, in [0, 1); default 0.2.
+    """
+
+    strategy: str
+    min_samples: int
+    total_parts: int = 1
+    overlap_ratio: float = _OVERLAP_RATIO
+    holdout_fraction: float = _HOLDOUT_FRACTION
+
+
+ModelConfig: TypeAlias = ForestConfig | LinearConfig
+
+
+@dataclass(frozen=True, slots=True)
+class FlSpec:
+    """A session's resolved configuration: everything is explicit now.
+
+    Attributes:
+        model: Its type says the model type.
+        train: Always there for linear regression; a forest has none.
+        part_index: Only in the task of one part.
+    """
+
+    session_id: str
+    round_id: str
+    dataset_cid: str
+    data_format: str
+    model: ModelConfig
+    partition: PartitionConfig
+    train: TrainConfig | None = None
+    part_index: int | None = None
+
+    @property
+    def model_type(self) -> str:
+        """``random_forest`` or ``linear_regression``."""
+        return "random_forest" if isinstance(self.model, ForestConfig) else "linear_regression"
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether labels are classes."""
+        return isinstance(self.model, ForestConfig) and self.model.task == "classification"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the wire members; resolving them again gives an equal spec."""
+        partition = asdict(self.partition)
+        if self.part_index is not None:
+            partition["part_index"] = self.part_index
+        members: dict[str, object] = {
+            "session_id": self.session_id,
+            "round_id": self.round_id,
+            "model_type": self.model_type,
+            "dataset_cid": self.dataset_cid,
+            "data_format": self.data_format,
+            "model_config": asdict(self.model),
+            "partition_config": partition,
+            "output_format": "json",
+        }
+        if self.train is not None:
+            members["train_config"] = asdict(self.train)
+        return members
+
+
+def resolve_fl_spec(raw: object) -> FlSpec:
+    """Check a task's configuration and fill in what has a documented default.
+
+    The order of checks is the network's: identifiers, model type, model, partition, training parameters.
+
+    Args:
+        raw: Parsed JSON: ``session_id, round_id, model_type, dataset_cid, data_format, model_config, train_config,
+            partition_config, output_format``.
+
+    Raises:
+        BadField: The first thing that is wrong; ``field`` is its dotted name.
+    """
+    top = Section.open(raw, "", _TOP)
+    for name in ("model_type", "dataset_cid", "data_format", "session_id", "round_id"):
+        top.text(name, MAX_ID_CHARS)  # "X is required" in this order; values are judged below
+    model_type = top.text("model_type", MAX_ID_CHARS)
+    if model_type not in {"random_forest", "linear_regression"}:
+        fail("model_type", f"unsupported model type: {model_type} (expected random_forest or linear_regression)")
+    data_format = top.text("data_format", MAX_ID_CHARS).lower()
+    if data_format not in {"csv", "json"}:
+        fail("data_format", f"unsupported data format: {data_format} (expected csv or json)")
+    if top.get("output_format", "json") != "json":
+        fail("output_format", "output_format must be json")
+
+    model_section = Section.open(top.get("model_config", {}), "model_config", _MODEL[model_type])
+    model: ModelConfig = _forest(model_section) if model_type == "random_forest" else _linear(model_section)
+    partition, part_index = _partition(Section.open(top.get("partition_config", {}), "partition_config", _PARTITION))
+    train = _train(
+        Section.open(top.get("train_config", {}), "train_config", _TRAIN), required=model_type != "random_forest"
+    )
+    if isinstance(model, ForestConfig) and model.num_trees < partition.total_parts:
+        fail(
+            "model_config.num_trees",
+            f"num_trees must be at least one per part ({partition.total_parts}), got {model.num_trees}",
+        )
+    return FlSpec(
+        session_id=top.text("session_id", MAX_ID_CHARS),
+        round_id=top.text("round_id", MAX_ID_CHARS),
+        dataset_cid=top.text("dataset_cid", MAX_ID_CHARS),
+        data_format=data_format,
+        model=model,
+        partition=partition,
+        train=train,
+        part_index=part_index,
+    )
+
+
+_TOP = (
+    "session_id",
+    "round_id",
+    "model_type",
+    "dataset_cid",
+    "data_format",
+    "model_config",
+    "train_config",
+    "partition_config",
+    "output_format",
+)
+_MODEL = {
+    "random_forest": tuple(ForestConfig.__dataclass_fields__),
+    "linear_regression": tuple(LinearConfig.__dataclass_fields__),
+}
+_PARTITION = (*PartitionConfig.__dataclass_fields__, "part_index", "alpha")
+_TRAIN = tuple(TrainConfig.__dataclass_fields__)
+
+
+def _forest(section: Section) -> ForestConfig:
+    fallback = ForestConfig()
+    task = section.choice("task", ("classification", "regression"), fallback.task)
+    criteria = _CRITERIA[task]
+    subsample = section.number("subsample", fallback.subsample)
+    if not 0 < subsample <= 1:
+        section.refuse("subsample", f"must be above 0 and at most 1, got {subsample}")
+    num_classes = section.whole("num_classes", 0, MAX_CLASSES, fallback.num_classes)
+    if num_classes and task == "regression":
+        section.refuse("num_classes", "must be 0 for regression")
+    return ForestConfig(
+        num_trees=section.whole("num_trees", 1, MAX_TREES, fallback.num_trees),
+        max_depth=section.whole("max_depth", 1, MAX_DEPTH, fallback.max_depth),
+        min_samples_split=section.whole("min_samples_split", 2, _ROW_LIMIT, fallback.min_samples_split),
+        min_samples_leaf=section.whole("min_samples_leaf", 1, _ROW_LIMIT, fallback.min_samples_leaf),
+        max_features=section.whole("max_features", 0, MAX_FEATURES, fallback.max_features),
+        subsample=subsample,
+        bootstrap_samples=section.flag("bootstrap_samples", fallback.bootstrap_samples),
+        oob_score=section.flag("oob_score", fallback.oob_score),
+        num_classes=num_classes,
+        random_state=section.whole("random_state", 0, _SEED_LIMIT - 1, fallback.random_state),
+        criterion=section.choice("criterion", criteria, criteria[0]),
+        mode=section.choice("mode", ("union",), fallback.mode),
+        task=task,
+    )
+
+
+def _linear(section: Section) -> LinearConfig:
+    if section.get("input_size") is None:
+        fail("model_config.input_size", "input_size is required in linear regression configuration")
+    size = section.get("input_size")
+    if type(size) is not int or not 1 <= size <= MAX_FEATURES:
+        fail("model_config.input_size", f"invalid input size: must be a whole number from 1 to {MAX_FEATURES}")
+    return LinearConfig(input_size=size, standardize=section.flag("standardize", _STANDARDIZE))
+
+
+def _partition(section: Section) -> tuple[PartitionConfig, int | None]:
+    if section.get("strategy", "") == "":
+        fail("partition_config.strategy", "partition strategy is required")
+    named = section.text("strategy", MAX_ID_CHARS).lower()
+    alpha = section.number("alpha", 0.0)
+    if named in _DIRICHLET:
+        if section.get("alpha") is None:
+            fail("partition_config.alpha", "alpha parameter is required for non_iid partitioning strategy")
+        if alpha <= 0:
+            fail("partition_config.alpha", f"alpha parameter must be positive for non-IID partitioning, got {alpha:f}")
+    least = section.get("min_samples")
+    if type(least) is not int or least < 1:
+        fail("partition_config.min_samples", "min_samples must be provided and positive")
+    if named not in _ALIASES:
+        fail("partition_config.strategy", f"unsupported partitioning strategy: {named}")
+    config = PartitionConfig(
+        strategy=_ALIASES[named],
+        min_samples=section.whole("min_samples", 1, _ROW_LIMIT, 1),
+        total_parts=section.whole("total_parts", 1, MAX_PARTS, 1),
+        overlap_ratio=section.number("overlap_ratio", _OVERLAP_RATIO),
+        holdout_fraction=section.number("holdout_fraction", _HOLDOUT_FRACTION),
+    )
+    for name, value in (("overlap_ratio", config.overlap_ratio), ("holdout_fraction", config.holdout_fraction)):
+        if not 0 <= value < 1:
+            section.refuse(name, f"must be at least 0 and below 1, got {value}")
+    if section.get("part_index") is None:
+        return config, None
+    return config, section.whole("part_index", 0, config.total_parts - 1, 0)
+
+
+def _train(section: Section, *, required: bool) -> TrainConfig | None:
+    missing = [name for name in _TRAIN if section.get(name) is None]
+    if missing and required:
+        _incomplete(missing)
+    rate = section.number("learning_rate", 0.1)
+    if rate <= 0:
+        fail("train_config.learning_rate", f"learning rate must be positive, got {rate}")
+    if rate > 1:
+        fail("train_config.learning_rate", f"learning rate is too high ({rate}), maximum allowed is 1.0")
+    config = TrainConfig(
+        epochs=section.whole("epochs", 1, MAX_EPOCHS, 1),
+        batch_size=section.whole("batch_size", 1, MAX_BATCH_SIZE, 1),
+        learning_rate=rate,
+    )
+    # Old programs send training parameters with a forest; they are checked, and mean nothing to it.
+    return config if required else None
+
+
+def _incomplete(missing: Iterable[str]) -> NoReturn:
+    names = list(missing)
+    verb = "is" if len(names) == 1 else "are"
+    fail(f"train_config.{names[0]}", f"training configuration is incomplete: {', '.join(names)} {verb} required")
