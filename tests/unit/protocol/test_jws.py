@@ -91,7 +91,7 @@ def test_joserfc_accepts_recorded_tokens(vector: dict[str, Any]) -> None:
 
 
 def test_tokens_by_joserfc_are_accepted() -> None:
-    secret = KEY.public_key.jwk() | {"d": jws.b64url_encode(KEY.reveal_seed())}
+    secret: dict[str, str | list[str]] = {**KEY.public_key.jwk(), "d": jws.b64url_encode(KEY.reveal_seed())}
     token = oracle.serialize_compact(HEADER, json.dumps(CLAIMS), OKPKey.import_key(secret), algorithms=["Ed25519"])
 
     assert verify(token).payload == CLAIMS
