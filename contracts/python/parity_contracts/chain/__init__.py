@@ -1,0 +1,1 @@
+"""The chain as others see it: the port, its calls as values, and the adapters."""

@@ -1,0 +1,64 @@
+"""Send calls and wait for them: what a command does; a market journals between the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parity_contracts.chain.base import Chain, PreparedTx, TxReceipt
+from parity_contracts.chain.calls import Call, gas_ceiling
+from parity_protocol.clock import Clock
+from parity_protocol.errors import ChainUnavailable, Unprocessable
+from parity_protocol.signing.keys import EvmKey
+
+__all__ = ["send", "wait_for"]
+
+_POLL_S = 0.1
+
+
+async def send(
+    chain: Chain, calls: Sequence[Call], key: EvmKey, *, clock: Clock, timeout_s: float = 60.0
+) -> list[TxReceipt]:
+    """Send calls in order, in one block where it takes them, and wait until all are mined.
+
+    Only the first is estimated, so that it is refused before anything is sent; the others may need what it does and
+    go out with a fixed gas limit.
+
+    Args:
+        timeout_s: For all of them to be mined.
+
+    Raises:
+        Unprocessable: One was mined and failed; the ones before it count.
+        ChainUnavailable: Not all were mined in time. They may still be.
+    """
+    prepared: list[PreparedTx] = []
+    for call in calls:
+        nonce = prepared[0].nonce + len(prepared) if prepared else None
+        prepared.append(await chain.prepare(call, key, nonce=nonce, gas=gas_ceiling(call) if prepared else None))
+    for tx in prepared:
+        await chain.broadcast(tx.raw)
+    receipts = []
+    deadline = clock.monotonic() + timeout_s
+    for call, tx in zip(calls, prepared, strict=True):
+        receipt = await wait_for(chain, tx.tx_hash, clock=clock, timeout_s=deadline - clock.monotonic())
+        if not receipt.succeeded:
+            raise Unprocessable(f"the transaction {tx.tx_hash} ({type(call).__name__}) was mined and failed")
+        receipts.append(receipt)
+    return receipts
+
+
+async def wait_for(
+    chain: Chain, tx_hash: str, *, clock: Clock, timeout_s: float = 60.0, confirmations: int = 1
+) -> TxReceipt:
+    """Return a transaction's receipt once it has the confirmations.
+
+    Raises:
+        ChainUnavailable: It did not in time.
+    """
+    deadline = clock.monotonic() + timeout_s
+    while True:
+        receipt = await chain.receipt(tx_hash)
+        if receipt is not None and receipt.confirmations >= confirmations:
+            return receipt
+        if clock.monotonic() >= deadline:
+            raise ChainUnavailable(f"the transaction {tx_hash} was not mined within {timeout_s:g} s")
+        await clock.sleep(_POLL_S)
