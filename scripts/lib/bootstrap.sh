@@ -22,7 +22,8 @@ bootstrap() {
   if is_current "$kind"; then return 0; fi
   local began=$SECONDS
   mkdir -p "$VENV"
-  take_lock "$VENV/.lock" "another script is setting up .venv"
+  # Not `.lock`: that name is uv's own, which would wait for us while we wait for it.
+  take_lock "$VENV/.bootstrap.lock" "another script is setting up .venv"
   if ! is_current "$kind"; then
     rm -f "$VENV"/.stamp-*
     make_environment
@@ -68,7 +69,7 @@ make_environment() {
   python=$(find_python) || die "no Python 3.11, 3.12 or 3.13 found. Install one and run this again: $(how_to_install_python)"
   if ! is_suitable "$VENV_PYTHON" || [ "$(cat "$VENV/.home" 2>/dev/null)" != "$REPO_ROOT" ]; then
     step "Python $("$python" -c 'import platform; print(platform.python_version())') at $python"
-    find "$VENV" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
+    find "$VENV" -mindepth 1 -maxdepth 1 ! -name .bootstrap.lock -exec rm -rf {} +
     "$python" -m venv --without-pip "$VENV"
     printf '%s\n' "$REPO_ROOT" >"$VENV/.home"
   fi

@@ -74,7 +74,7 @@ def find_wheel(index: str, version: str) -> str:
     page_url = f"{index.rstrip('/')}/uv/"
     page = get(page_url, MAX_INDEX_BYTES, f"{SIMPLE_JSON}, text/html;q=0.5").decode()
     try:
-        links = [file["url"] for file in json.loads(page)["files"]]
+        links = [str(file["url"]) for file in json.loads(page)["files"]]
     except ValueError:
         links = re.findall(r'href="([^"]+)"', page)
     for tag in platform_tags():
