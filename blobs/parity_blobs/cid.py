@@ -10,9 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parity_protocol.errors import BadCid, BadDocument
 from parity_blobs.multibase import decode_base58, decode_multibase, encode_base32, encode_base58, encode_multibase
 from parity_blobs.varint import decode_varint, encode_varint
+from parity_protocol.errors import BadCid, BadDocument
 
 __all__ = ["CODEC_DAG_PB", "CODEC_RAW", "HASH_IDENTITY", "HASH_SHA2_256", "MAX_IDENTITY_BYTES", "Block", "Cid"]
 
@@ -29,7 +29,7 @@ _V0_TEXT_CHARS = 46
 _CODEC_NAMES = {CODEC_RAW: "raw", CODEC_DAG_PB: "dag-pb"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Cid:
     """Names a block by the hash of its bytes.
 
@@ -125,9 +125,9 @@ class Cid:
         return cls(1, codec, bytes(data[at : at + length]), hash_code), at + length
 
     @property
-    def key(self) -> tuple[int, bytes]:
-        """What this names, whichever version it is written in: codec and digest."""
-        return self.codec, self.digest
+    def key(self) -> tuple[int, int, bytes]:
+        """What this names, whichever version it is written in: codec, hash and digest."""
+        return self.codec, self.hash_code, self.digest
 
     @property
     def inline(self) -> bytes | None:
@@ -154,6 +154,9 @@ class Cid:
         if self.hash_code == HASH_SHA2_256:
             return bytes((1, self.codec, HASH_SHA2_256, _SHA2_256_BYTES)) + self.digest
         return bytes((1, self.codec, self.hash_code)) + encode_varint(len(self.digest)) + self.digest
+
+    def __repr__(self) -> str:
+        return f"Cid.parse({str(self)!r})"
 
     def __str__(self) -> str:
         return encode_base58(bytes(self)) if self.version == 0 else "b" + encode_base32(bytes(self))

@@ -43,7 +43,7 @@ class PbNode(NamedTuple):
 
 def encode_node(links: Iterable[PbLink], data: bytes | None) -> bytes:
     """Return the canonical bytes of a node, as `ipfs` writes them; ``links`` must be in their final order."""
-    parts = []
+    parts: list[bytes] = []
     for link in links:
         hash_bytes, name = bytes(link.cid), link.name.encode()
         body = b"".join(

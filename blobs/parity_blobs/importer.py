@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
-from parity_blobs.cid import CODEC_DAG_PB, CODEC_RAW, Block, Cid
+from parity_blobs.cid import CODEC_DAG_PB, Block, Cid
 from parity_blobs.dag_pb import PbLink
 from parity_blobs.unixfs import checked_name, encode_directory, encode_file_node, encode_leaf
 from parity_protocol.errors import BadDocument, InvalidInput, TooLarge
 
 __all__ = [
     "CHUNK_BYTES",
+    "DEFAULT_OPTIONS",
     "MAX_LINKS",
     "AddOptions",
     "Entry",
@@ -53,6 +55,9 @@ class AddOptions:
         return self.cid_version == 1 if self.raw_leaves is None else self.raw_leaves
 
 
+DEFAULT_OPTIONS = AddOptions()  # CIDv1 with raw leaves
+
+
 class Imported(NamedTuple):
     """The end of an import.
 
@@ -79,7 +84,7 @@ class Entry(NamedTuple):
 class FileImporter:
     """Cuts one file into blocks. Memory: one chunk, and at most 174 links a level."""
 
-    def __init__(self, options: AddOptions = AddOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(self, options: AddOptions = AddOptions()) -> None:
         self._version = options.cid_version
         self._raw = options.has_raw_leaves
         self._carry = bytearray()
@@ -147,7 +152,7 @@ class FileImporter:
         self._push(level + 1, PbLink(cid, "", len(data) + sum(link.tsize for link in links)), sum(sizes), out)
 
 
-def build_directory(entries: Iterable[Entry], options: AddOptions = AddOptions()) -> Imported:  # noqa: B008 - frozen
+def build_directory(entries: Iterable[Entry], options: AddOptions = AddOptions()) -> Imported:
     """Return the block of a directory.
 
     Raises:
@@ -155,7 +160,7 @@ def build_directory(entries: Iterable[Entry], options: AddOptions = AddOptions()
         BadDocument: A name cannot be used, or comes twice.
     """
     links = sorted((PbLink(e.cid, checked_name(e.name), e.tsize) for e in entries), key=lambda link: link.name.encode())
-    for first, second in zip(links, links[1:], strict=False):
+    for first, second in pairwise(links):
         if first.name == second.name:
             raise BadDocument(f"two directory entries are named {first.name[:80]!r}")
     weight = sum(len(link.name.encode()) + len(bytes(link.cid)) for link in links)

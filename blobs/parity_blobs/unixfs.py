@@ -113,9 +113,7 @@ def encode_file_node(links: Sequence[PbLink], sizes: Sequence[int]) -> bytes:
     Args:
         sizes: Content bytes below each link, in the order of ``links``.
     """
-    message = b"".join(
-        (b"\x08\x02\x18", encode_varint(sum(sizes)), *(b"\x20" + encode_varint(size) for size in sizes))
-    )
+    message = b"".join((b"\x08\x02\x18", encode_varint(sum(sizes)), *(b"\x20" + encode_varint(size) for size in sizes)))
     return encode_node(links, message)
 
 

@@ -1,0 +1,257 @@
+"""The verifier: nothing counts until its hash was checked, and nothing is complete until every link was visited.
+
+Blocks come from anywhere. A block is accepted only if its bytes hash to its CID and the DAG below the root asks for
+it; the DAG is complete only when no link is left open and every size that a node claims is the sum of its parts.
+Budgets bound what a hostile peer can cost before it is caught.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from parity_blobs.cid import HASH_IDENTITY, Block, Cid
+from parity_blobs.unixfs import Kind, Node, read_node
+from parity_protocol.errors import BadCid, BadDocument, DigestMismatch, TooLarge
+
+__all__ = ["DEFAULT_LIMITS", "DagLimits", "DagSummary", "DagVerifier", "Order", "check_block"]
+
+_Key = tuple[int, int, bytes]  # Cid.key
+
+
+@dataclass(frozen=True, slots=True)
+class DagLimits:
+    """What one DAG may cost.
+
+    Attributes:
+        max_bytes: Of all its different blocks together.
+        max_blocks: Different blocks.
+        max_depth: Links from the root to the deepest block, on the longest way.
+        max_links: In all nodes together.
+        max_block_bytes: Of one block; 2 MiB is what IPFS peers exchange at most.
+    """
+
+    max_bytes: int = 8 << 30
+    max_blocks: int = 1 << 17
+    max_depth: int = 32
+    max_links: int = 1 << 19
+    max_block_bytes: int = 2 << 20
+
+
+DEFAULT_LIMITS = DagLimits()
+
+
+class Order(StrEnum):
+    """In which order blocks must come.
+
+    ``DFS``: depth first, left to right, each block once; a wrong block is refused at once. ``PARENTS_FIRST``: any
+    block that an earlier one links to. ``ANY``: whatever comes is hashed and kept, ``finish`` refuses what nobody
+    links to.
+    """
+
+    DFS = "dfs"
+    PARENTS_FIRST = "parents_first"
+    ANY = "any"
+
+
+class DagSummary(NamedTuple):
+    """A complete DAG.
+
+    Attributes:
+        size: Content bytes of a file, duplicates counted each time; for a directory, of everything in it.
+        stored: Bytes of the different blocks.
+        blocks: Number of different blocks.
+    """
+
+    root: Cid
+    kind: Kind
+    size: int
+    stored: int
+    blocks: int
+
+
+class _Seen(NamedTuple):
+    node: Node  # without its content bytes
+    children: tuple[_Key, ...]
+
+
+def check_block(cid: Cid, data: bytes) -> None:
+    """Accept ``data`` only if it is the block that ``cid`` names.
+
+    Raises:
+        DigestMismatch: It is not; the message holds both hashes.
+    """
+    found = data if cid.hash_code == HASH_IDENTITY else hashlib.sha256(data).digest()
+    if found != cid.digest:
+        raise DigestMismatch(
+            f"block {cid}: expected sha2-256 {cid.digest.hex()}, got {hashlib.sha256(data).hexdigest()}"
+        )
+
+
+class DagVerifier:
+    """Checks the blocks of one DAG as they arrive. Keeps links, not content.
+
+    Raises:
+        BadCid: The root holds a node with links in itself.
+    """
+
+    def __init__(self, root: Cid, limits: DagLimits = DagLimits(), *, order: Order = Order.DFS) -> None:
+        self.root = root
+        self._limits = limits
+        self._order = order
+        self._seen: dict[_Key, _Seen] = {}
+        self._bytes = self._blocks = self._links = 0
+        self._stack: list[tuple[Cid, int]] = []  # DFS: what comes next is at the end
+        self._pending: dict[_Key, tuple[Cid, int]] = {}  # PARENTS_FIRST: linked to, not here yet
+        self._want([root], 0)
+        if root.inline is not None and self._seen[root.key].children:
+            raise BadCid(f"{root} holds a node with links in itself; the root must be named by sha2-256")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every link was visited; with ``Order.ANY`` only ``finish`` knows."""
+        self._skip_seen()
+        return self.root.key in self._seen and not self._stack and not self._pending
+
+    def wanted(self, count: int) -> list[Cid]:
+        """Return up to ``count`` different CIDs that are linked to and not here yet, first needed first."""
+        if self._order is Order.PARENTS_FIRST:
+            return [cid for _, (cid, _) in zip(range(count), self._pending.values(), strict=False)]
+        self._skip_seen()
+        found: dict[_Key, Cid] = {}
+        for cid, _ in reversed(self._stack):
+            if len(found) == count:
+                break
+            if cid.key not in self._seen:
+                found.setdefault(cid.key, cid)
+        return list(found.values())
+
+    def add(self, block: Block) -> None:
+        """Accept one block.
+
+        Raises:
+            DigestMismatch: Its bytes are not what its CID names.
+            BadDocument: The DAG does not ask for it now, or it is not UnixFS as accepted here.
+            TooLarge: A budget is used up.
+        """
+        cid, data = block
+        if len(data) > self._limits.max_block_bytes:
+            raise TooLarge(f"block {cid} has {len(data)} bytes, at most {self._limits.max_block_bytes} are accepted")
+        depth = self._admit(cid)
+        check_block(cid, data)
+        self._bytes += len(data)
+        self._blocks += 1
+        if self._bytes > self._limits.max_bytes:
+            raise TooLarge(f"{self.root}: more than {self._limits.max_bytes} bytes of blocks")
+        if self._blocks > self._limits.max_blocks:
+            raise TooLarge(f"{self.root}: more than {self._limits.max_blocks} blocks")
+        self._visit(cid, data, depth)
+
+    def finish(self) -> DagSummary:
+        """End the DAG.
+
+        Raises:
+            BadDocument: A link was not visited, a block came that nobody links to, or sizes do not add up.
+            TooLarge: Some way through the DAG is longer than ``max_depth``.
+        """
+        if self._order is not Order.ANY and not self.is_complete:
+            missing = self.wanted(1)
+            raise BadDocument(f"{self.root}: ended early, block {missing[0]} and maybe more are missing")
+        sizes = self._measure()
+        if len(sizes) != len(self._seen):
+            raise BadDocument(f"{self.root}: {len(self._seen) - len(sizes)} blocks that nothing links to")
+        top = self._seen[self.root.key].node
+        return DagSummary(self.root, top.kind, sizes[self.root.key], self._bytes, self._blocks)
+
+    def _admit(self, cid: Cid) -> int:
+        """Return the depth at which the DAG asks for ``cid`` now."""
+        key = cid.key
+        if cid.hash_code == HASH_IDENTITY:
+            raise BadDocument(f"{self.root}: a block for {cid}, which holds its content itself")
+        match self._order:
+            case Order.DFS:
+                self._skip_seen()
+                if not self._stack:
+                    raise BadDocument(f"{self.root}: block {cid} after the end of the DAG")
+                expected, depth = self._stack[-1]
+                if expected.key != key:
+                    raise BadDocument(f"{self.root}: expected block {expected} next, got {cid}")
+                self._stack.pop()
+                return depth
+            case Order.PARENTS_FIRST:
+                if key not in self._pending:
+                    raise BadDocument(f"{self.root}: block {cid} was not asked for")
+                return self._pending.pop(key)[1]
+            case Order.ANY:
+                if key in self._seen:
+                    raise BadDocument(f"{self.root}: block {cid} comes twice")
+                return 0
+
+    def _visit(self, cid: Cid, data: bytes, depth: int) -> None:
+        node = read_node(cid, data)
+        self._links += len(node.links)
+        if self._links > self._limits.max_links:
+            raise TooLarge(f"{self.root}: more than {self._limits.max_links} links")
+        children = [link.cid for link in node.links]
+        bare = Node(node.kind, b"", node.size, (), node.sizes) if node.data or node.links else node
+        self._seen[cid.key] = _Seen(bare, tuple(child.key for child in children))
+        self._want(children, depth + 1)
+
+    def _want(self, cids: list[Cid], depth: int) -> None:
+        if cids and depth > self._limits.max_depth:
+            raise TooLarge(f"{self.root}: deeper than {self._limits.max_depth} links")
+        for cid in cids:
+            # Content inside a link needs no block; depth bounds the recursion.
+            if cid.inline is not None and cid.key not in self._seen:
+                self._visit(cid, cid.inline, depth)
+        if self._order is Order.DFS:
+            self._stack.extend((cid, depth) for cid in reversed(cids))
+        elif self._order is Order.PARENTS_FIRST:
+            for cid in cids:
+                if cid.key not in self._seen:
+                    self._pending.setdefault(cid.key, (cid, depth))
+
+    def _skip_seen(self) -> None:
+        while self._stack and self._stack[-1][0].key in self._seen:
+            self._stack.pop()
+
+    def _measure(self) -> dict[_Key, int]:
+        """Walk from the root, children first; return the content bytes of every node on the way."""
+        sizes: dict[_Key, int] = {}
+        heights: dict[_Key, int] = {}
+        stack: list[tuple[_Key, bool]] = [(self.root.key, False)]
+        while stack:
+            key, children_done = stack.pop()
+            if key in sizes:
+                continue
+            seen = self._seen.get(key)
+            if seen is None:
+                raise BadDocument(f"{self.root}: block {_name(key)} is missing")
+            if not children_done and seen.children:
+                stack.append((key, True))
+                stack.extend((child, False) for child in seen.children if child not in sizes)
+                continue
+            heights[key] = 1 + max((heights[child] for child in seen.children), default=-1)
+            if heights[key] > self._limits.max_depth:
+                raise TooLarge(f"{self.root}: deeper than {self._limits.max_depth} links")
+            sizes[key] = self._size_of(key, seen, sizes)
+        return sizes
+
+    def _size_of(self, key: _Key, seen: _Seen, sizes: dict[_Key, int]) -> int:
+        if seen.node.kind is Kind.DIRECTORY:
+            return sum(sizes[child] for child in seen.children)
+        for child, claimed in zip(seen.children, seen.node.sizes, strict=True):
+            if self._seen[child].node.kind is not Kind.FILE:
+                raise BadDocument(f"{self.root}: file {_name(key)} has a directory as its piece")
+            if sizes[child] != claimed:
+                raise BadDocument(
+                    f"{self.root}: {_name(key)} claims {claimed} bytes for {_name(child)}, which has {sizes[child]}"
+                )
+        return seen.node.size
+
+
+def _name(key: _Key) -> str:
+    codec, _, digest = key
+    return f"{digest.hex()} (codec 0x{codec:x})"
