@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eth_utils.crypto import keccak
 
-__all__ = ["ErrorAbi", "Revert", "decode_revert", "error_string"]
+__all__ = ["ErrorAbi", "Revert", "decode_revert", "error_string", "in_words"]
 
 _ERROR = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC = bytes.fromhex("4e487b71")  # Panic(uint256)
@@ -77,7 +77,7 @@ def decode_revert(data: bytes, errors: Mapping[bytes, ErrorAbi]) -> Revert:
         word = data[4 + 32 * index : 36 + 32 * index]
         if len(word) == 32:
             arguments[name or f"arg{index}"] = _value(word, kind)
-    return Revert(abi.name, arguments, _words(abi.name, arguments))
+    return Revert(abi.name, arguments, in_words(abi.name, arguments))
 
 
 def _value(word: bytes, kind: str) -> int | str | bool:
@@ -92,7 +92,8 @@ def _value(word: bytes, kind: str) -> int | str | bool:
     return "0x" + word.hex()
 
 
-def _words(name: str, arguments: Mapping[str, int | str | bool]) -> str:
+def in_words(name: str, arguments: Mapping[str, int | str | bool]) -> str:
+    """Write a custom error for people: ``not owner (owner 0x…)``."""
     spaced = "".join(
         f" {letter.lower()}" if letter.isupper() and at else letter.lower() for at, letter in enumerate(name)
     )

@@ -11,16 +11,9 @@ from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import Web3Exception
 from web3.types import RPCEndpoint
 
+from parity_contracts.chain.refusals import refusal
 from parity_contracts.reverts import ErrorAbi, decode_revert
-from parity_protocol.errors import (
-    ChainUnavailable,
-    ConfigInvalid,
-    Conflict,
-    Forbidden,
-    NotFound,
-    ParityError,
-    Unprocessable,
-)
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Conflict, ParityError, Unprocessable
 
 __all__ = ["Rpc", "quantity"]
 
@@ -29,20 +22,6 @@ _REVERTED = 3
 _NONCE_USED = ("nonce too low", "replacement transaction underpriced", "nonce is too low")
 _KNOWN = ("already known", "already imported", "known transaction")
 _POOR = ("insufficient funds",)
-_BY_NAME: dict[str, type[ParityError]] = {
-    "NotOwner": Forbidden,
-    "NotAdmin": Forbidden,
-    "WalletMismatch": Forbidden,
-    "OperatorMismatch": Forbidden,
-    "UnknownAccount": NotFound,
-    "Locked": Conflict,
-}
-_HINTS = {
-    "ERC20InsufficientAllowance": "Approve the vault for the amount first.",
-    "ERC20InsufficientBalance": "Get tokens first; on a dev chain `parity wallet faucet` mints some.",
-    "Locked": "The unbonding time is not over yet.",
-    "Paused": "Deposits are paused by the vault's admin; withdrawals and payouts go on.",
-}
 
 
 class Rpc:
@@ -122,7 +101,11 @@ class Rpc:
         message = str(error.get("message", ""))[:500]
         data = _revert_data(error)
         if error.get("code") == _REVERTED or data is not None or "revert" in message.lower():
-            return self._refusal(data or b"", message)
+            return (
+                refusal(decode_revert(data, self._errors))
+                if data
+                else Unprocessable(f"the contract refused: {message}")
+            )
         lowered = message.lower()
         if any(word in lowered for word in _KNOWN):
             return _AlreadyKnown(message)
@@ -131,13 +114,6 @@ class Rpc:
         if any(word in lowered for word in _POOR):
             return Unprocessable(f"not enough ether for the transaction: {message}", hint="Fund the sending address.")
         return ChainUnavailable(f"the chain refused {method}: {message}")
-
-    def _refusal(self, data: bytes, message: str) -> ParityError:
-        revert = decode_revert(data, self._errors)
-        why = revert.message if data else message
-        named = f"{why} [{revert.name}]" if revert.name not in ("", "Error", "Panic") else why
-        kind = _BY_NAME.get(revert.name, Unprocessable)
-        return kind(f"the contract refused: {named}", hint=_HINTS.get(revert.name, ""))
 
 
 class _AlreadyKnown(Conflict):
