@@ -15,7 +15,7 @@ CODE = {".py", ".sol", ".sh"}
 GENERATED = ("requirements/", "contracts/package-lock.json", "tests/vectors/", "artifacts/", "migrations/")
 
 LEFT_OVER = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b(?!\(#\d+\):)")
-UNFINISHED = re.compile(r"\bNotImplementedError\b")
+UNFINISHED = re.compile(r"\braise NotImplementedError\b")
 MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:work|root|Users|farm)/[\w.]")
 CONFLICT = re.compile(r"^(?:<{7} |>{7} |={7}$)")
 
@@ -39,7 +39,7 @@ def complaints(name: str, text: str) -> Iterator[str]:
             yield f"{name}:{number}: a path of one machine"
         if CONFLICT.match(line):
             yield f"{name}:{number}: a merge conflict"
-        if name.endswith("package-lock.json") and '"resolved":' in line or name.endswith(".lock") and "://" in line:
+        if (name.endswith("package-lock.json") and '"resolved":' in line) or (name.endswith(".lock") and "://" in line):
             yield f"{name}:{number}: an address in a lock file"
 
 
