@@ -18,14 +18,14 @@ from typing import Final, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_LABEL_CHARS, DataLimits
+from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, DataLimits
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = ["Dataset", "LabelMap", "Labels", "label_classes", "load_dataset", "parse_csv", "parse_json", "targets"]
 
 Labels: TypeAlias = NDArray[np.float64] | NDArray[np.str_]
 
-_CHUNK_ROWS: Final = 2048
+_CHUNK_CELLS: Final = 1 << 18  # cells are Python strings for a moment: about 16 MB of them at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ def parse_csv(data: bytes, *, limits: DataLimits = DATA_LIMITS) -> Dataset:
         ExecutionFailed: ``data_invalid``; the message names the row and column.
     """
     _check_bytes(data, limits)
+    if max(data.count(b"\n"), data.count(b"\r")) > limits.max_rows + 1:  # blank lines cost time as well
+        _fail(f"too many rows: at most {limits.max_rows} are allowed")
     reader = _rows(data, limits)
     first = next(reader, None)
     if first is None:
@@ -91,7 +93,7 @@ def parse_csv(data: bytes, *, limits: DataLimits = DATA_LIMITS) -> Dataset:
     careful = b"_" in data or not data.isascii()
     blocks: list[NDArray[np.float64]] = []
     labels: list[str] = []
-    while chunk := list(islice(reader, min(_CHUNK_ROWS, max(1, limits.max_cells // width)))):
+    while chunk := list(islice(reader, max(1, _CHUNK_CELLS // width))):
         _check_table(len(labels) + len(chunk), width, limits.max_cells, limits)
         for sample, row in enumerate(chunk, len(labels)):
             if len(row.cells) != width + 1:
@@ -336,7 +338,10 @@ def _names(names: list[object] | list[str], where: str) -> tuple[str, ...]:
     for column, name in enumerate(names, 1):
         if not isinstance(name, str) or len(name) > MAX_LABEL_CHARS or not name.isprintable():
             _fail(f"{where}: the name of feature {column} must be at most {MAX_LABEL_CHARS} printable characters")
-    return tuple(str(name) for name in names)
+    found = tuple(str(name) for name in names)
+    if sum(map(len, found)) > MAX_NAMES_CHARS:
+        _fail(f"{where}: the feature names have over {MAX_NAMES_CHARS} characters in all")
+    return found
 
 
 def _is_number(text: str) -> bool:

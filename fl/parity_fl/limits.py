@@ -16,6 +16,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_ID_CHARS",
     "MAX_LABEL_CHARS",
+    "MAX_NAMES_CHARS",
     "MAX_PARTS",
     "MAX_TREES",
     "MAX_UPDATE_BYTES",
@@ -26,6 +27,7 @@ __all__ = [
 MAX_FEATURES: Final = 10_000
 MAX_CLASSES: Final = 1_000
 MAX_LABEL_CHARS: Final = 256
+MAX_NAMES_CHARS: Final = 1 << 18  # of all feature names together: they travel in a model's header
 MAX_PARTS: Final = 1_024
 MAX_TREES: Final = 10_000
 MAX_DEPTH: Final = 64

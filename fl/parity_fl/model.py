@@ -9,10 +9,11 @@ from typing import Final, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.limits import MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_UPDATE_BYTES
+from parity_fl.limits import MAX_CLASSES, MAX_FEATURES, MAX_HEADER_BYTES, MAX_LABEL_CHARS, MAX_UPDATE_BYTES
 from parity_fl.linear import LinearModel, linear_from_tensors, linear_tensors
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.trees import Forest, as_forest_features, forest_from_tensors, forest_tensors, predict
+from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField
 
 __all__ = ["TrainedModel", "decode_model", "encode_model"]
@@ -69,9 +70,9 @@ def encode_model(model: TrainedModel) -> bytes:
     metadata = {
         "format": _FORMAT,
         "model_type": "linear_regression" if linear else "random_forest",
-        "class_names": json.dumps(list(model.class_names)),
+        "class_names": _listed(model.class_names),
         "n_features": str(model.n_features),
-        "feature_names": json.dumps(None if model.feature_names is None else list(model.feature_names)),
+        "feature_names": "null" if model.feature_names is None else _listed(model.feature_names),
     }
     if isinstance(model.fitted, LinearModel):
         return encode_tensors(linear_tensors(model.fitted), metadata)
@@ -117,17 +118,18 @@ def decode_model(data: bytes, *, max_bytes: int = MAX_UPDATE_BYTES) -> TrainedMo
 _MEMBERS: Final = {"format", "model_type", "class_names", "n_features", "feature_names"}
 
 
+def _listed(words: tuple[str, ...]) -> str:
+    return json.dumps(list(words), ensure_ascii=False)
+
+
 def _words(text: str, name: str, most: int) -> tuple[str, ...]:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadDocument(f"not a model: {name} is not JSON") from exc
+    raw = strict_json.loads(text.encode(), max_bytes=MAX_HEADER_BYTES, max_depth=1)
     if not isinstance(raw, list) or len(raw) > most:
         _fail(f"{name} must be a list of at most {most} strings")
-    for word in raw:
-        if not isinstance(word, str) or len(word) > MAX_LABEL_CHARS or not word.isprintable():
-            _fail(f"{name} must be strings of at most {MAX_LABEL_CHARS} printable characters")
-    return tuple(raw)
+    words = tuple(word for word in raw if isinstance(word, str) and len(word) <= MAX_LABEL_CHARS and word.isprintable())
+    if len(words) != len(raw):
+        _fail(f"{name} must be strings of at most {MAX_LABEL_CHARS} printable characters")
+    return words
 
 
 def _fail(message: str) -> NoReturn:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.limits import MAX_HEADER_BYTES
+from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, TooLarge
 
 __all__ = ["Tensor", "decode_tensors", "encode_tensors", "take"]
@@ -49,7 +50,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
         }
         bodies.append(body)
         offset += len(body)
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % _LENGTH_BYTES)
     return b"".join([len(head).to_bytes(_LENGTH_BYTES, "little"), head, *bodies])
 
@@ -114,27 +115,11 @@ def take(tensors: Mapping[str, Tensor], name: str, dtype: str, dimensions: int) 
     return tensor
 
 
-def _header(head: bytes) -> dict[str, object]:
-    try:
-        document = json.loads(
-            head.decode("utf-8"), object_pairs_hook=_members, parse_float=_no_float, parse_constant=_no_float
-        )
-    except (ValueError, RecursionError) as exc:
-        raise BadDocument("not a tensor document: the header is not the JSON that is expected") from exc
+def _header(head: bytes) -> dict[str, strict_json.JsonValue]:
+    document = strict_json.loads(head, max_bytes=MAX_HEADER_BYTES, max_depth=3)
     if not head.startswith(b"{") or not isinstance(document, dict):
         _fail("the header is not a JSON object")
     return document
-
-
-def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
-
-
-def _no_float(word: str) -> NoReturn:
-    raise ValueError(f"{word[:20]} is not a whole number")
 
 
 def _metadata(raw: object) -> dict[str, str]:
@@ -144,8 +129,6 @@ def _metadata(raw: object) -> dict[str, str]:
     for name, value in raw.items():
         if not isinstance(value, str):
             _fail("__metadata__ has a value that is not a string")
-        if any("\ud800" <= char <= "\udfff" for char in name + value):
-            _fail("__metadata__ has a lone surrogate")
         metadata[name] = value
     return metadata
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Final, NoReturn
 
 from parity_fl.limits import MAX_ID_CHARS, MAX_PARTS, MAX_UPDATE_BYTES
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
+from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument
 
 __all__ = ["FlUpdate", "decode_update", "encode_update"]
@@ -122,17 +122,15 @@ def _whole(metadata: Mapping[str, str], name: str, high: int) -> int:
 
 
 def _metrics(text: str) -> dict[str, float | None]:
-    try:
-        raw = json.loads(text, parse_int=float)
-    except (ValueError, RecursionError) as exc:
-        raise BadDocument("not an update: metrics are not JSON") from exc
+    raw = strict_json.loads(text.encode(), max_depth=1)
     if not isinstance(raw, dict) or len(raw) > _MAX_METRICS:
         _fail(f"metrics must be an object of at most {_MAX_METRICS} members")
+    metrics: dict[str, float | None] = {}
     for name, value in raw.items():
-        number = isinstance(value, float) and math.isfinite(value)
-        if not _NAME.fullmatch(name) or not (number or value is None):
-            _fail("each metric must be a plain name with a finite number or null")
-    return raw
+        if not _NAME.fullmatch(name) or isinstance(value, (bool, str, list, dict)):
+            _fail("each metric must be a plain name with a number or null")
+        metrics[name] = None if value is None else float(value)
+    return metrics
 
 
 def _fail(message: str) -> NoReturn:
