@@ -114,7 +114,7 @@ class TrustlessGateway:
         gateways: Sequence[Gateway | str],
         *,
         clock: Clock | None = None,
-        limits: FetchLimits = FetchLimits(),
+        limits: FetchLimits = DEFAULT_FETCH_LIMITS,
         verify: ssl.SSLContext | bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:

@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 class FileImporter:
     """Cuts one file into blocks. Memory: one chunk, and at most 174 links a level."""
 
-    def __init__(self, options: AddOptions = AddOptions()) -> None:
+    def __init__(self, options: AddOptions = DEFAULT_OPTIONS) -> None:
         self._version = options.cid_version
         self._raw = options.has_raw_leaves
         self._carry = bytearray()
@@ -152,7 +152,7 @@ class FileImporter:
         self._push(level + 1, PbLink(cid, "", len(data) + sum(link.tsize for link in links)), sum(sizes), out)
 
 
-def build_directory(entries: Iterable[Entry], options: AddOptions = AddOptions()) -> Imported:
+def build_directory(entries: Iterable[Entry], options: AddOptions = DEFAULT_OPTIONS) -> Imported:
     """Return the block of a directory.
 
     Raises:
