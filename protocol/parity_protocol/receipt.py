@@ -20,7 +20,7 @@ from parity_protocol.signing.eip712 import (
 )
 from parity_protocol.wire import Request, SignedDocument
 
-__all__ = ["Receipt", "Usage", "Voucher", "check_receipt", "check_voucher", "result_hash"]
+__all__ = ["Receipt", "Usage", "Voucher", "check_receipt", "check_voucher", "match_receipt", "result_hash"]
 
 
 class Usage(Request):
@@ -100,6 +100,34 @@ def result_hash(result_cid: str) -> bytes:
     return sha256(result_cid.encode()).digest()
 
 
+def match_receipt(
+    receipt: Receipt,
+    *,
+    task_id: str,
+    node_id: str,
+    fence: int,
+    order_hash: str,
+    manifest_hash: str,
+    result_cid: str,
+) -> None:
+    """Check that a receipt is about exactly this task, lease and result; who signed it is ``check_receipt``'s part.
+
+    Raises:
+        DigestMismatch: A field is not that of the task, lease or result; the message names it.
+    """
+    expected = {
+        "task_id": (receipt.task_id, task_id),
+        "node_id": (receipt.node_id, node_id),
+        "fence": (receipt.fence, fence),
+        "order_hash": (receipt.order_hash, order_hash),
+        "manifest_hash": (receipt.manifest_hash, manifest_hash),
+        "result_hash": (receipt.result_hash, "0x" + result_hash(result_cid).hex()),
+    }
+    for name, (came, wanted) in expected.items():
+        if came != wanted:
+            raise DigestMismatch(f"receipt.{name} is {came}, expected {wanted}", field=f"receipt.{name}")
+
+
 def check_receipt(
     receipt: Receipt,
     *,
@@ -122,17 +150,15 @@ def check_receipt(
         DigestMismatch: A field is not that of the task, lease or result; the message names it.
         BadSignature: Another key than the operator's signed it.
     """
-    expected = {
-        "task_id": (receipt.task_id, task_id),
-        "node_id": (receipt.node_id, node_id),
-        "fence": (receipt.fence, fence),
-        "order_hash": (receipt.order_hash, order_hash),
-        "manifest_hash": (receipt.manifest_hash, manifest_hash),
-        "result_hash": (receipt.result_hash, "0x" + result_hash(result_cid).hex()),
-    }
-    for name, (came, wanted) in expected.items():
-        if came != wanted:
-            raise DigestMismatch(f"receipt.{name} is {came}, expected {wanted}", field=f"receipt.{name}")
+    match_receipt(
+        receipt,
+        task_id=task_id,
+        node_id=node_id,
+        fence=fence,
+        order_hash=order_hash,
+        manifest_hash=manifest_hash,
+        result_cid=result_cid,
+    )
     signer = recover_receipt(domain, receipt.message(), bytes.fromhex(receipt.signature[2:]))
     if signer != operator:
         raise BadSignature(f"the receipt is signed by {signer}, expected the node's operator {operator}")

@@ -1,0 +1,121 @@
+"""Which node may run which task, and in words why another may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from parity_protocol.capability import MAX_CAPABILITY_AGE_S, Capability
+from parity_protocol.manifest import version_tuple
+from parity_protocol.policy import Denial
+from parity_protocol.quantities import format_bytes
+from parity_protocol.task import (
+    CommandSpec,
+    DockerSpec,
+    FederatedLearningSpec,
+    IsolationTier,
+    LlmSpec,
+    TaskKind,
+)
+
+__all__ = ["Needs", "NodeView", "check_fit", "needs_of"]
+
+_NO_VERSION = "0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a node must have for a task, as far as dispatch compares it."""
+
+    kind: TaskKind
+    isolation: IsolationTier
+    cpus: float
+    memory_bytes: int
+    disk_bytes: int
+    min_node_version: str
+    model: str = ""  # LLM model, or the federated model's type
+
+    def to_doc(self) -> str:
+        """Return it as JSON text."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def from_doc(text: str) -> Needs:
+        """Read what ``to_doc`` wrote."""
+        fields = json.loads(text)
+        fields["kind"] = TaskKind(fields["kind"])
+        fields["isolation"] = IsolationTier(fields["isolation"])
+        return Needs(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What dispatch knows of a node when it decides."""
+
+    node_id: str
+    capability: Capability
+    capability_age_s: float
+    free_slots: int
+    draining: bool
+    bond: int  # base units, as the chain follower saw it last
+    min_bond: int
+
+
+def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> Needs:
+    """Return what ``spec`` needs of a node."""
+    model = ""
+    if isinstance(spec, LlmSpec):
+        model = spec.model
+    elif isinstance(spec, FederatedLearningSpec):
+        model = spec.model_type
+    return Needs(
+        kind=TaskKind(spec.type),
+        isolation=spec.requires.isolation,
+        cpus=spec.resources.cpus,
+        memory_bytes=spec.resources.memory_bytes,
+        disk_bytes=spec.resources.disk_bytes,
+        min_node_version=spec.requires.min_node_version or _NO_VERSION,
+        model=model,
+    )
+
+
+def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
+    """Return the first rule that keeps ``node`` from a task with these needs, or None when it fits.
+
+    Free slots are no rule: a busy node fits and waits its turn.
+    """
+    have = node.capability
+    if node.bond < node.min_bond:
+        return Denial("stake", f"its bond is {node.bond} base units, the market requires {node.min_bond}")
+    if node.draining:
+        return Denial("draining", "it is draining and takes no new work")
+    if node.capability_age_s > MAX_CAPABILITY_AGE_S:
+        age = round(node.capability_age_s)
+        return Denial("capability", f"its capability is {age} s old, at most {MAX_CAPABILITY_AGE_S:.0f} s count")
+    executor = have.executors.get(needs.kind)
+    if executor is None or not executor.available:
+        reason = executor.reason if executor is not None and executor.reason else "it offers no executor for it"
+        return Denial("kind", f"it cannot run {needs.kind} tasks: {reason}")
+    if executor.isolation.rank < needs.isolation.rank:
+        return Denial("isolation", f"its isolation is {executor.isolation}, the task needs {needs.isolation}")
+    if have.memory_bytes < needs.memory_bytes:
+        return Denial(
+            "memory",
+            f"it has {format_bytes(have.memory_bytes)} of memory, the task needs {format_bytes(needs.memory_bytes)}",
+        )
+    if have.cpus < needs.cpus:
+        return Denial("cpus", f"it has {have.cpus:g} CPUs, the task needs {needs.cpus:g}")
+    if have.disk_free_bytes < needs.disk_bytes:
+        return Denial(
+            "disk",
+            f"it has {format_bytes(have.disk_free_bytes)} of free disk, the task needs {format_bytes(needs.disk_bytes)}",
+        )
+    if version_tuple(have.node_version) < version_tuple(needs.min_node_version):
+        return Denial("version", f"it runs version {have.node_version}, the task needs {needs.min_node_version}")
+    if needs.kind is TaskKind.FEDERATED_LEARNING and needs.model not in have.model_types:
+        return Denial("model_type", f"it does not train models of type {needs.model!r}")
+    if needs.kind is TaskKind.LLM and needs.model not in have.models:
+        return Denial("model", f"it does not have the model {needs.model!r}")
+    return None

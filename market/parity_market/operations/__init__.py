@@ -1,0 +1,1 @@
+"""What the market does to its store: each operation decides and writes in one transaction."""

@@ -1,0 +1,102 @@
+"""Who may read which blob, and small results in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from parity_market.store import sql
+from parity_market.store.base import ReadTx, Tx
+from parity_market.store.rows import BlobRefRow, SmallBlobRow, to_us
+from parity_protocol.errors import NotFound
+
+__all__ = [
+    "add_ref",
+    "bytes_of_owner",
+    "info",
+    "link_inputs",
+    "pin",
+    "put_small",
+    "readable",
+    "small_blob",
+]
+
+PUBLIC, PRIVATE = "public", "private"
+
+
+def add_ref(
+    tx: Tx, cid: str, owner: str, *, visibility: str, size: int, now: datetime, task_id: str = ""
+) -> BlobRefRow:
+    """Note that ``owner`` has stored a blob, or that it belongs to a task; a repetition can only make it public."""
+    row = BlobRefRow(cid, owner, task_id, visibility, size, 0, to_us(now))
+    if not tx.insert(sql.BLOB_REF_PUT, row) and visibility == PUBLIC:
+        tx.run(sql.BLOB_PUBLISH, key_cid=cid, key_owner=owner, visibility=PUBLIC)
+    return row
+
+
+def link_inputs(tx: Tx, creator: str, cids: Sequence[str], task_ids: Sequence[str], now: datetime) -> None:
+    """Let whoever holds a lease on one of ``task_ids`` read those of the inputs that ``creator`` may read here."""
+    now_us = to_us(now)
+    for cid in cids:
+        try:
+            ref = readable(tx, cid, creator)
+        except NotFound:
+            continue  # not ours to give: the node fetches it elsewhere
+        for task_id in task_ids:
+            tx.insert(sql.BLOB_REF_PUT, BlobRefRow(cid, creator, task_id, PRIVATE, ref.size, 0, now_us))
+
+
+def readable(tx: ReadTx, cid: str, reader: str | None) -> BlobRefRow:
+    """Return the reference by which ``reader`` may read a blob.
+
+    Args:
+        reader: A node's or submitter's id; None is anybody.
+
+    Raises:
+        NotFound: There is no such blob, or it is not for this reader: the answers are the same on purpose.
+    """
+    refs = tx.all(sql.BLOB_REFS, cid=cid)
+    for ref in refs:
+        if ref.visibility == PUBLIC or ref.owner == reader:
+            return ref
+    if refs and reader is not None and tx.one(sql.BLOB_INPUT_OF_LIVE_LEASE, cid=cid, node_id=reader):
+        return refs[0]
+    raise NotFound(f"there is no blob {cid} here")
+
+
+def info(tx: ReadTx, cid: str, reader: str | None) -> BlobRefRow:
+    """Return what ``reader`` may know of a blob, with ``pinned`` of the reader's own reference.
+
+    Raises:
+        NotFound: As of ``readable``.
+    """
+    ref = readable(tx, cid, reader)
+    own = tx.one(sql.BLOB_REF, cid=cid, owner=reader, task_id="") if reader is not None else None
+    return own or ref
+
+
+def pin(tx: Tx, cid: str, owner: str) -> None:
+    """Keep a blob for its owner.
+
+    Raises:
+        NotFound: ``owner`` has no such blob.
+    """
+    if not tx.run(sql.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=1):
+        raise NotFound(f"there is no blob {cid} of yours here")
+
+
+def bytes_of_owner(tx: ReadTx, owner: str) -> int:
+    """Return how many bytes ``owner`` has stored, for the upload quota."""
+    found: int | None = tx.one(sql.BLOB_BYTES_OF_OWNER, owner=owner)
+    return int(found or 0)
+
+
+def put_small(tx: Tx, cid: str, data: bytes) -> None:
+    """Store a small blob; its CID was checked."""
+    tx.insert(sql.SMALL_BLOB_PUT, SmallBlobRow(cid, data))
+
+
+def small_blob(tx: ReadTx, cid: str) -> bytes | None:
+    """Return a small blob, or None when it is not in the database."""
+    found: bytes | None = tx.one(sql.SMALL_BLOB, cid=cid)
+    return found

@@ -1,0 +1,153 @@
+"""One step of a task's life: the transition, its events, the row, the money bound to it, and who is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from parity_market.operations.context import Market
+from parity_market.store import sql
+from parity_market.store.base import ReadTx, Tx
+from parity_market.store.rows import AccountRow, EventRow, LeaseRow, TaskRow
+from parity_market.store.statements import Command
+from parity_protocol.errors import Internal, NotFound
+from parity_protocol.task import FINAL_STATES, TaskEvent, TaskState, advance
+
+__all__ = ["end_lease", "free", "load_task", "newest_lease", "read_names", "release_reserve", "step", "with_name"]
+
+
+def load_task(tx: ReadTx, task_id: str) -> TaskRow:
+    """Return a task.
+
+    Raises:
+        NotFound: There is none with this id.
+    """
+    task = tx.one(sql.TASK, id=task_id)
+    if task is None:
+        raise NotFound(f"there is no task {task_id}")
+    return task
+
+
+def newest_lease(tx: ReadTx, task: TaskRow) -> LeaseRow | None:
+    """Return the lease with the task's newest fence, or None before the first claim."""
+    return tx.one(sql.LEASE, task_id=task.id, fence=task.fence) if task.fence else None
+
+
+def step(
+    tx: Tx,
+    task: TaskRow,
+    events: Sequence[tuple[TaskEvent, str]],
+    command: Command,
+    *,
+    now_us: int,
+    node_id: str | None,
+    **changes: Any,
+) -> TaskRow:
+    """Move ``task`` by ``events`` (each with its detail) and write what changes; return the new row.
+
+    Args:
+        command: Updates ``state``, ``seq``, ``updated_us`` and exactly ``changes``.
+
+    Raises:
+        InvalidTransition: The state does not take an event; nothing was written.
+    """
+    state, seq, fence = task.state, task.seq, changes.get("fence", task.fence)
+    made = []
+    for event, detail in events:
+        state = advance(state, event)
+        seq += 1
+        made.append(EventRow(task.id, seq, str(event), str(state), now_us, node_id, fence, detail))
+    if len(made) == 1:
+        tx.insert(sql.EVENT_INSERT, made[0])
+    else:
+        tx.insert_many(sql.EVENT_INSERT, made)
+    tx.run(command, key_id=task.id, state=state, seq=seq, updated_us=now_us, **changes)
+    return task._replace(state=state, seq=seq, updated_us=now_us, **changes)
+
+
+def end_lease(tx: Tx, market: Market, lease: LeaseRow, reason: str, *, now_us: int) -> None:
+    """Close a live lease; its node has a slot more."""
+    tx.run(
+        sql.LEASE_ENDED, key_task_id=lease.task_id, key_fence=lease.fence, live=0, ended_us=now_us, end_reason=reason
+    )
+    tx.after_commit(lambda: market.signals.lease_ended(lease.task_id, lease.node_id))
+
+
+def free(
+    tx: Tx,
+    market: Market,
+    task: TaskRow,
+    event: TaskEvent,
+    *,
+    now_us: int,
+    node_id: str | None,
+    detail: str,
+    failure: str | None = None,
+    exit_code: int | None = None,
+    exclude: bool = False,
+    fault: bool = False,
+) -> TaskRow:
+    """Give a task back after an attempt that brought nothing, or end it when its attempts are used up.
+
+    Args:
+        event: Leads to PENDING (``lease_lost``, ``release``, ``node_fault``, ``unconfirmed_fault``, ``reject``) or to a
+            final state.
+        detail: In words, for the event and the task's message.
+        failure: A ``FailureReason``; None keeps the last one.
+        exclude: ``node_id`` may not have it again.
+        fault: ``node_id`` said that the task itself is at fault.
+    """
+    events = [(event, detail)]
+    state = advance(task.state, event)
+    if state is TaskState.PENDING and task.attempts >= task.max_attempts:
+        events.append((TaskEvent.ATTEMPTS_EXHAUSTED, f"all {task.max_attempts} attempts are used up"))
+        state = TaskState.FAILED
+    is_final = state in FINAL_STATES
+    changed = step(
+        tx,
+        task,
+        events,
+        sql.TASK_FREED,
+        now_us=now_us,
+        node_id=node_id,
+        completed_us=now_us if is_final else None,
+        failure=failure if failure is not None else task.failure,
+        message=detail,
+        exit_code=exit_code if exit_code is not None else task.exit_code,
+        excluded_doc=with_name(task.excluded_doc, node_id) if exclude else task.excluded_doc,
+        faults_doc=with_name(task.faults_doc, node_id) if fault else task.faults_doc,
+        result_cid=None,
+        result_size=None,
+    )
+    if is_final:
+        release_reserve(tx, market, task, earned=0)
+        tx.after_commit(lambda: market.signals.task_gone(task.id))
+    else:
+        tx.after_commit(lambda: market.signals.task_pending(changed))
+    tx.after_commit(lambda: market.signals.task_changed(task.id))
+    return changed
+
+
+def release_reserve(tx: Tx, market: Market, task: TaskRow, *, earned: int) -> None:
+    """Unbind a task's reward in the step that makes it final; ``earned`` of it is owed now."""
+    if task.reward == 0:
+        return
+    account = tx.one(sql.ACCOUNT, chain=market.chain, creator=task.creator)
+    if account is None or account.reserved < task.reward or earned > task.reward:
+        raise Internal(f"the reserve of {task.creator} does not cover task {task.id}")
+    tx.insert(
+        sql.ACCOUNT_PUT,
+        AccountRow(market.chain, task.creator, account.reserved - task.reward, account.earned + earned),
+    )
+
+
+def read_names(doc: str) -> frozenset[str]:
+    """Return the names in a JSON array column."""
+    return frozenset(json.loads(doc)) if len(doc) > 2 else frozenset()  # "[]"
+
+
+def with_name(doc: str, name: str | None) -> str:
+    """Return a JSON array column with ``name`` in it."""
+    names = read_names(doc)
+    return doc if name is None or name in names else json.dumps(sorted({*names, name}))
