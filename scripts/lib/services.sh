@@ -5,6 +5,7 @@
 # system packages and leaves nothing.
 
 SERVICES_FILE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/services.sh
+PATH=$PATH:$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")/.venv/bin # a uv that the bootstrap brought
 CACHE=${PARITY_SERVICES:-${XDG_CACHE_HOME:-$HOME/.cache}/parity-node/services}
 
 ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc postgres ollama gemma bore minio chromium"
@@ -30,12 +31,11 @@ find_service() { "find_$1"; }
 
 # --- finding -----------------------------------------------------------------------------------------------------------
 
-# in_path PROGRAM [FOLDER…]: system folders count too, because an ordinary user's PATH may lack /usr/sbin.
+# in_path PROGRAM: system folders count too, because an ordinary user's PATH may lack /usr/sbin.
 in_path() {
-  local program=$1 folder
-  command -v "$program" 2>/dev/null && return 0
-  for folder in /usr/bin /usr/sbin /usr/local/bin; do
-    if [ -x "$folder/$program" ]; then echo "$folder/$program"; return 0; fi
+  local candidate
+  for candidate in "$(command -v "$1" 2>/dev/null)" "/usr/bin/$1" "/usr/sbin/$1" "/usr/local/bin/$1"; do
+    if [ -f "$candidate" ] && [ -x "$candidate" ]; then echo "$candidate"; return 0; fi
   done
   return 1
 }
@@ -165,7 +165,11 @@ needs_header() {
 }
 
 duration_of() {
-  case $1 in kubo | minio) echo "a Go build, about two minutes" ;; ollama) echo "a Go build, about two minutes" ;; bore) echo "a Rust build, about a minute" ;; *) echo "seconds" ;; esac
+  case $1 in
+    kubo | minio | ollama) echo "a Go build, about two minutes" ;;
+    bore) echo "a Rust build, about a minute" ;;
+    *) echo "seconds" ;;
+  esac
 }
 
 # The package lists of a fresh machine are empty or old, so a refusal is answered by one update and one more try.
