@@ -19,7 +19,16 @@ from parity_protocol.errors import BadField, BadSignature, ClockSkew, DigestMism
 from parity_protocol.signing.keys import Ed25519PrivateKey, Ed25519PublicKey
 from parity_protocol.signing.nonces import SKEW, NonceCache
 
-__all__ = ["SKEW", "NonceCache", "RequestSignature", "parse_signature", "sign_request", "verify_request"]
+__all__ = [
+    "SKEW",
+    "NonceCache",
+    "RequestSignature",
+    "check_body",
+    "parse_signature",
+    "sign_request",
+    "verify_head",
+    "verify_request",
+]
 
 _COMPONENTS = '("@method" "@path" "@query" "@authority" "content-digest")'
 _KEYID = r"[A-Za-z0-9_.:-]{1,128}"
@@ -59,6 +68,7 @@ def sign_request(
     keyid: str,
     now: datetime,
     nonce: str,
+    body_sha256: bytes | None = None,
 ) -> dict[str, str]:
     """Return the three headers that a request needs.
 
@@ -72,6 +82,7 @@ def sign_request(
         keyid: Its name at the market.
         now: Current time, UTC.
         nonce: 16 to 64 characters of base64url, never used before with this key.
+        body_sha256: The body's digest, 32 bytes, when it is streamed; ``body`` is then not looked at.
 
     Raises:
         BadField: A value cannot be signed, such as a path with a space in it.
@@ -80,7 +91,7 @@ def sign_request(
     params = f'{_COMPONENTS};created={created};keyid="{keyid}";nonce="{nonce}";alg="ed25519";tag="parity"'
     if not _INPUT.fullmatch(f"sig1={params}"):
         raise BadField("keyid or nonce has characters or a length that a signature cannot carry", field="signature")
-    digest = _content_digest(body)
+    digest = _content_digest(body_sha256 or sha256(body).digest())
     signature = key.sign(_base(method, path, query, authority, digest, params))
     return {
         "Content-Digest": digest,
@@ -152,6 +163,27 @@ def verify_request(
         DigestMismatch: The body is not the one that was signed.
         BadSignature: Method, path, query or authority is not what was signed, or the key is another.
     """
+    check_body(signature, sha256(body).digest())
+    verify_head(method, path, query, authority, signature, key=key, now=now, skew=skew)
+
+
+def verify_head(
+    method: str,
+    path: str,
+    query: str,
+    authority: str,
+    signature: RequestSignature,
+    *,
+    key: Ed25519PublicKey,
+    now: datetime,
+    skew: timedelta = SKEW,
+) -> None:
+    """Do everything of ``verify_request`` but compare the body: for one that is streamed, ``check_body`` ends it.
+
+    Raises:
+        ClockSkew: As of ``verify_request``.
+        BadSignature: As of ``verify_request``.
+    """
     apart = (now - signature.created).total_seconds()
     if abs(apart) > skew.total_seconds():
         raise ClockSkew(
@@ -159,13 +191,21 @@ def verify_request(
             f"{abs(apart):.0f} s apart, {skew.total_seconds():g} s are allowed",
             field="created",
         )
-    if not hmac.compare_digest(_content_digest(body), signature.content_digest):
-        raise DigestMismatch("the body does not match its content-digest", field="content-digest")
     try:
         base = _base(method, path, query, authority, signature.content_digest, signature.params)
     except BadField as exc:
         raise BadSignature(exc.message, field=exc.field) from exc
     key.verify(signature.signature, base)
+
+
+def check_body(signature: RequestSignature, body_sha256: bytes) -> None:
+    """Compare a body's digest with the signed one.
+
+    Raises:
+        DigestMismatch: The body is not the one that was signed.
+    """
+    if not hmac.compare_digest(_content_digest(body_sha256), signature.content_digest):
+        raise DigestMismatch("the body does not match its content-digest", field="content-digest")
 
 
 def _base(method: str, path: str, query: str, authority: str, digest: str, params: str) -> bytes:
@@ -179,8 +219,8 @@ def _base(method: str, path: str, query: str, authority: str, digest: str, param
     ).encode()
 
 
-def _content_digest(body: bytes) -> str:
-    return f"sha-256=:{b64encode(sha256(body).digest()).decode()}:"
+def _content_digest(body_sha256: bytes) -> str:
+    return f"sha-256=:{b64encode(body_sha256).decode()}:"
 
 
 def _clock(time: datetime) -> str:
