@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
+from parity_fl import FlSpec, resolve_fl_spec
+from parity_fl.plan import PartitionPlan
+from parity_fl.runner import plan_session, train
+
 Raw = dict[str, Any]
+Session = tuple[FlSpec, PartitionPlan, tuple[bytes, ...]]
+
+SEED = "5a" * 32
 
 
 def to_csv(features: np.ndarray, labels: np.ndarray, names: list[str]) -> bytes:
@@ -33,8 +40,7 @@ def diabetes() -> bytes:
     return to_csv(data.data, data.target, list(data.feature_names))
 
 
-@pytest.fixture
-def forest_raw() -> Raw:
+def forest_settings() -> Raw:
     return {
         "session_id": "session-1",
         "round_id": "round-1",
@@ -46,8 +52,7 @@ def forest_raw() -> Raw:
     }
 
 
-@pytest.fixture
-def linear_raw() -> Raw:
+def linear_settings() -> Raw:
     return {
         "session_id": "session-1",
         "round_id": "round-1",
@@ -58,6 +63,40 @@ def linear_raw() -> Raw:
         "train_config": {"epochs": 100, "batch_size": 32, "learning_rate": 0.02},
         "partition_config": {"strategy": "random", "total_parts": 3, "min_samples": 10},
     }
+
+
+@pytest.fixture
+def forest_raw() -> Raw:
+    return forest_settings()
+
+
+@pytest.fixture
+def linear_raw() -> Raw:
+    return linear_settings()
+
+
+def run_parts(raw: Raw, data: bytes, seed: str) -> Session:
+    spec = resolve_fl_spec(raw)
+    plan = plan_session(spec, data, seed)
+    return spec, plan, tuple(train(spec, plan, data, part).update_bytes for part in range(plan.total_parts))
+
+
+@pytest.fixture(scope="session")
+def run_session() -> Callable[[Raw, bytes, str], Session]:
+    """Plan a session and train all its parts."""
+    return run_parts
+
+
+@pytest.fixture(scope="session")
+def forest(breast_cancer: bytes) -> Session:
+    raw = forest_settings()
+    raw["model_config"]["num_trees"] = 12
+    return run_parts(raw, breast_cancer, SEED)
+
+
+@pytest.fixture(scope="session")
+def linear(diabetes: bytes) -> Session:
+    return run_parts(linear_settings(), diabetes, SEED)
 
 
 @pytest.fixture
