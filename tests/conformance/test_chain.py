@@ -103,7 +103,8 @@ async def _equip(url: str, deployer: EvmKey) -> Deployment:
     async with await Web3Chain.connect(url, deployment) as chain:
         last = []
         for key in KEYS:
-            for nonce, call in enumerate([Faucet(key.address, 10**6 * TOKEN), Approve(2**256 - 1)]):
+            calls: list[Call] = [Faucet(key.address, 10**6 * TOKEN), Approve(2**256 - 1)]
+            for nonce, call in enumerate(calls):
                 tx = await chain.prepare(call, key, nonce=nonce, gas=150_000)
                 last.append(await chain.broadcast(tx.raw))
         for tx_hash in last:

@@ -84,16 +84,40 @@ class RpcApp:
             asked = strict_json.loads(body, max_bytes=MAX_BODY_BYTES, max_depth=_MAX_DEPTH)
         except BadDocument as exc:
             return _failure(None, _PARSE_ERROR, f"parse error: {exc.message}")
-        if not isinstance(asked, list):
-            return await self._one(asked)
-        if not asked:
+        items = asked if isinstance(asked, list) else [asked]
+        if not items:
             return _failure(None, _INVALID_REQUEST, "empty batch")
-        if len(asked) > MAX_BATCH:
-            return _failure(None, _INVALID_REQUEST, f"a batch has at most {MAX_BATCH} calls, got {len(asked)}")
-        answers = [await self._one(item) for item in asked]
-        return [answer for answer in answers if answer is not None] or None
+        if len(items) > MAX_BATCH:
+            return _failure(None, _INVALID_REQUEST, f"a batch has at most {MAX_BATCH} calls, got {len(items)}")
+        answers = await self._settled([await self._one(item) for item in items])
+        # A call without an id is a notification: done, and not answered.
+        wanted = [
+            answer
+            for item, answer in zip(items, answers, strict=True)
+            if not isinstance(item, dict) or "id" in item or "method" not in item
+        ]
+        if isinstance(asked, list):
+            return wanted or None
+        return wanted[0] if wanted else None
 
-    async def _one(self, asked: object) -> Any:
+    async def _settled(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Wait until what was accepted is durable (one fsync for a whole batch), and write its hashes."""
+        accepted = [answer for answer in answers if isinstance(answer.get("result"), Accepted)]
+        if not accepted:
+            return answers
+        try:
+            await self._worker.durable(max((answer["result"] for answer in accepted), key=lambda one: one.position))
+        except StorageFull as exc:
+            log.exception("chain_storage_failed", reason=exc.message)
+            for answer in accepted:
+                del answer["result"]
+                answer["error"] = {"code": _SERVER_ERROR, "message": exc.message}
+        else:
+            for answer in accepted:
+                answer["result"] = "0x" + answer["result"].tx_hash.hex()
+        return answers
+
+    async def _one(self, asked: object) -> dict[str, Any]:
         if not isinstance(asked, dict) or not isinstance(asked.get("method"), str):
             return _failure(None, _INVALID_REQUEST, "expected an object with a method")
         if asked.get("jsonrpc") != "2.0":
@@ -101,10 +125,9 @@ class RpcApp:
         request_id = asked.get("id")
         if request_id is not None and (isinstance(request_id, bool) or not isinstance(request_id, int | float | str)):
             return _failure(None, _INVALID_REQUEST, "expected a number or a text as id")
-        answer = await self._call(request_id, asked["method"], asked.get("params"))
-        return answer if "id" in asked else None
+        return await self._call(request_id, asked["method"], asked.get("params"))
 
-    async def _call(self, request_id: Any, name: str, params: object) -> Any:
+    async def _call(self, request_id: Any, name: str, params: object) -> dict[str, Any]:
         method = METHODS.get(name)
         if method is None:
             return _failure(request_id, _NO_METHOD, f"the method {name[:80]} does not exist/is not available")
@@ -112,9 +135,6 @@ class RpcApp:
             return _failure(request_id, _INVALID_PARAMS, "expected params as a list")
         try:
             result = await self._worker.run(method, params or [])
-            if isinstance(result, Accepted):
-                await self._worker.durable(result)
-                result = "0x" + result.tx_hash.hex()
         except ExecutionReverted as exc:
             return _failure(request_id, _REVERTED, str(exc), "0x" + exc.data.hex())
         except TooLarge as exc:

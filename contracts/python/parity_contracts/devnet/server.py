@@ -127,17 +127,18 @@ class _Engine:
 
     async def mine(self) -> None:
         """Make blocks until cancelled."""
-        last = self._clock.monotonic() - self._settings.block_interval.total_seconds()
+        idle_since = self._clock.monotonic()
+        last = idle_since - self._settings.block_interval.total_seconds()  # the first transaction need not wait
         while True:
             if not len(self._node.pool):
                 self._pending = anyio.Event()
-                idle_for = next_block_at(last, pending=False, settings=self._settings) - self._clock.monotonic()
+                idle_for = next_block_at(idle_since, pending=False, settings=self._settings) - self._clock.monotonic()
                 with anyio.move_on_after(max(0.0, idle_for)):
                     await self._pending.wait()
             pending = len(self._node.pool) > 0
-            due = next_block_at(last, pending=pending, settings=self._settings)
+            due = next_block_at(last if pending else idle_since, pending=pending, settings=self._settings)
             await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
-            last = self._clock.monotonic()
+            last = idle_since = self._clock.monotonic()
             now = int(self._clock.now().timestamp())
             if not pending and now <= self._node.ledger.head.timestamp:
                 continue  # the clock was set back: let it catch up
