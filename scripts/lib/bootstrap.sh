@@ -73,6 +73,7 @@ make_environment() {
     "$python" -m venv --without-pip "$VENV"
     printf '%s\n' "$REPO_ROOT" >"$VENV/.home"
   fi
+  use_pip_configuration
   find_uv || fetch_uv "$python" || die "uv is needed and could not be fetched. Install one thing and run this again: $(how_to_install_uv)"
 }
 
@@ -138,7 +139,6 @@ pip_install_uv() {
 install_locked() {
   local kind=$1 lock=requirements/$1.lock
   step "$(grep -c '^[a-zA-Z0-9].*==' "$REPO_ROOT/$lock") packages of $lock, each checked against its hash"
-  use_pip_configuration
   # Not `sync`: a later `bootstrap default` need not take away what `bootstrap dev` brought.
   (cd "$REPO_ROOT" && uv_pip install --require-hashes -r "$lock" && uv_pip install --no-deps --no-build-isolation -e .) ||
     die "the packages of $lock could not be installed (the reason stands above)"
