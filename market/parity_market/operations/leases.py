@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
-from parity_market.domain.leases import lease_of, task_view
+from parity_market.domain.leases import task_view
 from parity_market.operations.context import Market
 from parity_market.operations.money import check_bond
 from parity_market.operations.nodes import check_instance
@@ -21,7 +21,6 @@ from parity_protocol.errors import (
     ClaimRefused,
     FailureReason,
     LeaseConflict,
-    NotFound,
     ParityError,
     StaleFence,
     TaskCancelled,
@@ -300,10 +299,15 @@ def append_logs(
         if key not in sizes:
             sizes[key] = tx.one(sql.LOG_SIZE, task_id=item.task_id, fence=item.fence) or 0
         size = len(item.text.encode())
-        if sizes[key] + size <= market.max_log_bytes and item.text:
+        charged = size + sql.LOG_CHUNK_OVERHEAD
+        if not item.text:
+            pass
+        elif sizes[key] + charged > market.max_log_bytes:
+            tx.insert(sql.LOG_INSERT, LogChunkRow(item.task_id, item.fence, sql.LOG_CUT_OFFSET, 0, ""))
+        else:
             row = LogChunkRow(item.task_id, item.fence, item.offset, size, item.text)
             if tx.insert(sql.LOG_INSERT, row):
-                sizes[key] += size
+                sizes[key] += charged
                 tx.after_commit(partial(market.signals.task_changed, item.task_id))
         answers.append(None)
     return answers
@@ -353,20 +357,3 @@ def next_expiry(tx: ReadTx) -> datetime | None:
     """Return when the next live lease lapses unless it is renewed, or None when there is none."""
     found: int | None = tx.one(sql.NEXT_EXPIRY)
     return None if found is None else from_us(found)
-
-
-def live_leases_of(tx: ReadTx, node_id: str, limit: int = sql.MAX_PAGE) -> list[Lease]:
-    """Return what ``node_id`` holds."""
-    return [lease_of(row) for row in tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=limit)]
-
-
-def lease_of_claim(tx: ReadTx, task_id: str, fence: int) -> LeaseRow:
-    """Return a lease by its task and fence.
-
-    Raises:
-        NotFound: There is none.
-    """
-    row = tx.one(sql.LEASE, task_id=task_id, fence=fence)
-    if row is None:
-        raise NotFound(f"task {task_id} has no lease with fence {fence}")
-    return row

@@ -9,6 +9,7 @@ from functools import partial
 
 from parity_market.domain.dispatch import needs_of
 from parity_market.domain.escrow import check_escrow
+from parity_market.operations.blobs import link_inputs
 from parity_market.operations.context import Market
 from parity_market.operations.money import escrow_view
 from parity_market.operations.steps import end_lease, load_task, newest_lease, release_reserve, step
@@ -20,6 +21,7 @@ from parity_protocol.errors import BadField, Conflict, InvalidTransition, NotFou
 from parity_protocol.order import Order
 from parity_protocol.task import (
     FINAL_STATES,
+    CidInput,
     CommandSpec,
     DockerSpec,
     FederatedLearningSpec,
@@ -104,6 +106,9 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
     tx.insert_many(
         sql.EVENT_INSERT, [EventRow(task.id, 1, "submit", str(task.state), now_us, None, 0, "") for task in tasks]
     )
+    cids = _input_cids(new.spec)
+    if cids:
+        link_inputs(tx, new.creator, cids, [task.id for task in tasks], now)
     for task in tasks:
         tx.after_commit(partial(market.signals.task_pending, task))
     return SubmitReply(
@@ -153,6 +158,13 @@ def _make_tasks(
         )
         for part in range(parts)
     ]
+
+
+def _input_cids(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> list[str]:
+    cids = [item.cid for item in spec.inputs if isinstance(item, CidInput)]
+    if isinstance(spec, FederatedLearningSpec) and spec.dataset_cid:
+        cids.append(spec.dataset_cid)
+    return cids
 
 
 def _reply_of(tx: ReadTx, known: SubmissionRow) -> SubmitReply:

@@ -184,11 +184,13 @@ LEASES_LIVE_COUNT = _scalar(sa.select(sa.func.count()).select_from(t.lease).wher
 NEXT_EXPIRY = _scalar(sa.select(sa.func.min(t.lease.c.expires_us)).where(_LEASE_LIVE))
 
 LOG_INSERT = upsert(t.log_chunk, keys=["task_id", "fence", "offset"], update=[])
+LOG_CHUNK_OVERHEAD = 64  # bytes that a chunk counts for beside its text, so that many tiny ones end too
+LOG_CUT_OFFSET = -1  # of the empty chunk that says: more came than is kept
+_of_attempt = sa.and_(t.log_chunk.c.task_id == _bind("task_id"), t.log_chunk.c.fence == _int("fence"))
 LOG_SIZE = _scalar(
-    sa.select(sa.func.coalesce(sa.func.sum(t.log_chunk.c.size), 0)).where(
-        t.log_chunk.c.task_id == _bind("task_id"), t.log_chunk.c.fence == _int("fence")
-    )
+    sa.select(sa.func.coalesce(sa.func.sum(t.log_chunk.c.size + LOG_CHUNK_OVERHEAD), 0)).where(_of_attempt)
 )
+LOG_CUT = _scalar(sa.select(sa.literal_column("1")).where(_of_attempt, t.log_chunk.c.offset == LOG_CUT_OFFSET))
 LOG_CHUNKS = _rows(
     rows.LogChunkRow,
     t.log_chunk,

@@ -1,0 +1,124 @@
+"""Why a task waits or a node gets nothing: counted in bounded memory, said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from parity_market.store.rows import TaskRow
+from parity_protocol.api.nodes import Refusal, WhyNoWorkReply
+from parity_protocol.api.tasks import WhyPendingReply
+from parity_protocol.policy import Denial
+from parity_protocol.task import TaskState
+
+__all__ = ["RefusalCounts", "why_no_work", "why_pending"]
+
+MAX_RULES = 32  # kept for one node or kind of task; there are about a dozen
+
+
+@dataclass(slots=True)
+class _Count:
+    message: str
+    count: int
+    task_id: str | None
+    node_id: str | None
+    at: datetime
+
+
+@dataclass(slots=True)
+class RefusalCounts:
+    """How often each rule refused, with the last occasion."""
+
+    taken: int = 0
+    _rules: dict[str, _Count] = field(default_factory=dict)
+
+    def add(self, denial: Denial, *, task_id: str | None, node_id: str | None, at: datetime) -> None:
+        """Count one refusal."""
+        known = self._rules.get(denial.rule)
+        if known is not None:
+            known.message, known.task_id, known.node_id, known.at = denial.message, task_id, node_id, at
+            known.count += 1
+        elif len(self._rules) < MAX_RULES:
+            self._rules[denial.rule] = _Count(denial.message, 1, task_id, node_id, at)
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Return the counts, most frequent first."""
+        ordered = sorted(self._rules.items(), key=lambda item: (-item[1].count, item[0]))
+        return tuple(
+            Refusal(
+                rule=rule,
+                message=found.message,
+                count=found.count,
+                last_task=found.task_id,
+                last_node=found.node_id,
+                last_at=found.at,
+            )
+            for rule, found in ordered
+        )
+
+    @property
+    def total(self) -> int:
+        """Refusals in all."""
+        return sum(found.count for found in self._rules.values())
+
+
+def why_pending(
+    task: TaskRow, verdicts: Sequence[tuple[str, Denial | None]], counts: RefusalCounts | None, *, now: datetime
+) -> WhyPendingReply:
+    """Return why a task waits.
+
+    Args:
+        verdicts: Each online node and what keeps the task from it now; None when nothing does.
+        counts: Earlier refusals of tasks with the same needs.
+    """
+    live = RefusalCounts()
+    for node_id, denial in verdicts:
+        if denial is not None:
+            live.add(denial, task_id=task.id, node_id=node_id, at=now)
+    fit = sum(1 for _, denial in verdicts if denial is None)
+    refusals = live.refusals()
+    shown = {refusal.rule for refusal in refusals}
+    earlier = tuple(item for item in counts.refusals() if item.rule not in shown) if counts is not None else ()
+    return WhyPendingReply(
+        task_id=task.id,
+        state=str(task.state),
+        nodes_seen=len(verdicts),
+        nodes_fit=fit,
+        refusals=refusals + earlier,
+        summary=_pending_summary(task, len(verdicts), fit, refusals),
+    )
+
+
+def _pending_summary(task: TaskRow, seen: int, fit: int, refusals: Sequence[Refusal]) -> str:
+    if task.state is not TaskState.PENDING:
+        return f"the task is {task.state}: it does not wait for a node"
+    if seen == 0:
+        return "no node is online; the first one that fits gets the task as soon as it polls"
+    if fit:
+        return f"{fit} of {seen} nodes could run it; it starts when one of them asks for work"
+    first = refusals[0]
+    others = f" (and {len(refusals) - 1} other reasons)" if len(refusals) > 1 else ""
+    return f"none of the {seen} online nodes can take it: {first.count} of them because {first.message}{others}"
+
+
+def why_no_work(node_id: str, counts: RefusalCounts, *, pending: int) -> WhyNoWorkReply:
+    """Return why a node gets no work.
+
+    Args:
+        pending: Tasks that wait now.
+    """
+    refusals = counts.refusals()
+    if pending == 0:
+        summary = "no task waits for a node at the moment"
+    elif refusals:
+        summary = f"{pending} tasks wait; the most frequent refusal is: {refusals[0].message}"
+    else:
+        summary = f"{pending} tasks wait and nothing keeps them from this node: is it polling?"
+    return WhyNoWorkReply(
+        node_id=node_id,
+        considered=counts.total + counts.taken,
+        taken=counts.taken,
+        refusals=refusals,
+        summary=summary,
+    )

@@ -1,0 +1,381 @@
+"""Who gets which pending task: an index in memory, rebuilt from the store at start-up.
+
+Nothing here is an authority. An offer is a hint that is softly reserved for two seconds; the claim decides, in the
+writer. Tasks are handed out oldest first, one at a time to each waiting node in turn, so that nodes with free slots
+share them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+
+from parity_market.domain.dispatch import Needs, check_fit
+from parity_market.followers import Followers
+from parity_market.operations import leases, nodes
+from parity_market.operations.leases import Offer
+from parity_market.operations.steps import read_names
+from parity_market.presence import Presence, PresentNode
+from parity_market.refusals import RefusalCounts, why_no_work, why_pending
+from parity_market.store import sql
+from parity_market.store.base import MarketStore, ReadTx
+from parity_market.store.rows import TaskRow, from_us
+from parity_protocol.api.nodes import WhyNoWorkReply
+from parity_protocol.api.tasks import WhyPendingReply
+from parity_protocol.clock import Clock
+from parity_protocol.errors import FailureReason, NotFound, Overloaded
+from parity_protocol.policy import Denial
+from parity_protocol.task import TaskState
+
+__all__ = ["Scheduler"]
+
+RESERVATION_S = 2.0  # how long an offer is kept for the node that got it
+TICK_S = 0.1  # between looks at what has timed out
+RESCAN_S = 1.0  # between looks at the store for tasks that no signal brought
+RESCAN_ROWS = 200
+MAX_WAITING_POLLS = 10_000
+_LOAD_ROWS = 1_000
+
+
+@dataclass(slots=True)
+class _Pending:
+    task_id: str
+    needs_doc: str
+    created_us: int
+    excluded: frozenset[str]
+    lost_by: str | None  # node whose lease on it lapsed last
+    back_since: float  # monotonic: since when it has been pending
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Pending tasks that need the same."""
+
+    needs: Needs
+    heap: list[tuple[int, str]] = field(default_factory=list)  # (created, task id); entries may be out of date
+    refusals: RefusalCounts = field(default_factory=RefusalCounts)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    node: PresentNode
+    slots: int
+    until: float  # monotonic
+    future: asyncio.Future[None]
+    taken: list[str] = field(default_factory=list)
+
+
+class Scheduler:
+    """Matches pending tasks with polling nodes; a ``Signals``. Call ``load`` once and keep ``run`` running."""
+
+    def __init__(
+        self, store: MarketStore, clock: Clock, *, lease_ttl: timedelta, heartbeat: timedelta, min_bond: int, chain: str
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._lease_ttl_s = lease_ttl.total_seconds()
+        self._chain = chain
+        self.presence = Presence(clock, heartbeat=heartbeat, min_bond=min_bond)
+        self.followers = Followers(clock)
+        self._pending: dict[str, _Pending] = {}
+        self._buckets: dict[str, _Bucket] = {}
+        self._reserved: dict[str, tuple[str, float]] = {}  # task → (node, until when)
+        self._waiters: deque[_Waiter] = deque()
+        self._matching = False
+        self._rescan_at = 0.0
+        self._node_refusals: dict[str, RefusalCounts] = {}
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Fill the index from the store."""
+        for row in await self._store.read(nodes.all_nodes):
+            bond, running = await self._store.read(partial(self._facts, node_id=row.id))
+            self.presence.load(row, bond=bond, running=running)
+        after = ""
+        while True:
+            page = await self._store.read(partial(_pending_page, after=after, limit=_LOAD_ROWS))
+            for task in page:
+                self._add(task)
+            if len(page) < _LOAD_ROWS:
+                return
+            after = page[-1].id
+
+    def _facts(self, tx: ReadTx, node_id: str) -> tuple[int, int]:
+        account = tx.one(sql.CHAIN_ACCOUNT, chain=self._chain, account=node_id)
+        held = tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=sql.MAX_PAGE)
+        return (0 if account is None else account.bond), len(held)
+
+    async def run(self) -> None:
+        """Look after time-outs until cancelled."""
+        while True:
+            await self._clock.sleep(TICK_S)
+            await self.tick()
+
+    async def tick(self) -> None:
+        """End what has timed out: reservations, polls, followers; once a second look at the store."""
+        now = self._clock.monotonic()
+        for task_id in [task_id for task_id, (_, until) in self._reserved.items() if until <= now]:
+            del self._reserved[task_id]
+            self._push(self._pending.get(task_id))
+        if self._waiters and now >= self._rescan_at:
+            self._rescan_at = now + RESCAN_S
+            for task in await self._store.read(partial(_pending_page, after="", limit=RESCAN_ROWS)):
+                self._add(task)
+        self._match()
+        for waiter in self._waiters:
+            if waiter.until <= now and not waiter.future.done():
+                waiter.future.set_result(None)
+        self.followers.tick()
+
+    # -- polling --------------------------------------------------------------------------------------------------
+
+    async def poll(self, node_id: str, slots: int, wait_s: float) -> list[Offer]:
+        """Wait for work for a node.
+
+        Args:
+            slots: How many tasks it can start now; it gets at most so many.
+            wait_s: How long to wait for the first one.
+
+        Returns:
+            Pending tasks, each softly reserved for this node for two seconds; empty when the time is over.
+
+        Raises:
+            NotFound: The node is not enrolled.
+            Overloaded: Too many polls wait already.
+        """
+        if not self.presence.heard(node_id, free_slots=slots):
+            raise NotFound(f"node {node_id} is not enrolled here")
+        if len(self._waiters) >= MAX_WAITING_POLLS:
+            raise Overloaded(f"{len(self._waiters)} polls wait already", retry_after_s=1.0)
+        node = self.presence.get(node_id)
+        assert node is not None
+        until = self._clock.monotonic() + wait_s
+        while True:
+            waiter = _Waiter(node, slots, until, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                self._kick()
+                if wait_s > 0:
+                    await waiter.future
+                else:
+                    self._match()
+                offered = await self._store.read(partial(leases.offers, task_ids=tuple(waiter.taken)))
+            except BaseException:  # cancelled, as a rule: the caller has gone, the tasks are for others
+                for task_id in waiter.taken:
+                    self._reserved.pop(task_id, None)
+                    self._push(self._pending.get(task_id))
+                self._kick()
+                raise
+            finally:
+                self._waiters.remove(waiter)
+            kept = {offer.task.id for offer in offered}
+            for task_id in waiter.taken:
+                if task_id not in kept:  # the store knows better: it is not pending any more
+                    self.task_gone(task_id)
+            if offered or self._clock.monotonic() >= until:
+                return offered
+
+    # -- signals --------------------------------------------------------------------------------------------------
+
+    def task_pending(self, task: TaskRow) -> None:
+        """A task can be claimed."""
+        self._reserved.pop(task.id, None)
+        self._pending.pop(task.id, None)
+        self._add(task)
+        self._kick()
+
+    def task_taken(self, task_id: str, node_id: str) -> None:
+        """A task was claimed."""
+        self._reserved.pop(task_id, None)
+        self._pending.pop(task_id, None)
+        self.presence.add_running(node_id, +1)
+
+    def task_gone(self, task_id: str) -> None:
+        """A task will not be claimed any more."""
+        self._reserved.pop(task_id, None)
+        self._pending.pop(task_id, None)
+
+    def task_changed(self, task_id: str) -> None:
+        """A task has a new event."""
+        self.followers.changed(task_id)
+
+    def lease_ended(self, task_id: str, node_id: str) -> None:  # noqa: ARG002  # the port's signature
+        """A node has a slot more; it polls when it has cleaned up."""
+        self.presence.add_running(node_id, -1)
+
+    def other_can_run(self, needs: Needs, excluded: AbstractSet[str]) -> bool:
+        """Return whether an online node outside ``excluded`` could run such a task."""
+        return any(
+            node.node_id not in excluded and check_fit(needs, self.presence.view(node)) is None
+            for node in self.presence.online()
+        )
+
+    def node_changed(self, node_id: str, *, bond: int | None = None) -> None:
+        """A node's bond or capability changed: it may fit now."""
+        if bond is not None:
+            self.presence.set_bond(node_id, bond)
+        self._kick()
+
+    # -- matching -------------------------------------------------------------------------------------------------
+
+    def _add(self, task: TaskRow) -> None:
+        if task.id in self._pending:
+            return
+        lost = task.last_node if task.failure == FailureReason.LEASE_LOST else None
+        entry = _Pending(
+            task.id,
+            task.needs_doc,
+            task.created_us,
+            read_names(task.excluded_doc),
+            lost,
+            self._clock.monotonic(),
+        )
+        self._pending[task.id] = entry
+        self._push(entry)
+
+    def _push(self, entry: _Pending | None) -> None:
+        if entry is None or entry.task_id in self._reserved:
+            return
+        bucket = self._buckets.get(entry.needs_doc)
+        if bucket is None:
+            bucket = self._buckets[entry.needs_doc] = _Bucket(Needs.from_doc(entry.needs_doc))
+        heapq.heappush(bucket.heap, (entry.created_us, entry.task_id))
+
+    def _kick(self) -> None:
+        """Match one turn of the loop later, so that everything which is ready now is shared out together."""
+        if not self._matching:
+            self._matching = True
+            asyncio.get_running_loop().call_soon(self._match)
+
+    def _match(self) -> None:
+        self._matching = False
+        self._drop_empty_buckets()
+        if not self._buckets:
+            return
+        hungry = deque(waiter for waiter in self._waiters if not waiter.future.done())
+        fitting = {id(waiter): self._fitting(waiter.node) for waiter in hungry}
+        while hungry:
+            waiter = hungry.popleft()
+            task_id = self._oldest(waiter.node, fitting[id(waiter)])
+            if task_id is None:
+                continue
+            self._reserved[task_id] = (waiter.node.node_id, self._clock.monotonic() + RESERVATION_S)
+            waiter.taken.append(task_id)
+            if len(waiter.taken) < waiter.slots:
+                hungry.append(waiter)
+        for waiter in self._waiters:
+            if waiter.taken and not waiter.future.done():
+                waiter.future.set_result(None)
+
+    def _fitting(self, node: PresentNode) -> list[_Bucket]:
+        view = self.presence.view(node)
+        counts = self._counts_of(node.node_id)
+        found = []
+        for bucket in self._buckets.values():
+            denial = check_fit(bucket.needs, view)
+            if denial is None:
+                found.append(bucket)
+            else:
+                task_id = bucket.heap[0][1]
+                now = self._clock.now()
+                counts.add(denial, task_id=task_id, node_id=None, at=now)
+                bucket.refusals.add(denial, task_id=None, node_id=node.node_id, at=now)
+        return found
+
+    def _oldest(self, node: PresentNode, buckets: list[_Bucket]) -> str | None:
+        """Take the oldest task that ``node`` may have out of the index."""
+        best: _Bucket | None = None
+        aside: list[tuple[_Bucket, tuple[int, str]]] = []
+        for bucket in buckets:
+            while bucket.heap:
+                entry = self._pending.get(bucket.heap[0][1])
+                if entry is None or entry.task_id in self._reserved:
+                    heapq.heappop(bucket.heap)
+                    continue
+                denial = self._withheld(node, entry, bucket.needs)
+                if denial is None:
+                    break
+                aside.append((bucket, heapq.heappop(bucket.heap)))
+                now = self._clock.now()
+                self._counts_of(node.node_id).add(denial, task_id=entry.task_id, node_id=None, at=now)
+            if bucket.heap and (best is None or bucket.heap[0] < best.heap[0]):
+                best = bucket
+        taken = heapq.heappop(best.heap)[1] if best is not None else None
+        for bucket, item in aside:
+            heapq.heappush(bucket.heap, item)
+        if taken is not None:
+            self._counts_of(node.node_id).taken += 1
+        return taken
+
+    def _withheld(self, node: PresentNode, entry: _Pending, needs: Needs) -> Denial | None:
+        """Return why a node that fits does not get this task all the same."""
+        if node.node_id in entry.excluded:
+            return Denial("excluded", "it failed this task before")
+        if (
+            entry.lost_by == node.node_id
+            and self._clock.monotonic() - entry.back_since < self._lease_ttl_s
+            and self.other_can_run(needs, {node.node_id})
+        ):
+            return Denial("lost_lease", "it lost its lease on this task, so other nodes go first for one lease time")
+        return None
+
+    def _drop_empty_buckets(self) -> None:
+        for key, bucket in list(self._buckets.items()):
+            heap = bucket.heap
+            while heap and (heap[0][1] not in self._pending or heap[0][1] in self._reserved):
+                heapq.heappop(heap)
+            if not heap:
+                del self._buckets[key]
+
+    # -- why --------------------------------------------------------------------------------------------------------
+
+    def _counts_of(self, node_id: str) -> RefusalCounts:
+        return self._node_refusals.setdefault(node_id, RefusalCounts())
+
+    def why_pending(self, task: TaskRow) -> WhyPendingReply:
+        """Return, for each online node that did not get ``task``, the constraint that failed, as of now."""
+        needs = Needs.from_doc(task.needs_doc)
+        entry = self._pending.get(task.id)
+        verdicts: list[tuple[str, Denial | None]] = []
+        for node in self.presence.online():
+            denial = check_fit(needs, self.presence.view(node))
+            if denial is None and entry is not None:
+                denial = self._withheld(node, entry, needs)
+            if denial is None and node.free_slots == 0:
+                denial = Denial("busy", "all its slots are taken")
+            verdicts.append((node.node_id, denial))
+        bucket = self._buckets.get(task.needs_doc)
+        return why_pending(task, verdicts, bucket.refusals if bucket is not None else None, now=self._clock.now())
+
+    def why_no_work(self, node_id: str) -> WhyNoWorkReply:
+        """Return the constraint that failed for each recent refusal of a node.
+
+        Raises:
+            NotFound: The node is not enrolled.
+        """
+        node = self.presence.get(node_id)
+        if node is None:
+            raise NotFound(f"node {node_id} is not enrolled here")
+        return why_no_work(node_id, self._counts_of(node_id), pending=len(self._pending))
+
+    @property
+    def pending_count(self) -> int:
+        """Tasks that wait for a node."""
+        return len(self._pending)
+
+    def oldest_pending_s(self) -> float:
+        """Return how long the oldest pending task has existed, in seconds; 0 when there is none."""
+        if not self._pending:
+            return 0.0
+        oldest = min(entry.created_us for entry in self._pending.values())
+        return max((self._clock.now() - from_us(oldest)).total_seconds(), 0.0)
+
+
+def _pending_page(tx: ReadTx, *, after: str, limit: int) -> list[TaskRow]:
+    return tx.all(sql.TASKS_IN_STATE, state=TaskState.PENDING, after=after, limit=limit)
