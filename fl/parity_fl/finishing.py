@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_fl.audit import recount
 from parity_fl.bootstrap import draw_counts, leaves_rows_out, split_trees
 from parity_fl.limits import FOREST_LIMITS, MAX_UPDATE_BYTES, ForestLimits
 from parity_fl.linear import LinearModel, linear_from_tensors
@@ -22,7 +23,7 @@ from parity_fl.trees import Forest, as_forest_features, forest_from_tensors, pre
 from parity_fl.update import decode_update
 from parity_protocol.errors import BadDocument
 
-__all__ = ["FinalModel", "Metric", "check_update", "finish", "indexed_importance", "max_update_bytes"]
+__all__ = ["FinalModel", "Metric", "audit_update", "check_update", "finish", "indexed_importance", "max_update_bytes"]
 
 Metric: TypeAlias = float | int | str | dict[str, float] | None
 
@@ -45,6 +46,24 @@ def check_update(spec: FlSpec, plan: PartitionPlan, update_bytes: bytes, part: i
         BadDocument: It is not a well-formed update of this session, round, part and cut.
     """
     _open(spec, plan, update_bytes, part)
+
+
+def audit_update(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, update_bytes: bytes, part: int) -> None:
+    """Do what ``check_update`` does, and recount a forest's trees on the data (see ``parity_fl.audit``).
+
+    Worth its time (about that of scoring) where nodes are strangers. A linear model has nothing to recount.
+
+    Raises:
+        TooLarge: The update is over its cap.
+        BadDocument: It is not an update of this task, or its trees did not see this part's rows.
+        ExecutionFailed: ``data_invalid``: the data are not those of the plan.
+    """
+    model = _open(spec, plan, update_bytes, part)
+    if not isinstance(spec.model, ForestConfig) or not isinstance(model, Forest):
+        return
+    table = Table.load(spec, plan, dataset_bytes)
+    rows = table.assignment.parts[part]
+    recount(model, spec.model, as_forest_features(table.dataset.features[rows]), table.truth[rows], part=part)
 
 
 def max_update_bytes(spec: FlSpec, plan: PartitionPlan, part: int) -> int:

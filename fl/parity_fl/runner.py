@@ -1,6 +1,6 @@
-"""What the node and the market call: plan, train a part, check an update, finish.
+"""What the node and the market call: plan, train a part, check or audit an update, finish.
 
-All four are pure functions of bytes. The node runs ``train`` in a child process; the market runs the others, and none of
+All are pure functions of bytes. The node runs ``train`` in a child process; the market runs the others, and none of
 those imports scikit-learn.
 """
 
@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from parity_fl.bootstrap import split_trees
 from parity_fl.data import load_dataset
-from parity_fl.finishing import FinalModel, Metric, check_update, finish, indexed_importance, max_update_bytes
+from parity_fl.finishing import (
+    FinalModel,
+    Metric,
+    audit_update,
+    check_update,
+    finish,
+    indexed_importance,
+    max_update_bytes,
+)
 from parity_fl.linear import feature_scale, linear_tensors, train_linear
 from parity_fl.partition import plan_partition
 from parity_fl.plan import PartitionPlan
@@ -26,6 +34,7 @@ __all__ = [
     "FinalModel",
     "Metric",
     "TrainOutcome",
+    "audit_update",
     "check_update",
     "finish",
     "max_update_bytes",

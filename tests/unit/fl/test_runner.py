@@ -12,7 +12,7 @@ from parity_fl.data import label_classes, parse_csv
 from parity_fl.model import decode_model, encode_model
 from parity_fl.partition import assign
 from parity_fl.plan import PartitionPlan
-from parity_fl.runner import check_update, finish, max_update_bytes, plan_session, train
+from parity_fl.runner import audit_update, check_update, finish, max_update_bytes, plan_session, train
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.update import decode_update, encode_update
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, TooLarge
@@ -310,6 +310,74 @@ def test_trees_of_too_few_too_many_or_unequal_weight_are_refused(forest):
     ):
         with pytest.raises((BadDocument, TooLarge)):
             check_update(judge, plan, data, 0)
+
+
+def test_honest_forests_pass_the_recount(session, forest, forest_raw, breast_cancer, diabetes, changed):
+    overlapping = changed(forest_raw, "partition_config.overlap_ratio", 0.3)
+    subsampled = changed(forest_raw, "model_config", {"subsample": 0.4, "bootstrap_samples": False, "num_trees": 6})
+    regression = changed(forest_raw, "model_config", {"task": "regression", "num_trees": 6})
+    cases = [(forest, breast_cancer), (session(regression, diabetes), diabetes)]
+    cases += [(session(raw, breast_cancer), breast_cancer) for raw in (overlapping, subsampled)]
+
+    for (spec, plan, updates), data in cases:
+        for part, update in enumerate(updates):
+            audit_update(spec, plan, data, update, part)
+
+
+def test_an_honest_linear_model_passes_the_audit(linear, diabetes):
+    audit_update(*linear[:2], diabetes, linear[2][0], 0)
+
+
+def changed_tensor(update: bytes, name: str, change: object) -> bytes:
+    tensors, metadata = decode_tensors(update, max_bytes=1 << 24)
+    tensor = tensors[name].copy()
+    change(tensor, tensors)
+    return encode_tensors({**tensors, name: tensor}, metadata)
+
+
+def swap_a_leafs_classes(value, tensors):
+    leaf = np.flatnonzero((tensors["feature"] == -1) & (value[:, 0] != 0.5))[0]
+    value[leaf] = value[leaf, ::-1]
+
+
+def move_a_threshold(threshold, _tensors):
+    threshold[0] -= 5
+
+
+def use_another_feature(feature, _tensors):
+    feature[0] = (feature[0] + 7) % 30
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("value", swap_a_leafs_classes), ("threshold", move_a_threshold), ("feature", use_another_feature)],
+)
+def test_well_formed_trees_that_were_made_up_fail_the_recount(forest, breast_cancer, name, change):
+    spec, plan, updates = forest
+    forged = changed_tensor(updates[0], name, change)
+    check_update(spec, plan, forged, 0)
+
+    with pytest.raises(BadDocument, match="not trained on this part"):
+        audit_update(spec, plan, breast_cancer, forged, 0)
+
+
+def test_trees_of_another_part_fail_the_recount(forest, breast_cancer):
+    spec, plan, updates = forest
+    copied = rewritten(updates[2], part="1", n_samples=str(plan.part_size(1)))
+    check_update(spec, plan, copied, 1)
+
+    with pytest.raises(BadDocument, match="not trained on this part"):
+        audit_update(spec, plan, breast_cancer, copied, 1)
+
+
+def test_a_forged_regression_value_fails_the_recount(session, forest_raw, diabetes, changed):
+    spec, plan, updates = session(changed(forest_raw, "model_config", {"task": "regression", "num_trees": 3}), diabetes)
+
+    def raise_a_value(value, _tensors):
+        value[-1] += 1
+
+    with pytest.raises(BadDocument, match="value is not what"):
+        audit_update(spec, plan, diabetes, changed_tensor(updates[0], "value", raise_a_value), 0)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\x80\x04\x95cos\nsystem\n(S'id'\ntR."])
