@@ -25,6 +25,8 @@ bootstrap() {
   # Not `.lock`: that name is uv's own, which would wait for us while we wait for it.
   take_lock "$VENV/.bootstrap.lock" "another script is setting up .venv"
   if ! is_current "$kind"; then
+    # Who works here keeps the tools when a script for users renews the environment.
+    if [ -f "$VENV/.stamp-dev" ]; then kind=dev; fi
     rm -f "$VENV"/.stamp-*
     make_environment
     install_locked "$kind"

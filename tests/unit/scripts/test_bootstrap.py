@@ -74,6 +74,16 @@ def test_a_checkout_that_was_moved_is_set_up_again(checkout: Path) -> None:
     assert not is_current(moved, "dev")
 
 
+def test_a_developer_s_environment_stays_one_when_a_user_s_script_renews_it(checkout: Path) -> None:
+    (checkout / ".venv" / ".stamp-dev").write_text("old")
+    recorded = 'make_environment() { :; }; install_locked() { echo "installs $1"; }; bootstrap default'
+
+    answer = bash(checkout, recorded)
+
+    assert answer.stdout == "installs dev\n"
+    assert is_current(checkout, "dev")
+
+
 def test_an_up_to_date_environment_says_nothing_and_takes_no_lock(checkout: Path) -> None:
     stamp(checkout, "dev")
 
