@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parity_protocol.errors import Internal, ParityError, StorageFull
+from parity_protocol.errors import Internal, ParityError, StorageFull, Unavailable
 
 __all__ = ["LocalIndex", "Transaction", "translate_sqlite"]
 
@@ -94,13 +94,22 @@ class LocalIndex:
         self._touched_lock = threading.Lock()
         start = self._writer.execute("SELECT coalesce(max(used), 0) + 1 FROM object").fetchone()[0]
         self._uses = itertools.count(int(start))
+        self._closing = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="blob-index", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Callable[[Transaction], T]) -> Future[T]:
-        """Run ``operation`` on the writer's connection; the future ends after the commit, or with what it raised."""
+        """Run ``operation`` on the writer's connection; the future ends after the commit, or with what it raised.
+
+        Raises:
+            Unavailable: The index is closed.
+        """
         future: Future[T] = Future()
-        self._queue.put((operation, future))
+        with self._closing:
+            if self._is_closed:
+                raise Unavailable("the blob store is closed")
+            self._queue.put((operation, future))
         return future
 
     def reader(self) -> sqlite3.Connection:
@@ -125,9 +134,12 @@ class LocalIndex:
 
     def close(self) -> None:
         """Finish what was submitted and close; idempotent. Readers must be idle."""
-        if self._thread.is_alive():
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
             self._queue.put(None)
-            self._thread.join()
+        self._thread.join()
         with self._readers_lock:
             for connection in self._readers:
                 connection.close()
