@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from parity_blobs import Cid, cid_of_bytes
+from parity_blobs.cid import CODEC_RAW
 from parity_protocol.api.leases import FinalReport
 from parity_protocol.errors import BadField, BadSignature, DigestMismatch
 from parity_protocol.ids import Address
@@ -16,7 +18,7 @@ from parity_protocol.report import MAX_INLINE_RESULT_BYTES, Outcome, Report, Rep
 from parity_protocol.signing.eip712 import Eip712Domain, receipt_digest, recover_receipt
 from parity_protocol.task import TaskKind
 
-__all__ = ["VERIFIED_INLINE", "CheckedReport", "check_final", "check_proof"]
+__all__ = ["VERIFIED_INLINE", "CheckedReport", "check_final", "check_proof", "is_file_of"]
 
 VERIFIED_INLINE = frozenset({TaskKind.COMMAND, TaskKind.DOCKER, TaskKind.LLM})
 """Kinds whose report is accepted in the transaction that takes it; the others need work outside the writer."""
@@ -118,3 +120,13 @@ def _decode(text: str) -> bytes:
     if len(data) > MAX_INLINE_RESULT_BYTES:
         raise BadField(f"an inline result has at most {MAX_INLINE_RESULT_BYTES} bytes, got {len(data)}", field="result")
     return data
+
+
+def is_file_of(cid: str, data: bytes) -> bool:
+    """Return whether ``data`` imports to ``cid`` as ``ipfs add`` would import it in that CID's version and codec.
+
+    Raises:
+        BadCid: ``cid`` is not a CID.
+    """
+    wanted = Cid.parse(cid)
+    return cid_of_bytes(data, version=wanted.version, raw=wanted.codec == CODEC_RAW) == wanted
