@@ -10,17 +10,18 @@ import importlib.util
 import json
 import sys
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from parity_protocol.quantities import format_duration
+from parity_protocol.quantities import TokenAmount, format_duration, format_tokens
 
 MODULES = {"The node": "parity_node.settings", "The market": "parity_market.settings"}
 WIDTH = 100
@@ -43,24 +44,56 @@ def models() -> Iterator[tuple[str, type[BaseSettings]]]:
                 yield title, value
 
 
-def spelled(value: Any) -> str:
-    """Return a default as the file spells it; empty for None, for a secret and for what each machine decides."""
+def spellings(value: Any) -> Iterator[str]:
+    """Yield how a default may be spelled, most readable first; the field's own parser decides which is right."""
     match value:
-        case None | SecretStr():
-            return ""
         case bool():
-            return "true" if value else "false"
+            yield "true" if value else "false"
+        case int():
+            # Amounts are held in base units and written in whole tokens; sizes are held in bytes.
+            yield format_tokens(TokenAmount(value))
+            for unit, size in (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)):
+                if value % size == 0:
+                    yield f"{value // size}{unit}"
+            yield str(value)
         case timedelta():
-            return format_duration(value)
+            yield format_duration(value)
+            yield str(value.total_seconds())
         case Enum():
-            return str(value.value)
-        case str():
-            return value
+            yield str(value.value)
+        case str() | Path() | float():
+            yield str(value)
         case dict():
-            return json.dumps(value)
-        case Collection():
-            return ",".join(sorted(spelled(item) for item in value))
-    return str(value)
+            yield json.dumps(value)
+        case AbstractSet():
+            yield ",".join(sorted(next(spellings(item)) for item in value))
+        case Sequence():
+            yield ",".join(next(spellings(item)) for item in value)
+
+
+def spelled(key: str, field: FieldInfo) -> str:
+    """Return a field's default as the file spells it.
+
+    Empty where there is none to show: it must be given, it is None or a secret, or each machine decides it (a factory).
+
+    Raises:
+        SystemExit: No spelling of it reads back as the default.
+    """
+    default = field.default
+    if field.is_required() or field.default_factory is not None or default is None or isinstance(default, SecretStr):
+        return ""
+    # The key is there because Annotated wants something beside the type; pydantic passes over what it does not know.
+    wanted: Any = Annotated[field.annotation, *field.metadata, key]
+    adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+    for text in spellings(default):
+        if text == "" and not default:
+            return ""
+        try:
+            if adapter.validate_python(text) == default:
+                return text
+        except ValidationError:
+            continue
+    raise SystemExit(f"no spelling of {key}'s default {default!r} reads back as it")
 
 
 def key_of(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
@@ -69,26 +102,22 @@ def key_of(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
     return (alias or f"{model.model_config.get('env_prefix', '')}{name}").upper()
 
 
-def default_of(field: FieldInfo) -> Any:
-    """Return a field's default; None if it must be given, or if each machine decides it (a factory)."""
-    return None if field.is_required() or field.default_factory is not None else field.default
-
-
 def render() -> str:
-    """Return the whole file. A key that two programs share stands once, where it comes first."""
+    """Return the whole file. A key that two programs share stands once, where it comes first; the second only explains."""
     lines = [HEADER]
     seen: set[str] = set()
     for title, model in models():
         lines += [f"# ---- {title} ----", ""]
         for name, field in model.model_fields.items():
             key = key_of(model, name, field)
-            if key in seen:
-                continue
-            seen.add(key)
             if not field.description:
                 raise SystemExit(f"{model.__module__}.{model.__qualname__}.{name} has no description")
-            lines += textwrap.wrap(field.description, WIDTH, initial_indent="# ", subsequent_indent="# ")
-            lines += [f"#{key}={spelled(default_of(field))}", ""]
+            text, value = field.description, spelled(key, field)
+            if key in seen:
+                text = f"{key} stands above. Here: {text}{f' Default: {value}' if value else ''}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+            lines += [""] if key in seen else [f"#{key}={value}", ""]
+            seen.add(key)
     return "\n".join(lines)
 
 
