@@ -339,7 +339,9 @@ def _url_problem(text: str) -> str:
         url = httpx.URL(text)
     except (httpx.InvalidURL, TypeError):
         return f"gateways: expected an address such as https://example.org, got {text[:80]!r}"
-    if len(text) > _MAX_URL or not url.host or url.query or url.fragment or url.userinfo:
+    if url.userinfo:
+        return "gateways: expected an address without user and password; sign requests with `auth` instead"
+    if len(text) > _MAX_URL or not url.host or url.query or url.fragment:
         return f"gateways: expected scheme, host and path only, got {text[:80]!r}"
     if url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host)):
         return ""
