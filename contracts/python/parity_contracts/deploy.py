@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
 
 from parity_contracts import artifacts
 from parity_contracts.artifacts import Artifact
@@ -125,5 +126,5 @@ async def _describe(rpc: Rpc, token: Address) -> tuple[str, int]:
             ]
         )
         return str(decode(("string",), data(symbol))[0]), int(decode(("uint8",), data(decimals))[0])
-    except (ValueError, Unprocessable) as exc:
+    except (ValueError, DecodingError, Unprocessable) as exc:
         raise ConfigInvalid([f"token: {token} is not an ERC-20 with a symbol and decimals"]) from exc

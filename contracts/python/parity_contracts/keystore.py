@@ -104,15 +104,16 @@ def address_of(path: Path) -> Address | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as exc:
         raise NotFound(f"there is no keystore at {path}", hint="Make one with `parity node auth`.") from exc
     except OSError as exc:
         raise ConfigInvalid([f"{path}: expected a plain file, not a link ({exc.strerror})"]) from exc
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise ConfigInvalid([f"{path}: expected a plain file"])
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigInvalid([f"{path}: expected a plain file"])
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise ConfigInvalid([f"{path}: others can read it (mode {mode:o}); run `chmod 600` on it"])

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import structlog
 
@@ -57,7 +56,7 @@ class Journal:
         self._path = path
         self._genesis = genesis_hash
         self._lock = threading.Lock()
-        self._file: BinaryIO = path.open("a+b")
+        self._file = path.open("a+b", buffering=0)  # a buffer would not know of the writes beside it
         os.chmod(path, 0o600)  # noqa: PTH101  (the open file's own path, in the same breath)
         self._synced = 0  # bytes known to be on disk
         self._end = 0

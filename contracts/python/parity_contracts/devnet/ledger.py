@@ -258,11 +258,9 @@ class Ledger:
             if header.gas_used + tx.gas > header.gas_limit:
                 waiting.add(tx.sender)
                 continue
-            before = vm.state.snapshot()
             try:
                 receipt, _ = vm.apply_transaction(header, tx)
-            except ValidationError as exc:
-                vm.state.revert(before)
+            except ValidationError as exc:  # raised before anything was executed: the state is as it was
                 refused.append((tx, str(exc)))
                 waiting.add(tx.sender)
                 continue

@@ -53,7 +53,11 @@ class ChainNode:
         self.pool = Pool()
         data.remember(self.ledger.genesis_hash)
         self.journal = Journal(data.path / "journal", self.ledger.genesis_hash)
-        self._replay()
+        try:
+            self._replay()
+        except BaseException:
+            self.journal.close()
+            raise
 
     def submit(self, raw: bytes) -> Accepted:
         """Check a signed transaction, journal it and make it pending.
