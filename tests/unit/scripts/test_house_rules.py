@@ -40,6 +40,8 @@ def test_what_breaks_a_rule_is_named_with_its_line(
     [
         ("node/x.py", "a = 1\n" * 500),
         ("requirements/x.lock", "a==1\n" * 501),
+        ("tests/unit/test_x.py", "a = 1\n" * 501),
+        ("contracts/test/X.t.sol", "a\n" * 501),
         ("node/x.py", "# TODO(#12): later\n"),
         ("docs/x.md", "a TODO list is no code\n"),
         ("docs/x.md", "https://example.org/work/thing and ~/work/thing and $HOME/work/x\n"),
