@@ -85,7 +85,7 @@ class ExecutionResult:
     exit_code: int | None = None
     result_bytes: bytes | None = None
     result_path: Path | None = None  # inside the job's folder; the agent moves it away before ``cleanup``
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     log_path: Path | None = None
 

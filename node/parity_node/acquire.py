@@ -1,0 +1,231 @@
+"""Getting work: poll, verify, admit, journal the intent, claim, hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import structlog
+
+from parity_node.admission import Committed, admit
+from parity_node.crashpoints import crashpoint
+from parity_node.execution import Work
+from parity_node.market.base import MarketClient
+from parity_node.market.trust import MarketTrust
+from parity_node.store.base import Execution, IntentState, NodeStore, Phase
+from parity_node.waiting import Backoff, within
+from parity_protocol.api.leases import MAX_BATCH, ClaimItem, ClaimReply, ClaimsReply, ClaimsRequest, PollRequest
+from parity_protocol.capability import Capability
+from parity_protocol.clock import Clock
+from parity_protocol.errors import ParityError, Replayed, Unavailable
+from parity_protocol.lease import local_deadline
+from parity_protocol.manifest import VerifiedManifest
+from parity_protocol.policy import Denial, Policy
+from parity_protocol.signing.jws import LEEWAY
+
+__all__ = ["Acquirer", "Granted"]
+
+POLL_WAIT_S = 20.0
+CLAIM_TIMEOUT_S = 5.0  # of one try
+CLAIM_WINDOW_S = 15.0  # in which a claim without an answer is repeated with the same id
+SHORTEST_POLL_S = 0.25  # a market that answers at once with nothing must not make us spin
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease that a claim gave."""
+
+    execution: Execution
+    work: Work
+    sent_at: float  # Clock.monotonic() before the claim was sent
+
+
+class Acquirer:
+    """Turns offers into leases.
+
+    Args:
+        policy: The operator's own.
+        on_refused: Told of each rule that refused an offer, with the task's id.
+        node_version: Three numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        market: MarketClient,
+        trust: MarketTrust,
+        store: NodeStore,
+        clock: Clock,
+        policy: Policy,
+        instance: str,
+        node_version: str,
+        boot_id: str,
+        disk_floor_bytes: int,
+        capability: Callable[[], Capability],
+        committed: Callable[[], Committed],
+        on_refused: Callable[[Denial, str], None],
+    ) -> None:
+        self._market = market
+        self._trust = trust
+        self._store = store
+        self._clock = clock
+        self._policy = policy
+        self._instance = instance
+        self._node_version = node_version
+        self._boot_id = boot_id
+        self._disk_floor_bytes = disk_floor_bytes
+        self._capability = capability
+        self._committed = committed
+        self._on_refused = on_refused
+        self.claimed = 0
+
+    async def poll(self, slots: int) -> tuple[str, ...]:
+        """Wait for offers; empty when there were none. Cancelling it loses nothing: reservations lapse by themselves.
+
+        Raises:
+            ParityError: As the market raised it.
+        """
+        asked_at = self._clock.monotonic()
+        request = PollRequest(instance=self._instance, slots=min(slots, MAX_BATCH), wait_s=POLL_WAIT_S)
+        reply = await self._market.poll(request)
+        if not reply.manifests:
+            took_s = self._clock.monotonic() - asked_at
+            await self._clock.sleep(max(min(reply.retry_after_s, 60.0), SHORTEST_POLL_S - took_s, 0.0))
+        return reply.manifests[:slots]
+
+    async def take(self, manifests: tuple[str, ...]) -> list[Granted]:
+        """Verify, admit and claim offers; what is refused is counted and logged, never raised.
+
+        Raises:
+            StorageFull: The intent cannot be journalled; nothing was claimed.
+        """
+        wanted = []
+        room = self._committed()
+        for token in manifests:
+            verified = await self._check(token, room)
+            if verified is not None:
+                resources = verified.spec.resources
+                room = Committed(room.memory_bytes + resources.memory_bytes, room.disk_bytes + resources.disk_bytes)
+                wanted.append(verified)
+        if not wanted:
+            return []
+        now = int(self._clock.now().timestamp())
+        intents = await self._store.record_intents([self._intent(verified) for verified in wanted], now=now)
+        crashpoint("claim.intent.journalled")
+        claims: list[tuple[Execution, VerifiedManifest]] = []
+        for verified, intent in zip(wanted, intents, strict=True):
+            if intent.state is IntentState.USED:
+                self._refuse(Denial(Replayed.code, "its manifest was used before"), verified.task_id)
+            else:
+                claims.append((intent.execution, verified))
+        return await self._claim(claims) if claims else []
+
+    async def _check(self, token: str, committed: Committed) -> VerifiedManifest | None:
+        try:
+            verified = await self._trust.verify(token, node_version=self._node_version)
+        except ParityError as exc:
+            # Nothing in it can be trusted, the task's id included.
+            self._refuse(Denial(f"manifest.{exc.code}", exc.message), "")
+            return None
+        denials = admit(
+            verified,
+            policy=self._policy,
+            capability=self._capability(),
+            committed=committed,
+            disk_floor_bytes=self._disk_floor_bytes,
+            now=self._clock.now(),
+        )
+        for denial in denials:
+            self._refuse(denial, verified.task_id)
+        return None if denials else verified
+
+    def _refuse(self, denial: Denial, task_id: str) -> None:
+        log.warning("offer_refused", task_id=task_id, rule=denial.rule, reason=denial.message)
+        self._on_refused(denial, task_id)
+
+    def _intent(self, verified: VerifiedManifest) -> Execution:
+        manifest = verified.manifest
+        return Execution(
+            id=str(uuid4()),
+            task_id=manifest.sub,
+            jti=manifest.jti,
+            jti_expires_at=manifest.exp + int(LEEWAY.total_seconds()),
+            claim_id=str(uuid4()),
+            kind=verified.spec.type,
+            manifest=verified.token,
+            manifest_hash=verified.hash,
+            order_hash=verified.order_hash,
+            reward=manifest.reward,
+        )
+
+    async def _claim(self, claims: list[tuple[Execution, VerifiedManifest]]) -> list[Granted]:
+        request = ClaimsRequest(
+            instance=self._instance,
+            claims=tuple(ClaimItem(manifest=row.manifest, claim_id=row.claim_id) for row, _ in claims),
+        )
+        sent_at, reply = await self._send(request)
+        crashpoint("claim.sent")
+        granted = []
+        for index, (row, verified) in enumerate(claims):
+            lease = reply.claims[index] if reply is not None else None
+            if lease is None or not self._is_granted(row, lease):
+                self._store.forget(row.id)
+                continue
+            taken = replace(
+                row,
+                phase=Phase.CLAIMED,
+                lease_id=lease.lease_id,
+                fence=lease.fence,
+                ttl_s=lease.ttl_s,
+                deadline=local_deadline(sent_at, lease.ttl_s),
+                boot_id=self._boot_id,
+            )
+            self._store.note(
+                row.id,
+                phase=taken.phase,
+                lease_id=taken.lease_id,
+                fence=taken.fence,
+                ttl_s=taken.ttl_s,
+                deadline=taken.deadline,
+                boot_id=taken.boot_id,
+            )
+            crashpoint("claim.journalled")
+            log.info("lease_claimed", task_id=row.task_id, fence=taken.fence, ttl_s=taken.ttl_s, kind=row.kind)
+            granted.append(Granted(taken, Work(verified.manifest, verified.spec), sent_at))
+        self.claimed += len(granted)
+        return granted
+
+    async def _send(self, request: ClaimsRequest) -> tuple[float, ClaimsReply | None]:
+        """Send claims until they are answered or their time is over; the same ids get the same leases."""
+        backoff = Backoff(0.1, 2.0)
+        end = self._clock.monotonic() + CLAIM_WINDOW_S
+        first_sent_at = self._clock.monotonic()
+        while True:
+            try:
+                # A repeated claim returns the lease that the first one made, so time counts from the first.
+                return first_sent_at, await within(self._clock, CLAIM_TIMEOUT_S, lambda: self._market.claim(request))
+            except (Unavailable, TimeoutError) as exc:
+                pause_s = backoff.after(exc if isinstance(exc, ParityError) else None)
+                if self._clock.monotonic() + pause_s >= end:
+                    log.warning("claims_not_answered", claims=len(request.claims), error=str(exc))
+                    return first_sent_at, None
+                await self._clock.sleep(pause_s)
+            except ParityError as exc:
+                log.warning("claims_refused", claims=len(request.claims), code=exc.code, error=exc.message)
+                return first_sent_at, None
+
+    def _is_granted(self, row: Execution, reply: ClaimReply) -> bool:
+        if reply.status != 200 or reply.claim_id != row.claim_id:
+            code = reply.problem.code if reply.problem is not None else str(reply.status)
+            detail = reply.problem.detail if reply.problem is not None else ""
+            self._refuse(Denial(f"claim.{code}", detail), row.task_id)
+            return False
+        try:
+            self._trust.check_lease(reply, task_id=row.task_id, claim_id=row.claim_id, manifest_hash=row.manifest_hash)
+        except ParityError as exc:
+            self._refuse(Denial(f"lease.{exc.code}", exc.message), row.task_id)
+            return False
+        return True

@@ -1,0 +1,404 @@
+"""The agent: everything a running node does, in one task group."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from parity_node.acquire import Acquirer
+from parity_node.control import serve_control
+from parity_node.execution import ExecutionRunner
+from parity_node.executors.base import Executor
+from parity_node.fingerprint.machine import boot_id, measure
+from parity_node.folders import Folders
+from parity_node.keys import NodeKeys
+from parity_node.leases import LeaseKeeper
+from parity_node.market.base import MarketClient, MarketDirectory
+from parity_node.market.trust import MarketTrust
+from parity_node.notices import LogShipper, StartNotices
+from parity_node.observability.metrics import NodeMetrics
+from parity_node.observability.server import serve_health
+from parity_node.outbox import Outbox, Settled
+from parity_node.presence import Load, Presence
+from parity_node.resume import Resumer
+from parity_node.settings import NodeSettings
+from parity_node.slots import Slots
+from parity_node.status import agent_status, read_logs
+from parity_node.store.base import NodeStore
+from parity_node.supervise import FATAL, supervise
+from parity_node.version import node_version
+from parity_node.waiting import Backoff, Signal, event_within
+from parity_protocol.capability import Capability, ExecutorState
+from parity_protocol.clock import Clock
+from parity_protocol.errors import BadField, FailureReason, ParityError, StakeTooLow, StorageFull
+from parity_protocol.task import TaskKind
+
+__all__ = ["Agent", "AgentParts"]
+
+FLUSH_TIMEOUT_S = 5.0  # for reports that wait when a drained node stops
+GOODBYE_TIMEOUT_S = 2.0
+PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could not run
+FULL_PAUSE_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentParts:
+    """What an agent is made of; a test gives fakes."""
+
+    settings: NodeSettings
+    keys: NodeKeys
+    hostname: str
+    folders: Folders
+    store: NodeStore
+    market: MarketClient
+    directory: MarketDirectory
+    executors: Mapping[TaskKind, Executor]
+    clock: Clock
+
+
+class Agent:
+    """A running node. ``run`` returns when it was drained or stopped."""
+
+    def __init__(self, parts: AgentParts) -> None:
+        self._parts = parts
+        settings, clock, store, market = parts.settings, parts.clock, parts.store, parts.market
+        self.metrics = NodeMetrics()
+        self.slots = Slots(settings.runner_slots)
+        self.leases = LeaseKeeper(market, clock)
+        self._starts = StartNotices(market, clock)
+        self._logs = LogShipper(market, store, clock)
+        self.outbox = Outbox(
+            store,
+            market,
+            parts.directory,
+            clock,
+            max_rows=settings.runner_outbox_max_rows,
+            max_bytes=settings.runner_outbox_max_bytes,
+            on_settled=self._settled,
+        )
+        self._executor_states: dict[TaskKind, ExecutorState] = {}
+        self._capability: Capability | None = None
+        self.trust = MarketTrust(parts.directory, store, settings, node_id=parts.keys.node_id, clock=clock)
+        boot = boot_id()
+        self.runner = ExecutionRunner(
+            executors=parts.executors,
+            store=store,
+            market=market,
+            clock=clock,
+            leases=self.leases,
+            outbox=self.outbox,
+            starts=self._starts,
+            logs=self._logs,
+            slots=self.slots,
+            policy=settings.policy(),
+            capability=self.capability,
+            node_id=parts.keys.node_id,
+            operator=parts.keys.operator,
+            exec_dir=parts.folders.executions,
+            results_dir=parts.folders.results,
+            boot_id=boot,
+            on_ended=self.metrics.execution_ended,
+        )
+        self.presence = Presence(
+            market=market,
+            directory=parts.directory,
+            trust=self.trust,
+            keys=parts.keys,
+            clock=clock,
+            hostname=parts.hostname,
+            interval_s=settings.runner_heartbeat_interval.total_seconds(),
+            capability=self.measure,
+            load=self._load,
+        )
+        self._acquirer = Acquirer(
+            market=market,
+            trust=self.trust,
+            store=store,
+            clock=clock,
+            policy=settings.policy(),
+            instance=parts.keys.instance,
+            node_version=node_version(),
+            boot_id=boot,
+            disk_floor_bytes=settings.runner_disk_floor,
+            capability=self.capability,
+            committed=self.runner.committed,
+            on_refused=self.metrics.offer_refused,
+        )
+        self._resumer = Resumer(
+            store=store, market=market, clock=clock, runner=self.runner, folders=parts.folders, boot_id=boot
+        )
+        self._acquiring = anyio.CancelScope()
+        self._acquiring_ended = anyio.Event()
+        self._drain_asked = anyio.Event()
+        self._grace_s = settings.runner_grace.total_seconds()
+        self._acquired = Signal()
+        self.started_at = clock.now()
+        self.health_port = 0
+        self._watch_gauges()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no new work is taken any more."""
+        return self._drain_asked.is_set()
+
+    @property
+    def parts(self) -> AgentParts:
+        """What it was made of."""
+        return self._parts
+
+    async def run(self) -> None:
+        """Run until drained (SIGTERM, SIGINT, ``drain``) or cancelled; a second signal ends it at once.
+
+        Raises:
+            NodeInUse: Another machine runs with this node's key.
+            ConfigInvalid: The market is not the one that was pinned.
+        """
+        fatal: list[ParityError] = []
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch_signals, group.cancel_scope)
+                await self._start_up(group)
+                self._start_loops(group)
+                await self._drain_asked.wait()
+                await self._wind_down()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as exc:
+            found = exc.subgroup(FATAL)
+            if found is None:
+                raise
+            fatal = _leaves(found)
+        if fatal:
+            raise fatal[0]
+
+    def drain(self, grace_s: float | None = None) -> None:
+        """Take no new work, give running tasks ``grace_s``, then end."""
+        if grace_s is not None:
+            self._grace_s = grace_s
+        if not self.is_draining:
+            log.info("draining", running=len(self.runner.running), grace_s=self._grace_s)
+        self._drain_asked.set()
+
+    def capability(self) -> Capability:
+        """Return what was measured last."""
+        return self._capability if self._capability is not None else self.measure()
+
+    def measure(self) -> Capability:
+        """Measure the node now."""
+        settings = self._parts.settings
+        self._capability = measure(
+            node_version=node_version(),
+            slots=settings.runner_slots,
+            folder=self._parts.folders.executions,
+            executors=self._executor_states,
+            model_types=_model_types(self._parts.executors),
+            now=self._parts.clock.now(),
+        )
+        return self._capability
+
+    async def handle_control(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer one request of the control socket."""
+        match request.get("command"):
+            case "status":
+                return agent_status(self)
+            case "drain":
+                grace_s = request.get("grace_s")
+                if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float)):
+                    raise BadField("grace_s must be a number of seconds", field="grace_s")
+                self.drain(None if grace_s is None else max(0.0, min(float(grace_s), 604_800.0)))
+                return {"draining": True, "running": len(self.runner.running)}
+            case "logs":
+                return await read_logs(self, request)
+            case _:
+                raise BadField("expected the command status, drain or logs", field="command")
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    async def _start_up(self, group: TaskGroup) -> None:
+        await self._probe(list(self._parts.executors))
+        self.measure()
+        try:
+            await self.presence.introduce()
+        except FATAL:
+            raise
+        except (ParityError, TimeoutError) as exc:  # the presence loop goes on trying and says why
+            log.warning("market_not_reached_at_start", error=str(exc))
+        snapshot = await self._parts.store.load()
+        self.outbox.restore(snapshot.outbox)
+        await self._resumer.resume(snapshot, group, can_ask=self.trust.is_established)
+
+    def _start_loops(self, group: TaskGroup) -> None:
+        clock = self._parts.clock
+        loops = {
+            "leases": self.leases.run,
+            "outbox": self.outbox.run,
+            "starts": self._starts.run,
+            "logs": self._logs.run,
+            "presence": self.presence.run,
+            "probe": self._probe_loop,
+        }
+        for name, loop in loops.items():
+            group.start_soon(partial(supervise, name, loop, clock=clock))
+        group.start_soon(self._acquire, group)
+        group.start_soon(
+            partial(
+                supervise,
+                "control",
+                partial(serve_control, self._parts.folders.state, self.handle_control),
+                clock=clock,
+            )
+        )
+        port = self._parts.settings.runner_metrics_port
+        if port:
+            serve = partial(serve_health, port, metrics=self.metrics.render, health=self._health)
+            group.start_soon(partial(supervise, "health", serve, clock=clock))
+
+    async def _probe(self, kinds: list[TaskKind]) -> None:
+        for kind in kinds:
+            state = await self._parts.executors[kind].describe()
+            if self._executor_states.get(kind) != state:
+                log.info("executor_probed", kind=kind, available=state.available, isolation=state.isolation, reason=state.reason)  # fmt: skip
+            self._executor_states[kind] = state
+
+    async def _probe_loop(self) -> None:
+        while True:
+            await self._parts.clock.sleep(PROBE_INTERVAL_S)
+            await self._probe([kind for kind, state in self._executor_states.items() if not state.available])
+
+    # -- working -------------------------------------------------------------------------------------------------
+
+    async def _acquire(self, group: TaskGroup) -> None:
+        try:
+            with self._acquiring:
+                await supervise("acquire", partial(self._acquire_loop, group), clock=self._parts.clock)
+        finally:
+            self._acquiring_ended.set()
+
+    async def _acquire_loop(self, group: TaskGroup) -> None:
+        failed, idle = Backoff(0.2, 20.0), Backoff(0.05, 5.0)
+        clock = self._parts.clock
+        while True:
+            await self.presence.wait_eligible()
+            obstacle = self._obstacle()
+            if obstacle:
+                log.warning("no_new_work", reason=obstacle)
+                await clock.sleep(FULL_PAUSE_S)
+                self.measure()
+                continue
+            try:
+                offers = await self._acquirer.poll(await self.slots.wait_free())
+                failed.reset()
+                if not offers:
+                    continue
+                # From here a drain waits: a lease that was granted must reach its runner.
+                with anyio.CancelScope(shield=True):
+                    granted = await self._acquirer.take(offers)
+                    for lease in granted:
+                        live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
+                        group.start_soon(self.runner.run, live)
+            except StakeTooLow:
+                self.presence.doubt()
+                continue
+            except (ParityError, TimeoutError) as exc:
+                pause_s = failed.after(exc)
+                level = log.error if isinstance(exc, StorageFull) else log.info
+                level("no_offers", error=str(exc), retry_in_s=round(pause_s, 3))
+                await clock.sleep(pause_s)
+                continue
+            if granted:
+                idle.reset()
+            else:
+                await clock.sleep(idle.after())
+
+    def _obstacle(self) -> str:
+        if not self.outbox.has_room:
+            return f"{self.outbox.rows} reports wait for the market, there is no room for more"
+        free, floor = self.capability().disk_free_bytes, self._parts.settings.runner_disk_floor
+        if free < floor:
+            return f"{free} bytes are free on the disk, RUNNER_DISK_FLOOR is {floor}"
+        return ""
+
+    def _settled(self, answer: Settled) -> None:
+        self.metrics.report_answered("accepted" if answer.is_accepted else answer.code)
+        self.runner.settled(answer)
+
+    def _load(self) -> Load:
+        return Load(
+            free_slots=0 if self.is_draining else self.slots.free,
+            running=tuple(live.row.task_id for live in self.runner.running),
+            is_draining=self.is_draining,
+            outbox_rows=self.outbox.rows,
+        )
+
+    def _health(self) -> tuple[bool, Mapping[str, object]]:
+        standing = self.presence.standing
+        is_ready = standing.is_eligible and not self.is_draining
+        return is_ready, {
+            "status": "ok" if is_ready else "degraded",
+            "version": node_version(),
+            "enrolled": standing.is_enrolled,
+            "eligible": standing.is_eligible,
+            "draining": self.is_draining,
+            "problems": list(standing.problems),
+        }
+
+    def _watch_gauges(self) -> None:
+        self.metrics.watch("slots", "Slots in all", lambda: float(self.slots.count))
+        self.metrics.watch("slots_free", "Free slots", lambda: float(self.slots.free))
+        self.metrics.watch("outbox_reports", "Reports that wait", lambda: float(self.outbox.rows))
+        self.metrics.watch("outbox_bytes", "Bytes of the reports that wait", lambda: float(self.outbox.size_bytes))
+        self.metrics.watch("leases_held", "Leases held", lambda: float(len(self.leases)))
+        self.metrics.watch(
+            "clock_offset_seconds", "The market's clock minus ours", lambda: self.presence.standing.clock_offset_s
+        )
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    async def _watch_signals(self, scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for number in received:
+                if self.is_draining:
+                    log.warning("stopping_now", signal=signal.Signals(number).name)
+                    scope.cancel()
+                    return
+                self.drain()
+
+    async def _wind_down(self) -> None:
+        """Stop acquiring, let running tasks end until the grace is over, hand the others back, flush, say goodbye."""
+        self._acquiring.cancel()
+        await self._acquiring_ended.wait()
+        self.presence.hurry()
+        idle = anyio.Event()
+
+        async def watch() -> None:
+            await self.runner.wait_idle()
+            idle.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            if not await event_within(idle, self._parts.clock, self._grace_s):
+                for live in self.runner.running:
+                    live.stop(FailureReason.DRAINED)
+                await idle.wait()
+        is_flushed = await self.outbox.flush(FLUSH_TIMEOUT_S)
+        await self.presence.say_goodbye(GOODBYE_TIMEOUT_S)
+        log.info("drained", reports_left=self.outbox.rows, flushed=is_flushed)
+
+
+def _model_types(executors: Mapping[TaskKind, Executor]) -> tuple[str, ...]:
+    return tuple(getattr(executors.get(TaskKind.FEDERATED_LEARNING), "model_types", ()))
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[Any]:
+    found: list[Any] = []
+    for exc in group.exceptions:
+        found.extend(_leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc])
+    return found

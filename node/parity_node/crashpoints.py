@@ -1,0 +1,64 @@
+"""Named places at which a test can kill the process, to prove that every step survives it.
+
+Free in production: one comparison with None. ``PARITY_CRASHPOINT=name`` or ``name:n`` (the n-th time) makes the process
+send itself SIGKILL there, and only under ``PARITY_TESTING=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["CRASHPOINTS", "arm", "crashpoint"]
+
+CRASHPOINTS = (
+    "claim.intent.journalled",
+    "claim.sent",
+    "claim.journalled",
+    "prepared",
+    "started",
+    "start.handle.journalled",
+    "result.written",
+    "result.journalled",
+    "report.enqueued",
+    "result.uploaded",
+    "report.sent",
+    "report.acked",
+    "cleanup.begun",
+    "cleanup.done",
+    "recovery.decided",
+    "release.sent",
+)
+
+_armed: str | None = None
+_left = 0
+
+
+def arm(text: str | None) -> None:
+    """Choose the place: ``name`` or ``name:n``; None disarms.
+
+    Raises:
+        ValueError: No such place, or ``n`` is not a positive number: a typing error must not pass for survival.
+    """
+    global _armed, _left
+    if not text:
+        _armed, _left = None, 0
+        return
+    name, _, count = text.partition(":")
+    if name not in CRASHPOINTS or (count and not (count.isdigit() and int(count) > 0)):
+        raise ValueError(f"no crash point {text!r}; there are {', '.join(CRASHPOINTS)}")
+    _armed, _left = name, int(count or 1)
+
+
+def crashpoint(name: str) -> None:
+    """Die here if this is the chosen place."""
+    global _left
+    if _armed is None or name != _armed:
+        return
+    _left -= 1
+    if _left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if os.environ.get("PARITY_TESTING") == "1":
+    arm(os.environ.get("PARITY_CRASHPOINT"))

@@ -1,0 +1,426 @@
+"""One execution from its lease to its report: each step journalled before the next one's side effect."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import anyio
+import structlog
+from pydantic import ValidationError
+
+from parity_node.admission import Committed, limits_of
+from parity_node.crashpoints import crashpoint
+from parity_node.executors.base import ExecutionResult, Executor, Handle, Job, Limits
+from parity_node.files import make_private_dir
+from parity_node.leases import HeldLease, LeaseKeeper, LossReason
+from parity_node.market.base import MarketClient
+from parity_node.notices import LogFeed, LogShipper, StartNotices
+from parity_node.outbox import Outbox, Settled
+from parity_node.results import StoredResult, build_report, failure_of, store_result
+from parity_node.slots import Slots
+from parity_node.store.base import Execution, NodeStore, OutboxEntry, Phase
+from parity_node.waiting import Signal, within
+from parity_protocol.api.leases import FinalReport, ReleaseItem, ReleaseRequest, StartItem
+from parity_protocol.capability import Capability
+from parity_protocol.clock import Clock
+from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
+from parity_protocol.ids import NodeId
+from parity_protocol.manifest import Manifest
+from parity_protocol.policy import Policy
+from parity_protocol.report import Outcome
+from parity_protocol.signing.jws import b64url_decode
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, parse_spec
+from parity_protocol.wire import parse_as
+
+__all__ = ["ExecutionRunner", "Running", "Work", "work_of"]
+
+STOP_TIMEOUT_S = 15.0
+WALL_TIME_GRACE_S = 30.0  # executors enforce the wall time; the agent steps in when one hangs
+RELEASE_TIMEOUT_S = 5.0
+FULL_DISK_RETRY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a verified manifest permits."""
+
+    manifest: Manifest
+    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec
+
+
+@dataclass(slots=True)
+class Running:
+    """An execution that runs here now."""
+
+    row: Execution
+    work: Work
+    executor: Executor
+    limits: Limits
+    slot: int
+    handle: Handle | None
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    stop_reason: LossReason | FailureReason | None = None  # why we ended it
+
+    def stop(self, reason: LossReason | FailureReason) -> None:
+        """End it for ``reason``, unless its result is collected already."""
+        if self.row.phase.rank < Phase.COLLECTED.rank and self.stop_reason is None:
+            self.stop_reason = reason
+            self.scope.cancel()
+
+
+def work_of(execution: Execution) -> Work:
+    """Read a journalled manifest again. It was verified before it was journalled, and its window may be over by now.
+
+    Raises:
+        ParityError: The journal's copy is damaged.
+    """
+    manifest = parse_as(Manifest, b64url_decode(execution.manifest.split(".")[1]))
+    return Work(manifest, parse_spec(manifest.spec))
+
+
+class ExecutionRunner:
+    """Runs executions; holds what they share.
+
+    Args:
+        exec_dir: Each execution gets a folder of its own in it.
+        results_dir: Where large results wait for their upload.
+        capability: Returns what was measured last.
+        on_ended: Told of each execution's outcome, for counters: kind, outcome or reason, seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        executors: Mapping[TaskKind, Executor],
+        store: NodeStore,
+        market: MarketClient,
+        clock: Clock,
+        leases: LeaseKeeper,
+        outbox: Outbox,
+        starts: StartNotices,
+        logs: LogShipper,
+        slots: Slots,
+        policy: Policy,
+        capability: Callable[[], Capability],
+        node_id: NodeId,
+        operator: EvmKey,
+        exec_dir: Path,
+        results_dir: Path,
+        boot_id: str,
+        on_ended: Callable[[str, str, float], None],
+    ) -> None:
+        self._executors = executors
+        self._store = store
+        self._market = market
+        self._clock = clock
+        self._leases = leases
+        self._outbox = outbox
+        self._starts = starts
+        self._logs = logs
+        self._slots = slots
+        self._policy = policy
+        self._capability = capability
+        self._node_id = node_id
+        self._operator = operator
+        self._exec_dir = exec_dir
+        self._results_dir = results_dir
+        self._boot_id = boot_id
+        self._on_ended = on_ended
+        self._running: dict[str, Running] = {}
+        self._half_done: dict[str, set[str]] = {}  # what of cleanup and answer is there, by execution
+        self._ended = Signal()
+
+    @property
+    def running(self) -> tuple[Running, ...]:
+        """What runs now."""
+        return tuple(self._running.values())
+
+    def can_run(self, kind: str) -> bool:
+        """Whether there is an executor for ``kind``."""
+        return TaskKind(kind) in self._executors
+
+    def begin(self, row: Execution, work: Work, sent_at: float) -> Running:
+        """Take a slot for an execution whose lease is ours, and keep the lease; ``run`` must follow.
+
+        Args:
+            sent_at: ``Clock.monotonic()`` before the claim or renewal that gave the lease was sent.
+        """
+        executor = self._executors[TaskKind(row.kind)]
+        limits = limits_of(work.spec, self._policy, self._capability())
+        live = Running(row, work, executor, limits, self._slots.take(), _handle_of(row))
+        self._running[row.id] = live
+        self._keep_lease(live, sent_at)
+        return live
+
+    async def run(self, live: Running, *, is_recovered: bool = False) -> None:
+        """Take an execution from its phase to its report, or stop it when its lease is lost.
+
+        Args:
+            is_recovered: It was STARTED by an earlier process; ask the executor for it.
+        """
+        try:
+            with live.scope:
+                result = await self._execute(live, is_recovered=is_recovered)
+                await self._collect(live, result)
+            if live.row.phase is Phase.COLLECTED:
+                await self._clean_up(live.row, live.executor, live.handle)
+            elif live.stop_reason is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._abandon(live, live.stop_reason)
+        finally:
+            self._running.pop(live.row.id, None)
+            self._slots.release(live.slot)
+            self._ended.set()
+
+    async def finish_recovered(self, row: Execution, *, is_answered: bool) -> None:
+        """Clean up after an execution whose report waits, or was answered."""
+        if is_answered:
+            self._complete(row.id, "answered")
+        await self._clean_up(row, self._executors.get(TaskKind(row.kind)), _handle_of(row))
+
+    async def discard_recovered(self, row: Execution) -> None:
+        """Stop and forget an execution whose lease was lost while this process was away."""
+        executor, handle = self._executors.get(TaskKind(row.kind)), _handle_of(row)
+        if executor is not None and handle is not None:
+            await self._bounded("stop", lambda: executor.stop(handle))
+        await self._clean_up(row, executor, handle)
+        self._forget(row)
+
+    def settled(self, answer: Settled) -> None:
+        """Take note that the market has answered a final report."""
+        lease_id = answer.entry_id.split(":", 1)[0]
+        self._leases.remove(lease_id)
+        self._complete(answer.execution_id, "answered")
+
+    def committed(self) -> Committed:
+        """Return what the running executions may still use."""
+        return Committed(
+            sum(live.limits.memory_bytes for live in self._running.values()),
+            sum(live.limits.disk_bytes for live in self._running.values()),
+        )
+
+    async def wait_idle(self) -> None:
+        """Return when nothing runs."""
+        while self._running:
+            await self._ended.wait()
+
+    # -- the phases ----------------------------------------------------------------------------------------------
+
+    async def _execute(self, live: Running, *, is_recovered: bool) -> ExecutionResult:
+        """Prepare, start and wait, from wherever the journal says; an executor's errors become a failed result."""
+        try:
+            handle = await (self._recover(live) if is_recovered else self._start(live))
+            self._follow(live, handle)
+            limit_s = live.limits.wall_time_s + WALL_TIME_GRACE_S
+            return await within(self._clock, limit_s, lambda: live.executor.wait(handle))
+        except TimeoutError:
+            await self._stop(live)
+            text = f"the task did not end within its {live.limits.wall_time_s:g} s"
+            return ExecutionResult(Outcome.FAILED, FailureReason.TIMEOUT, text)
+        except Exception as exc:
+            log.warning(
+                "execution_failed", task_id=live.row.task_id, error=str(exc), exc_info=not isinstance(exc, ParityError)
+            )
+            await self._stop(live)
+            return failure_of(exc)
+
+    async def _recover(self, live: Running) -> Handle:
+        if live.handle is None or not await live.executor.recover(live.handle):
+            raise ExecutionFailed(FailureReason.NODE_RESTARTED, "the node restarted while the task ran")
+        log.info("execution_recovered", task_id=live.row.task_id, execution_id=live.row.id)
+        return live.handle
+
+    async def _start(self, live: Running) -> Handle:
+        row = live.row
+        prepared = live.handle if row.phase is Phase.PREPARED else None
+        if prepared is None:
+            live.handle = prepared = await live.executor.prepare(self._job(live))
+            self._note(live, phase=Phase.PREPARED, handle=prepared.to_json())
+            crashpoint("prepared")
+        live.handle = started = await live.executor.start(prepared)
+        crashpoint("started")
+        started_at = self._clock.now().timestamp()
+        self._note(live, phase=Phase.STARTED, handle=started.to_json(), started_at=started_at)
+        crashpoint("start.handle.journalled")
+        self._starts.add(StartItem(task_id=row.task_id, lease_id=row.lease_id, fence=row.fence, started_at=started_at))
+        return started
+
+    async def _collect(self, live: Running, result: ExecutionResult) -> None:
+        """Make the result and its report durable and queue it."""
+        row = live.row
+        stored: StoredResult | None = None
+        if result.outcome is Outcome.SUCCEEDED:
+            try:
+                stored = await store_result(result, self._results_dir, row.id)
+            except ParityError as exc:
+                result = replace(failure_of(exc), usage=result.usage)
+        finished_at = self._clock.now().timestamp()
+        try:
+            entry, report = self._report(live, result, stored, finished_at)
+        except (ValidationError, ParityError) as exc:
+            log.error("result_malformed", task_id=row.task_id, error=str(exc)[:500])  # noqa: TRY400 - says enough
+            broken = ExecutionResult(Outcome.FAILED, FailureReason.NODE_FAULT, "the executor's result is malformed")
+            entry, report = self._report(live, broken, None, finished_at)
+        crashpoint("result.written")
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._logs.finish, row.id)
+            await self._journal(entry)
+        live.row = replace(row, phase=Phase.COLLECTED)
+        crashpoint("result.journalled")
+        self._starts.discard(row.lease_id)
+        self._outbox.add(entry, report)
+        crashpoint("report.enqueued")
+        outcome = "succeeded" if report.report.outcome is Outcome.SUCCEEDED else str(report.report.reason)
+        self._on_ended(row.kind, outcome, max(0.0, finished_at - (row.started_at or finished_at)))
+        log.info("execution_ended", task_id=row.task_id, execution_id=row.id, fence=row.fence, outcome=outcome)
+
+    def _report(
+        self, live: Running, result: ExecutionResult, stored: StoredResult | None, finished_at: float
+    ) -> tuple[OutboxEntry, FinalReport]:
+        return build_report(
+            live.row,
+            result,
+            stored,
+            chain=live.work.manifest.chain,
+            node_id=self._node_id,
+            operator=self._operator,
+            finished_at=finished_at,
+        )
+
+    async def _journal(self, entry: OutboxEntry) -> None:
+        """Make a report durable; on a full disk wait for room as long as the lease lasts."""
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):  # written or not, but known
+                    await self._store.collect(entry, phase=Phase.COLLECTED)
+                return
+            except StorageFull as exc:
+                log.error("result_not_journalled", report=entry.id, error=exc.message)  # noqa: TRY400 - says enough
+                await self._clock.sleep(FULL_DISK_RETRY_S)
+
+    async def _abandon(self, live: Running, reason: LossReason | FailureReason) -> None:
+        """Stop an execution that is not to be reported; one that we chose to end gives its lease back."""
+        row = live.row
+        self._starts.discard(row.lease_id)
+        self._logs.discard(row.id)
+        await self._stop(live)
+        if isinstance(reason, FailureReason):
+            await self._release(row, reason)
+        self._leases.remove(row.lease_id)
+        await self._clean_up(row, live.executor, live.handle)
+        self._forget(row)
+        self._on_ended(row.kind, reason.value, 0.0)
+        log.info("execution_abandoned", task_id=row.task_id, execution_id=row.id, reason=reason.value)
+
+    async def _release(self, row: Execution, reason: FailureReason) -> None:
+        item = ReleaseItem(task_id=row.task_id, lease_id=row.lease_id, fence=row.fence, reason=reason.value)
+        try:
+            await within(self._clock, RELEASE_TIMEOUT_S, lambda: self._market.release(ReleaseRequest(releases=(item,))))
+            crashpoint("release.sent")
+        except (ParityError, TimeoutError) as exc:  # the lease ends by itself
+            log.info("lease_not_released", task_id=row.task_id, error=str(exc))
+
+    async def _clean_up(self, row: Execution, executor: Executor | None, handle: Handle | None) -> None:
+        crashpoint("cleanup.begun")
+        if executor is not None and handle is not None:
+            await self._bounded("cleanup", lambda: executor.cleanup(handle))
+        folder = anyio.Path(self._exec_dir / row.id)
+        if await folder.exists():
+            await anyio.to_thread.run_sync(_remove_tree, Path(folder))
+        crashpoint("cleanup.done")
+        self._complete(row.id, "cleaned")
+
+    # -- small things --------------------------------------------------------------------------------------------
+
+    def _job(self, live: Running) -> Job:
+        row, manifest = live.row, live.work.manifest
+        folder = self._exec_dir / row.id
+        with contextlib.suppress(FileNotFoundError):  # what an earlier process had begun to prepare
+            _remove_tree(folder)
+        return Job(
+            execution_id=row.id,
+            task_id=row.task_id,
+            lease_id=row.lease_id,
+            fence=row.fence,
+            spec=live.work.spec,
+            part=manifest.part,
+            parts=manifest.parts,
+            plan=manifest.plan,
+            folder=make_private_dir(folder),
+            limits=live.limits,
+            slot=live.slot,
+        )
+
+    def _keep_lease(self, live: Running, sent_at: float) -> None:
+        row = live.row
+        self._leases.add(
+            HeldLease(
+                task_id=row.task_id,
+                lease_id=row.lease_id,
+                fence=row.fence,
+                ttl_s=row.ttl_s,
+                sent_at=sent_at,
+                deadline=row.deadline,
+                on_lost=live.stop,
+                on_renewed=lambda deadline: self._store.note(row.id, deadline=deadline, boot_id=self._boot_id),
+            )
+        )
+
+    def _follow(self, live: Running, handle: Handle) -> None:
+        row = live.row
+        self._logs.add(
+            LogFeed(
+                row.id,
+                row.task_id,
+                row.lease_id,
+                row.fence,
+                live.executor,
+                handle,
+                read=row.log_read,
+                sent=row.log_sent,
+            )
+        )
+
+    def _note(self, live: Running, **changes: object) -> None:
+        live.row = replace(live.row, **changes)  # type: ignore[arg-type]  # the journal checks the names
+        self._store.note(live.row.id, **changes)
+
+    async def _stop(self, live: Running) -> None:
+        handle = live.handle
+        if handle is not None:
+            await self._bounded("stop", lambda: live.executor.stop(handle))
+
+    async def _bounded(self, verb: str, call: Callable[[], Awaitable[None]]) -> None:
+        """Call an executor's ``stop`` or ``cleanup``: shielded, bounded, and never the end of the agent."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await within(self._clock, STOP_TIMEOUT_S, call)
+            except Exception:
+                log.exception("executor_failed", verb=verb)
+
+    def _complete(self, execution_id: str, half: str) -> None:
+        """Forget an execution when it is both cleaned up and answered, whichever comes first."""
+        halves = self._half_done.setdefault(execution_id, set())
+        halves.add(half)
+        if halves == {"cleaned", "answered"}:
+            del self._half_done[execution_id]
+            self._store.forget(execution_id)
+
+    def _forget(self, row: Execution) -> None:
+        self._half_done.pop(row.id, None)
+        self._store.forget(row.id)
+
+
+def _handle_of(row: Execution) -> Handle | None:
+    return Handle.from_json(row.handle) if row.handle is not None else None
+
+
+def _remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder)  # does not follow links

@@ -1,0 +1,3 @@
+"""What operators and dashboards see: logs, metrics, health."""
+
+__all__: list[str] = []

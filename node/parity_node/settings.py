@@ -1,0 +1,249 @@
+"""The node's settings: the Parity runner's keys verbatim, and ours beside them.
+
+The file is ``--config-path``, else ``PARITY_CONFIG_PATH``, else ``./.env``; the real environment overrides it. Every
+field's description is rendered into ``.env.sample``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from parity_protocol.errors import ConfigInvalid, InvalidInput
+from parity_protocol.join import JoinString, is_loopback, parse_join, parse_market_url
+from parity_protocol.policy import Policy
+from parity_protocol.quantities import parse_bytes, parse_duration, parse_tokens
+from parity_protocol.task import TaskKind
+
+__all__ = ["NodeSettings", "config_path", "load_settings"]
+
+MAX_SLOTS = 256
+
+
+def _reading(parse: Callable[[Any], Any]) -> BeforeValidator:
+    """Turn a parser of ours into a validator: pydantic collects only ``ValueError``."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value)
+        except InvalidInput as exc:
+            raise ValueError(exc.message) from exc
+
+    return BeforeValidator(read)
+
+
+def _comma_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _size(value: Any) -> int:
+    return parse_bytes(int(value) if isinstance(value, str) and value.strip().isdigit() else value)
+
+
+Seconds = Annotated[timedelta, _reading(parse_duration)]
+Size = Annotated[int, _reading(_size)]
+Tokens = Annotated[int, _reading(parse_tokens)]
+
+
+class NodeSettings(BaseSettings):
+    """Everything an operator can set; ``load_settings`` reads it and names every mistake at once."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=False)
+
+    runner_market_join: str = Field(
+        "", description="The market's join string, as `parity market init` prints it: address and pins. Recommended."
+    )
+    runner_server_url: str = Field(
+        "http://localhost:8080",
+        description="The market's address. Without a join string only a market on this machine is accepted.",
+    )
+    runner_state_dir: Path = Field(
+        Path("~/.parity/node"), description="Folder of the node's keys, journal and results; mode 0700."
+    )
+    runner_exec_dir: Path | None = Field(
+        None,
+        description="Folder of the executions. Default: exec in the state folder; as root /var/lib/parity-node/exec.",
+    )
+    runner_slots: int = Field(
+        default_factory=lambda: max(1, os.cpu_count() or 1),
+        ge=1,
+        le=MAX_SLOTS,
+        description="Tasks that run at the same time. Default: the number of processors.",
+    )
+    runner_heartbeat_interval: Seconds = Field(
+        timedelta(seconds=30), description="Time between two heartbeats; the market's own interval wins if shorter."
+    )
+    runner_execution_timeout: Seconds = Field(
+        timedelta(minutes=15), description="Longest wall time of one task, whatever the task asks for."
+    )
+    runner_max_memory: Size | None = Field(None, description="Most memory of one task. Default: the machine's.")
+    runner_max_cpus: float | None = Field(None, gt=0, description="Most processors of one task. Default: all.")
+    runner_grace: Seconds = Field(
+        timedelta(seconds=30), description="On SIGTERM: how long running tasks may go on before they are handed back."
+    )
+    runner_shell_enabled: bool = Field(
+        default=False, description="Run `command` tasks, in bubblewrap. Off unless you say so."
+    )
+    runner_disk_floor: Size = Field(
+        256 << 20, description="Free space under which no new task is taken.", validate_default=True
+    )
+    runner_outbox_max_bytes: Size = Field(
+        256 << 20, description="Size of the queue of reports; when it is full no new task is taken."
+    )
+    runner_outbox_max_rows: int = Field(
+        10_000, ge=16, le=1_000_000, description="Reports that may wait for a market that does not answer."
+    )
+    runner_metrics_port: int = Field(
+        0, ge=0, le=65_535, description="Port on 127.0.0.1 for /metrics and /health; 0 turns it off."
+    )
+    runner_hostname: str = Field(
+        "", max_length=64, description="Name shown to you when a key is used by two machines. Default: this machine's."
+    )
+    runner_log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning, error."
+    )
+    runner_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")
+
+    runner_policy_kinds: Annotated[frozenset[TaskKind], NoDecode, BeforeValidator(_comma_list)] = Field(
+        frozenset(TaskKind), description="Kinds of task to take, separated by commas. Default: all that can run here."
+    )
+    runner_policy_max_input: Size | None = Field(None, description="Most input data of one task.")
+    runner_policy_min_reward: Tokens = Field(0, description="Least reward of one task, in tokens such as 0.25.")
+    runner_policy_creators: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_comma_list)] = Field(
+        None, description="Addresses of the only submitters to work for, separated by commas. Default: everybody."
+    )
+
+    runner_docker_cpu_limit: float = Field(1.0, gt=0, description="Processors of one Docker task (Docker executor).")
+    runner_docker_memory_limit: Size = Field(2 << 30, description="Memory of one Docker task (Docker executor).")
+    runner_docker_timeout: Seconds = Field(
+        timedelta(seconds=60), description="Longest time of one operation of the Docker engine (Docker executor)."
+    )
+    runner_webhook_port: int = Field(
+        8081,
+        ge=0,
+        le=65_535,
+        description="Port of the wake-up webhook. Accepted for the Parity runner's sake; not used.",
+    )
+    runner_tunnel_enabled: bool = Field(default=False, description="Accepted for the Parity runner's sake; not used.")
+    runner_tunnel_type: str = Field("bore", description="Accepted for the Parity runner's sake; not used.")
+    runner_tunnel_server_url: str = Field("bore.pub", description="Accepted for the Parity runner's sake; not used.")
+    runner_tunnel_port: int = Field(0, ge=0, le=65_535, description="Accepted for the Parity runner's sake; not used.")
+    runner_tunnel_secret: SecretStr = Field(
+        SecretStr(""), description="Accepted for the Parity runner's sake; not used."
+    )
+
+    blockchain_rpc: str = Field("", description="JSON-RPC address of the chain. Default: what the market names.")
+    blockchain_chain_id: int | None = Field(
+        None, ge=1, description="The chain's id. When set, a market on another chain is refused."
+    )
+    blockchain_token_address: str = Field(
+        "", pattern="^(0x[0-9a-fA-F]{40})?$", description="When set, a market with another token is refused."
+    )
+    blockchain_stake_wallet_address: str = Field(
+        "", pattern="^(0x[0-9a-fA-F]{40})?$", description="The vault. When set, a market with another one is refused."
+    )
+    blockchain_token_symbol: str = Field("", max_length=32, description="The token's symbol, for display.")
+
+    @model_validator(mode="after")
+    def _market_is_reachable_safely(self) -> NodeSettings:
+        for name, parse, value in (
+            ("RUNNER_MARKET_JOIN", parse_join, self.runner_market_join),
+            ("RUNNER_SERVER_URL", parse_market_url, self.runner_server_url),
+        ):
+            try:
+                if value:
+                    parse(value)
+            except InvalidInput as exc:
+                raise ValueError(f"{name}: {exc.message}") from exc
+        return self
+
+    def join(self) -> JoinString | None:
+        """Return the market that is pinned by the settings, or None when only a loopback address is set."""
+        return parse_join(self.runner_market_join) if self.runner_market_join else None
+
+    def market_url(self) -> str:
+        """Return the market's address.
+
+        Raises:
+            ConfigInvalid: It is on another machine and nothing pins it.
+        """
+        join = self.join()
+        if join is not None:
+            return join.url
+        url = parse_market_url(self.runner_server_url)
+        host = urlsplit(url).hostname or ""
+        if not is_loopback(host):
+            raise ConfigInvalid(
+                [
+                    f"RUNNER_MARKET_JOIN is missing: a market on another machine ({url}) must be pinned by its join string"
+                ]
+            )
+        return url
+
+    def state_dir(self) -> Path:
+        """Return the state folder's absolute path."""
+        return self.runner_state_dir.expanduser().absolute()
+
+    def policy(self) -> Policy:
+        """Return the operator's own limits."""
+        return Policy(
+            kinds=self.runner_policy_kinds,
+            max_wall_time_s=self.runner_execution_timeout.total_seconds(),
+            max_memory_bytes=self.runner_max_memory,
+            max_cpus=self.runner_max_cpus,
+            max_input_bytes=self.runner_policy_max_input,
+            min_reward=self.runner_policy_min_reward,
+            creators=frozenset(c.lower() for c in self.runner_policy_creators)
+            if self.runner_policy_creators is not None
+            else None,
+        )
+
+
+def config_path(given: Path | None = None) -> Path | None:
+    """Return the configuration file to read: ``given``, else ``PARITY_CONFIG_PATH``, else ``./.env`` if it is there.
+
+    Raises:
+        ConfigInvalid: A file was named and is not there.
+    """
+    named = given or (Path(os.environ["PARITY_CONFIG_PATH"]) if os.environ.get("PARITY_CONFIG_PATH") else None)
+    if named is None:
+        return Path(".env") if Path(".env").is_file() else None
+    if not named.expanduser().is_file():
+        raise ConfigInvalid([f"the configuration file {named} does not exist or is not a file"])
+    return named.expanduser()
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> NodeSettings:
+    """Read the settings.
+
+    Args:
+        path: ``--config-path``.
+        overrides: Values by field name that win over file and environment.
+
+    Raises:
+        ConfigInvalid: Carries every problem at once: key, what came, what was expected.
+    """
+    file = config_path(path)
+    try:
+        return NodeSettings(_env_file=file, **overrides)
+    except ValidationError as exc:
+        raise ConfigInvalid([_describe(problem) for problem in exc.errors(include_url=False)]) from exc
+
+
+def _describe(problem: Any) -> str:
+    place = problem["loc"]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not place:
+        return message
+    key = str(place[0]).upper()
+    if key == "RUNNER_TUNNEL_SECRET":
+        return f"{key}: {message}"
+    shown = TypeAdapter(object).dump_json(problem.get("input"), fallback=repr).decode()[:80]
+    return f"{key}={shown}: {message}"

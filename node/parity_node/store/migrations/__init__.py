@@ -1,0 +1,1 @@
+"""The journal's schema, one file per version."""

@@ -1,0 +1,143 @@
+"""A whole node on fakes: market and journal in memory, a clock that moves when told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from parity_node.agent import Agent, AgentParts
+from parity_node.executors.base import Executor
+from parity_node.folders import Folders
+from parity_node.keys import NodeKeys
+from parity_node.settings import NodeSettings
+from parity_node.store.base import NodeStore, Phase
+from parity_node.store.memory import MemoryNodeStore
+from parity_node.testing.executors import ScriptedExecutor
+from parity_node.testing.market import MarketSimulator
+from parity_protocol.task import TaskKind
+from parity_protocol.testing.clock import FakeClock
+from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
+
+
+def keys_of(name: str = "node", instance: str = "1" * 64) -> NodeKeys:
+    return NodeKeys(deterministic_ed25519(name), deterministic_evm_key(name), instance)
+
+
+@dataclass
+class RunningNode:
+    """An agent that runs, and what it runs on."""
+
+    agent: Agent
+    market: MarketSimulator
+    clock: FakeClock
+    store: NodeStore
+    executor: ScriptedExecutor
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    failure: BaseException | None = None
+
+    async def until(self, condition: Callable[[], bool], *, within_s: float = 60.0, step_s: float = 0.05) -> None:
+        """Let time pass until ``condition`` holds."""
+        passed = 0.0
+        while not condition():
+            assert passed < within_s, "the condition did not come to hold"
+            await self.clock.advance(timedelta(seconds=step_s))
+            await anyio.lowlevel.checkpoint()
+            passed += step_s
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.clock.advance(timedelta(seconds=seconds))
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self.agent.runner.running and self.agent.outbox.rows == 0
+
+    def phases(self) -> list[Phase]:
+        return [live.row.phase for live in self.agent.runner.running]
+
+
+NodeFactory = Callable[..., AbstractAsyncContextManager[RunningNode]]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def market(clock: FakeClock) -> MarketSimulator:
+    return MarketSimulator(clock, ttl_s=30.0)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    made = Folders(tmp_path / "state", tmp_path / "exec", tmp_path / "results", tmp_path / "cache")
+    for folder in (made.state, made.executions, made.results, made.cache):
+        folder.mkdir(mode=0o700)
+    return made
+
+
+@pytest.fixture
+def node(market: MarketSimulator, clock: FakeClock, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> NodeFactory:
+    """Return a context manager that runs a node inside its block; leaving it kills the node like SIGKILL would."""
+    monkeypatch.setattr(Agent, "_watch_signals", _no_signals)
+    monkeypatch.setattr("parity_node.agent.serve_control", _no_control)
+
+    @asynccontextmanager
+    async def run(
+        *,
+        executor: Executor | None = None,
+        store: NodeStore | None = None,
+        keys: NodeKeys | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[RunningNode]:
+        scripted = executor if executor is not None else ScriptedExecutor(clock)
+        journal = store if store is not None else MemoryNodeStore()
+        values = {"runner_slots": 2, "runner_grace": timedelta(seconds=10), "runner_disk_floor": 0} | settings
+        agent = Agent(
+            AgentParts(
+                settings=NodeSettings(_env_file=None, **values),
+                keys=keys or keys_of(),
+                hostname="testhost",
+                folders=folders,
+                store=journal,
+                market=market,
+                directory=market,
+                executors={TaskKind.COMMAND: scripted},
+                clock=clock,
+            )
+        )
+        running = RunningNode(agent, market, clock, journal, scripted)  # type: ignore[arg-type]
+
+        async def body() -> None:
+            try:
+                await agent.run()
+            except Exception as exc:
+                running.failure = exc
+            finally:
+                running.ended.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(body)
+            await clock.advance(timedelta(0))
+            try:
+                yield running
+            finally:
+                group.cancel_scope.cancel()
+
+    return run
+
+
+async def _no_signals(_agent: Agent, _scope: anyio.CancelScope) -> None:
+    return
+
+
+async def _no_control(_folder: Path, _handle: Callable[..., Awaitable[Any]]) -> None:
+    await anyio.sleep_forever()
