@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -32,11 +34,12 @@ STATEMENT_CACHE = 256  # prepared statements per connection
 class SqliteStore:
     """A ``MarketStore`` in one file. Made by ``open_sqlite``."""
 
-    def __init__(self, writer: Writer, reader: sqlite3.Connection, dialect: Dialect) -> None:
+    def __init__(self, writer: Writer, reader: sqlite3.Connection, dialect: Dialect, lock: int) -> None:
         self.writer = writer
         self._reader = reader
         self._cursor = reader.cursor()
         self._tx = SqlReadTx(self._cursor, dialect)
+        self._lock = lock
         self._closed = False
 
     async def write(self, op: Callable[[Tx], T]) -> T:
@@ -63,6 +66,7 @@ class SqliteStore:
         self._closed = True
         await self.writer.close()
         self._reader.close()
+        os.close(self._lock)
 
 
 async def open_sqlite(path: Path) -> SqliteStore:
@@ -74,7 +78,12 @@ async def open_sqlite(path: Path) -> SqliteStore:
     Raises:
         ConfigInvalid: It is no database of ours, or the file system cannot do what durability needs.
     """
-    upgrade_sqlite(path)
+    lock = _lock(path)
+    try:
+        upgrade_sqlite(path)
+    except BaseException:
+        os.close(lock)
+        raise
     dialect = sqlite_dialect.dialect(paramstyle="qmark")
     writer = Writer(
         _connect(path),
@@ -82,7 +91,18 @@ async def open_sqlite(path: Path) -> SqliteStore:
         begin="BEGIN IMMEDIATE",
         on_hook_error=lambda exc: log.error("after_commit_failed", exc_info=exc),
     )
-    return SqliteStore(writer, _connect(path, read_only=True), dialect)
+    return SqliteStore(writer, _connect(path, read_only=True), dialect, lock)
+
+
+def _lock(path: Path) -> int:
+    """Keep every other market off this database; the system drops the lock when the process ends, however it ends."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise ConfigInvalid([f"{path} is in use by another market process"]) from exc
+    return descriptor
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

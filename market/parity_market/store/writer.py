@@ -3,7 +3,8 @@
 Operations run on the event loop itself and only the COMMIT runs in a thread. Python code runs one thread at a time
 anyway, and a thread that calls SQLite gives the interpreter up at every statement and then waits up to the switch
 interval (5 ms) to get it back; on a busy loop that would cost more than the operations. A batch ends after 512
-operations or 2 ms, so the loop is never held longer than that by many small ones.
+operations or 2 ms; where a commit is slow it may last twice as long as the last one took, up to 10 ms, so that the disk
+does not decide how many operations a second there are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_BATCH_OPS = 512
-MAX_BATCH_S = 0.002  # of running operations before their commit
+MIN_BATCH_S = 0.002  # of running operations before their commit
+MAX_BATCH_S = 0.010
 MAX_WAITING = 10_000  # operations; beyond it callers are told to come back
 RETRY_AFTER_S = 1.0
 
@@ -179,6 +181,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="market-commit")
         self.commits = 0
+        self.commit_s = 0.0  # of the last commit, fsync included
         self.operations = 0
 
     async def write(self, op: Callable[[Tx], T]) -> T:
@@ -218,13 +221,18 @@ class Writer:
                 self._queue.clear()
             self._end_batch([(waiting, translated(exc)) for waiting in done])
             return
-        committing = self._thread.submit(self._cursor.execute, "COMMIT")
+        committing = self._thread.submit(self._commit)
         committing.add_done_callback(
             lambda future: self._loop.call_soon_threadsafe(self._committed, done, future.exception())
         )
 
+    def _commit(self) -> None:
+        started = time.perf_counter()
+        self._cursor.execute("COMMIT")
+        self.commit_s = time.perf_counter() - started
+
     def _run_operations(self, done: list[_Waiting]) -> None:
-        until = time.perf_counter() + MAX_BATCH_S
+        until = time.perf_counter() + min(max(MIN_BATCH_S, 2 * self.commit_s), MAX_BATCH_S)
         execute = self._cursor.execute
         while self._queue and len(done) < MAX_BATCH_OPS:
             waiting = self._queue.popleft()
