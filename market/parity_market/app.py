@@ -1,0 +1,89 @@
+"""The ASGI application: routes, OpenAPI from the models, and nothing that parses a body by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from parity_market.routes import about, auth, leases, nodes, storage, tasks
+from parity_market.routing import Endpoint, mount, problem_response
+from parity_market.state import MarketState
+from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem
+from parity_protocol.errors import InvalidInput, NotFound
+
+__all__ = ["ENDPOINTS", "create_app"]
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *about.ENDPOINTS,
+    *auth.ENDPOINTS,
+    *nodes.ENDPOINTS,
+    *leases.ENDPOINTS,
+    *tasks.ENDPOINTS,
+    *storage.ENDPOINTS,
+)
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(state: MarketState, lifespan: Lifespan | None = None) -> FastAPI:
+    """Return the application over a market's parts."""
+    app = FastAPI(
+        title="parity-node market",
+        version=state.version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    mount(app, state, ENDPOINTS)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # how FastAPI documents replacing it
+    return app
+
+
+async def _unrouted(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == NotFound.status:
+        return problem_response(NotFound("there is no such path here"), None)
+    if exc.status_code == 405:
+        problem = Problem(
+            title="The path does not take this method.", status=405, code="method_not_allowed", detail=request.method
+        )
+        return Response(problem.model_dump_json(), status_code=405, media_type=PROBLEM_CONTENT_TYPE)
+    error = InvalidInput("the request is not valid")
+    return problem_response(error, None)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with bodies and replies declared from the models."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    schema = FastAPI.openapi(app)
+    models: set[type[BaseModel]] = {Problem}
+    for endpoint in ENDPOINTS:
+        models.update(model for model in (endpoint.body, endpoint.reply) if model is not None)
+    pairs = [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)]
+    _, definitions = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]  # Literal
+    schema.setdefault("components", {})["schemas"] = definitions.get("$defs", {})
+    problem = {PROBLEM_CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            reply = operation.pop("x-reply", None)
+            operation.pop("x-body", None)
+            done = next(iter(operation["responses"]))
+            answer: dict[str, Any] = {"description": operation["responses"][done].get("description", "OK")}
+            if reply is not None:
+                answer["content"] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{reply}"}}}
+            refused = {"description": "Refused", "content": problem}
+            operation["responses"] = {done: answer, "4XX": refused, "5XX": refused}
+    app.openapi_schema = schema
+    return schema

@@ -1,0 +1,76 @@
+"""The one way a request's body comes in: raw bytes under a cap and a deadline, then strict JSON, then the model.
+
+FastAPI's own body parsing is not used anywhere: it lets NaN and duplicate members pass and answers a lone surrogate
+with 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+
+from parity_protocol import strict_json
+from parity_protocol.errors import BadDocument, InvalidInput, TooLarge, Unreachable
+from parity_protocol.wire import parse_as
+
+__all__ = ["BODY_TIMEOUT_S", "declared_length", "parse_body", "read_body"]
+
+BODY_TIMEOUT_S = 30.0  # for a whole JSON body to arrive
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def declared_length(request: Request, max_bytes: int) -> int | None:
+    """Return the Content-Length, or None when the body is chunked.
+
+    Raises:
+        TooLarge: It is over ``max_bytes``; nothing of the body was read.
+        BadDocument: It is not a number.
+    """
+    text = request.headers.get("content-length")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise BadDocument("Content-Length is not a number", field="content-length")
+    if int(text) > max_bytes:
+        raise TooLarge(f"the body has {text} bytes, at most {max_bytes} are accepted here", field="body")
+    return int(text)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        TooLarge: Over ``max_bytes``.
+        InvalidInput: It did not arrive within ``BODY_TIMEOUT_S``.
+        Unreachable: The caller went away.
+    """
+    declared_length(request, max_bytes)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > max_bytes:
+                    raise TooLarge(f"the body has more than the {max_bytes} bytes accepted here", field="body")
+                pieces.append(piece)
+    except TimeoutError as exc:
+        raise InvalidInput(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", field="body") from exc
+    except ClientDisconnect as exc:
+        raise Unreachable("the caller went away while sending") from exc
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def parse_body(model: type[M], body: bytes, *, max_bytes: int) -> M:
+    """Read JSON into ``model``.
+
+    Raises:
+        BadDocument: Not JSON that is accepted here; the message says where.
+        BadField: A field is missing, unknown or wrong; ``field`` names it.
+    """
+    strict_json.loads(body, max_bytes=max_bytes)
+    return parse_as(model, body)

@@ -1,0 +1,209 @@
+"""Routes as data: each names its method, path, access, body and reply, so that none can forget one of them.
+
+A handler gets a ``Call`` and returns a model (or a Starlette response). Authentication, the body rule, errors as
+problem documents and the second prefix of the Parity network happen here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from parity_market.auth import Access, Caller
+from parity_market.bodies import parse_body, read_body
+from parity_market.metrics import REQUESTS
+from parity_market.state import MarketState
+from parity_protocol.api.paths import API
+from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem, problem_of
+from parity_protocol.errors import BadField, ClockSkew, Internal, ParityError, Unavailable
+from parity_protocol.signing.http_signatures import RequestSignature
+from parity_protocol.wire import explain
+
+__all__ = ["MAX_WAIT_S", "SMALL_BODY", "Call", "Endpoint", "mount", "problem_response"]
+
+log = structlog.get_logger(__name__)
+
+SMALL_BODY = 262_144  # bytes of a JSON body unless a route says otherwise
+MAX_WAIT_S = 60.0  # of a request that waits for something
+MAX_PAGE = 200
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, as a handler sees it."""
+
+    state: MarketState
+    request: Request
+    caller: Caller
+    body: Any  # the endpoint's model, or None
+    raw: bytes
+    signature: RequestSignature | None
+
+    def path(self, name: str) -> str:
+        """Return a path parameter."""
+        return str(self.request.path_params[name])
+
+    def text(self, name: str, default: str = "", *, max_chars: int = 128) -> str:
+        """Return a query parameter.
+
+        Raises:
+            BadField: It is repeated, too long, or holds control characters.
+        """
+        found = self.request.query_params.getlist(name)
+        if not found:
+            return default
+        if len(found) > 1 or len(found[0]) > max_chars or not found[0].isprintable():
+            raise BadField(f"{name}: expected one value of at most {max_chars} printable characters", field=name)
+        return found[0]
+
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
+        """Return a query parameter as a number in ``low`` … ``high``.
+
+        Raises:
+            BadField: It is not one.
+        """
+        text = self.text(name)
+        try:
+            value = float(text) if text else default
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise BadField(f"{name}: expected a number from {low:g} to {high:g}", field=name)
+        return value
+
+    def whole(self, name: str, default: int, *, low: int, high: int) -> int:
+        """Return a query parameter as a whole number; raises as ``number`` does."""
+        text = self.text(name, max_chars=20)
+        if (text and not text.isascii()) or (text and not text.isdigit()):
+            raise BadField(f"{name}: expected a whole number from {low} to {high}", field=name)
+        value = int(text) if text else default
+        if not low <= value <= high:
+            raise BadField(f"{name}: expected a whole number from {low} to {high}", field=name)
+        return value
+
+    def wait_s(self) -> float:
+        """Return how long the caller wants to wait for a change."""
+        return self.number("wait_s", 0.0, low=0.0, high=MAX_WAIT_S)
+
+    def limit(self, default: int = 50) -> int:
+        """Return the page size."""
+        return self.whole("limit", default, low=1, high=MAX_PAGE)
+
+
+Handler = Callable[[Call], Awaitable[BaseModel | Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route."""
+
+    method: str
+    path: str  # below /api/v1 also answers below /api
+    handler: Handler
+    access: Access
+    summary: str
+    reply: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    max_body: int = SMALL_BODY
+    streams_body: bool = False  # the handler reads it and ends the signature's check
+    status: int = 200
+    alias: bool = True
+
+
+def mount(app: FastAPI, state: MarketState, endpoints: Sequence[Endpoint]) -> None:
+    """Add the endpoints to ``app``, under both prefixes."""
+    for endpoint in endpoints:
+        paths = [endpoint.path]
+        if endpoint.alias and endpoint.path.startswith(API):
+            paths.append("/api" + endpoint.path.removeprefix(API))
+        run = _runner(state, endpoint)
+        for index, path in enumerate(paths):
+            app.add_api_route(
+                path,
+                run,
+                methods=[endpoint.method],
+                status_code=endpoint.status,
+                response_model=None,
+                summary=endpoint.summary,
+                operation_id=f"{endpoint.handler.__module__.rpartition('.')[2]}_{endpoint.handler.__name__}_{index}",
+                include_in_schema=index == 0,
+                openapi_extra=_schema(endpoint),
+            )
+
+
+def _schema(endpoint: Endpoint) -> dict[str, Any]:
+    extra: dict[str, Any] = {"x-access": endpoint.access.value, "x-body": None, "x-reply": None}
+    if endpoint.body is not None:
+        extra["x-body"] = endpoint.body.__name__
+        ref = {"$ref": f"#/components/schemas/{endpoint.body.__name__}"}
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref}}}
+    elif endpoint.streams_body:
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        extra["requestBody"] = {"required": True, "content": content}
+    if endpoint.reply is not None:
+        extra["x-reply"] = endpoint.reply.__name__
+    return extra
+
+
+def _runner(state: MarketState, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    name = endpoint.path
+
+    async def run(request: Request) -> Response:
+        try:
+            response = await _answer(state, endpoint, request)
+        except ParityError as exc:
+            response = problem_response(exc, state)
+            if exc.status >= Internal.status and not isinstance(exc, Unavailable):
+                log.error("request_failed", path=name, code=exc.code, message=exc.message, exc_info=exc)
+            elif exc.status in (401, 403):
+                log.warning("request_refused", path=name, code=exc.code, message=exc.message)
+        except ClientDisconnect:
+            response = Response(status_code=499)
+        except ValidationError as exc:
+            field, message = explain(exc)[0]
+            response = problem_response(BadField(f"{field}: {message}", field=field), state)
+        except Exception:
+            log.exception("request_crashed", path=name)
+            response = problem_response(Internal(), state)
+        REQUESTS.labels(endpoint.method, name, str(response.status_code)).inc()
+        return response
+
+    return run
+
+
+async def _answer(state: MarketState, endpoint: Endpoint, request: Request) -> Response:
+    raw = b""
+    if not endpoint.streams_body and endpoint.method != "GET":
+        raw = await read_body(request, endpoint.max_body)
+    caller, signature = Caller(), None
+    if endpoint.access is not Access.ENROLLING:
+        body_to_check = None if endpoint.streams_body else raw
+        caller, signature = await state.authenticator.caller(request, endpoint.access, body_to_check)
+    body = None if endpoint.body is None else parse_body(endpoint.body, raw, max_bytes=endpoint.max_body)
+    answer = await endpoint.handler(Call(state, request, caller, body, raw, signature))
+    if isinstance(answer, Response):
+        return answer
+    return Response(answer.model_dump_json(), status_code=endpoint.status, media_type="application/json")
+
+
+def problem_response(error: ParityError, state: MarketState | None) -> Response:
+    """Return the problem document of an error."""
+    problem: Problem = problem_of(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, ClockSkew) and state is not None:
+        problem = problem.model_copy(update={"market_time": state.clock.now().isoformat()})
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s or 1)))
+    return Response(
+        problem.model_dump_json(exclude_defaults=False),
+        status_code=problem.status,
+        media_type=PROBLEM_CONTENT_TYPE,
+        headers=headers,
+    )
