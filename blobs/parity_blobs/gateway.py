@@ -40,6 +40,7 @@ __all__ = ["DEFAULT_FETCH_LIMITS", "FetchLimits", "Gateway", "TrustlessGateway"]
 _RAW_MEDIA_TYPE = "application/vnd.ipld.raw"
 _CAR_TYPE = "application/vnd.ipld.car"
 _SECTION_OVERHEAD_BYTES = 64  # of a CAR around each block: length and CID, generously
+_DAG_OVERHEAD_BYTES = 65_536  # of nodes above the content, besides an eighth of it
 _PARALLEL_BLOCKS = 8
 _BENCH_S = 2.0  # after the first failure in a row, doubled by each further one
 _MAX_BENCH_S = 300.0
@@ -151,7 +152,8 @@ class TrustlessGateway:
         """Make sure that ``store`` holds all of ``cid``.
 
         Args:
-            max_bytes: Bytes of all its blocks; None leaves it to the limits.
+            max_bytes: Content bytes accepted, as a manifest states them (the blocks around them may take an eighth
+                more); None leaves it to the limits.
 
         Raises:
             NotFound: No gateway has it.
@@ -162,15 +164,14 @@ class TrustlessGateway:
             Unreachable: No gateway delivered; the message says what each did.
         """
         if (found := await store.stat(cid)) is not None:
-            if max_bytes is not None and found.stored > max_bytes:
-                raise TooLarge(f"{cid} takes {found.stored} bytes, at most {max_bytes} are accepted")
+            _check_size(found, max_bytes)
             if pin:
                 await store.pin(cid)
                 found = replace(found, is_pinned=True)
             return found
         dag = self._limits.dag
         if max_bytes is not None:
-            dag = replace(dag, max_bytes=min(dag.max_bytes, max_bytes))
+            dag = replace(dag, max_bytes=min(dag.max_bytes, max_bytes + max_bytes // 8 + _DAG_OVERHEAD_BYTES))
         problems: list[tuple[str, ParityError]] = []
         for gateway in self._ordered():
             try:
@@ -183,6 +184,12 @@ class TrustlessGateway:
                     self._bench(gateway)
             else:
                 self._health[gateway.url] = _Health()
+                try:
+                    _check_size(stat, max_bytes)
+                except TooLarge:  # repeated blocks: few bytes to store, many to read
+                    await store.pin(cid, keep=False)
+                    await store.delete(cid)
+                    raise
                 return stat
         raise _verdict(cid, problems)
 
@@ -308,6 +315,11 @@ class _Meter:
             if elapsed > self._limits.rate_grace_s and self._received < self._limits.min_rate * elapsed:
                 raise Unreachable(f"{self._url}: slower than {self._limits.min_rate:g} bytes a second")
             yield piece
+
+
+def _check_size(stat: BlobStat, max_bytes: int | None) -> None:
+    if max_bytes is not None and stat.size > max_bytes:
+        raise TooLarge(f"{stat.cid} has {stat.size} bytes, at most {max_bytes} are accepted")
 
 
 def _check_status(response: httpx.Response) -> None:

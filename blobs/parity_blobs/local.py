@@ -31,7 +31,7 @@ import anyio
 import anyio.to_thread
 
 from parity_blobs.base import BlobStat, Scope
-from parity_blobs.cid import Block, Cid
+from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.export import iter_dag, iter_file, measure_dag
 from parity_blobs.importer import DEFAULT_OPTIONS, AddOptions, FileImporter
 from parity_blobs.local_index import LocalIndex, Transaction
@@ -188,7 +188,7 @@ class LocalBlobStore:
         def begin() -> tuple[Source | None, Iterator[bytes]]:
             if cid.inline is not None:
                 return None, iter_file(cid, _no_block, max_bytes=max_bytes)
-            source = self._source(cid)
+            source = self._source(cid, only_this_block=cid.codec == CODEC_RAW)
             return source, iter_file(cid, source.get_block, max_bytes=max_bytes)
 
         return self._stream(Batches(begin, len))
@@ -199,7 +199,7 @@ class LocalBlobStore:
         def begin() -> tuple[Source | None, Iterator[Block]]:
             if cid.inline is not None:
                 return None, iter((Block(cid, cid.inline),) if scope == "block" else ())
-            source = self._source(cid, only_this_block=scope == "block")
+            source = self._source(cid, only_this_block=scope == "block" or cid.codec == CODEC_RAW)
             if scope == "block":
                 return source, (Block(each, source.get_block(each)) for each in (cid,))
             return source, iter_dag(cid, source.get_block)

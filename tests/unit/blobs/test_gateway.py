@@ -273,17 +273,33 @@ async def test_content_over_a_cap_is_refused(net: Net, store: LocalBlobStore, da
             await gateway.fetch_into(CID, store)
 
 
-async def test_the_callers_cap_only_lowers_the_limit(net: Net, store: LocalBlobStore) -> None:
+async def test_the_callers_cap_is_of_content_and_only_lowers_the_limit(net: Net, store: LocalBlobStore) -> None:
     blocks = await dag()
     url = net.serve("good.example", lambda: answer(car_of(blocks)))
     strict = replace(DEFAULT_FETCH_LIMITS, dag=DagLimits(max_bytes=len(DATA)))
 
-    async with net.client(url) as gateway:
-        with pytest.raises(TooLarge):
-            await gateway.fetch_into(CID, store, max_bytes=len(DATA))  # the root's own bytes come on top
     async with net.client(url, limits=strict) as gateway:
-        with pytest.raises(TooLarge):
+        with pytest.raises(TooLarge):  # the nodes above the content come on top
             await gateway.fetch_into(CID, store, max_bytes=1 << 30)
+    async with net.client(url) as gateway:
+        for too_few in (100, len(DATA) - 1):
+            with pytest.raises(TooLarge):
+                await gateway.fetch_into(CID, store, max_bytes=too_few)
+            assert await store.stat(CID) is None
+        await gateway.fetch_into(CID, store, max_bytes=len(DATA))
+
+
+async def test_content_that_repeats_itself_counts_each_time(net: Net, store: LocalBlobStore) -> None:
+    source = MemoryBlobStore()
+    cid = await source.put_bytes(bytes(100 * CHUNK_BYTES))
+    blocks = [block async for block in source.blocks(cid)]
+    url = net.serve("zeros.example", lambda: answer(car_of(blocks)))
+
+    async with net.client(url) as gateway:
+        with pytest.raises(TooLarge, match=f"has {100 * CHUNK_BYTES} bytes"):
+            await gateway.fetch_into(cid, store, max_bytes=99 * CHUNK_BYTES, pin=True)
+
+    assert await store.stat(cid) is None
 
 
 async def test_an_endless_section_is_refused_early(net: Net, store: LocalBlobStore) -> None:

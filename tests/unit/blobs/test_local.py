@@ -6,19 +6,21 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from parity_blobs import local, spool
+from parity_blobs import spool
 from parity_blobs.car import CarReader
 from parity_blobs.cid import Block, Cid
 from parity_blobs.files import add_path, export_path
 from parity_blobs.importer import CHUNK_BYTES, AddOptions, cid_of_bytes
 from parity_blobs.local import LocalBlobStore
-from parity_blobs.local_index import LocalIndex
+from parity_blobs.local_index import LocalIndex, Transaction
+from parity_blobs.local_threads import settled
 from parity_blobs.testing import deterministic_bytes, in_pieces
 from parity_blobs.verify import Order
 from parity_protocol.errors import (
@@ -132,10 +134,17 @@ async def test_a_large_object_is_synced_before_its_name_and_its_name_before_the_
     store: LocalBlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    sync_file, sync_folder, replace = spool.fsync_file, local.fsync_folder, Path.replace
-    monkeypatch.setattr(spool, "fsync_file", lambda file: (events.append("file"), sync_file(file))[1])
-    monkeypatch.setattr(local, "fsync_folder", lambda path: (events.append(path.name), sync_folder(path))[1])
-    monkeypatch.setattr(Path, "replace", lambda old, new: (events.append("rename"), replace(old, new))[1])
+
+    def noted(name: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            events.append(name(*args))
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(spool, "fsync_file", noted(lambda _: "file", spool.fsync_file))
+    monkeypatch.setattr("parity_blobs.local.fsync_folder", noted(lambda path: path.name, spool.fsync_folder))
+    monkeypatch.setattr(Path, "replace", noted(lambda *_: "rename", Path.replace))
 
     cid = await store.put_bytes(LARGE)
 
@@ -166,11 +175,11 @@ async def test_rotten_content_is_refused_set_aside_and_can_be_put_again(tmp_path
 
 
 async def rot_inline(store: LocalBlobStore) -> None:
-    def flip(transaction: local.Transaction) -> None:
+    def flip(transaction: Transaction) -> None:
         (data,) = transaction.connection.execute("SELECT data FROM inline").fetchone()
         transaction.connection.execute("UPDATE inline SET data = ?", (bytes((data[0] ^ 1,)) + data[1:],))
 
-    await local.settled(store._index.submit(flip))
+    await settled(store._index.submit(flip))
 
 
 async def test_what_came_before_the_rot_is_right(store: LocalBlobStore, tmp_path: Path) -> None:
