@@ -19,7 +19,7 @@ from parity_market.state import MarketState
 from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem
 from parity_protocol.errors import InvalidInput, NotFound
 
-__all__ = ["ENDPOINTS", "create_app"]
+__all__ = ["ENDPOINTS", "Lifespan", "create_app"]
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *about.ENDPOINTS,

@@ -1,0 +1,228 @@
+"""``parity market serve``: the composition root. Everything is opened here, in order, and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from parity_blobs.local import LocalBlobStore
+from parity_contracts.chain.web3_chain import Web3Chain
+from parity_contracts.deployment import Deployment
+from parity_market import loops
+from parity_market.app import Lifespan, create_app
+from parity_market.auth import Authenticator
+from parity_market.federation import Federation
+from parity_market.identity import load_identity
+from parity_market.init import load_deployment
+from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, load_keys
+from parity_market.logging import configure_logging
+from parity_market.operations import money
+from parity_market.operations.context import Market
+from parity_market.scheduler import Scheduler
+from parity_market.settings import MarketSettings
+from parity_market.state import ChainHealth, MarketState
+from parity_market.store.sqlite import open_sqlite
+from parity_protocol.clock import Clock, SystemClock
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid
+from parity_protocol.signing.eip712 import Eip712Domain
+
+__all__ = ["open_market", "serve"]
+
+log = structlog.get_logger(__name__)
+
+DATABASE = "market.sqlite"
+CHAIN_WAIT_S = 60.0  # for the chain to answer at start-up
+KEEP_ALIVE_S = 75  # longer than the longest poll, so that idle connections survive between two
+GRACE_S = 10  # for open requests at shutdown
+
+
+@asynccontextmanager
+async def open_market(
+    settings: MarketSettings, *, port: int, version: str, clock: Clock | None = None
+) -> AsyncIterator[MarketState]:
+    """Open a market's parts; its loops are not running yet.
+
+    Args:
+        settings: As loaded.
+        port: That will be listened on.
+        version: This program's.
+        clock: Source of time.
+
+    Raises:
+        ConfigInvalid: Keys, contracts or database are missing, malformed or of another chain.
+        ChainUnavailable: The chain did not answer for a minute.
+    """
+    clock = clock or SystemClock()
+    folder = settings.state_dir()
+    keys, deployment = load_keys(folder), load_deployment(folder)
+    identity = load_identity(keys, settings, deployment, port=port, version=version, now=clock.now())
+    async with AsyncExitStack() as stack:
+        chain = await _connect(settings, deployment, clock)
+        stack.push_async_callback(chain.aclose)
+        store = await open_sqlite(folder / DATABASE)
+        stack.push_async_callback(store.close)
+        pinned = await store.write(
+            lambda tx: money.pin_chain(
+                tx, chain_id=deployment.chain_id, genesis=deployment.genesis_hash, vault=deployment.vault
+            )
+        )
+        blobs = await stack.enter_async_context(LocalBlobStore(folder / "blobs", max_bytes=settings.market_storage))
+        scheduler = Scheduler(
+            store,
+            clock,
+            lease_ttl=settings.market_lease_ttl,
+            heartbeat=settings.market_heartbeat,
+            min_bond=settings.market_min_bond,
+            chain=pinned,
+        )
+        market = Market(
+            chain=pinned,
+            spender=keys.spender.address,
+            signals=scheduler,
+            min_bond=settings.market_min_bond,
+            lease_ttl=settings.market_lease_ttl,
+            chain_grace=settings.market_chain_grace,
+        )
+        federation = Federation(store, blobs, market, clock, gateways=settings.market_gateways)
+        yield MarketState(
+            settings=settings,
+            version=version,
+            keys=keys,
+            identity=identity,
+            deployment=deployment,
+            domain=Eip712Domain.market(deployment.chain_id, deployment.vault),
+            store=store,
+            market=market,
+            scheduler=scheduler,
+            authenticator=Authenticator(store, clock, settings.authority(port)),
+            blobs=blobs,
+            chain=chain,
+            chain_health=ChainHealth(),
+            federation=federation,
+            clock=clock,
+            public_url=settings.public_url(port),
+            started_at=clock.now(),
+        )
+
+
+async def _connect(settings: MarketSettings, deployment: Deployment, clock: Clock) -> Web3Chain:
+    deadline = clock.monotonic() + CHAIN_WAIT_S
+    while True:
+        try:
+            return await Web3Chain.connect(settings.blockchain_rpc, deployment)
+        except ChainUnavailable as exc:
+            if clock.monotonic() >= deadline:
+                raise
+            log.warning("chain_unavailable", rpc=settings.blockchain_rpc, problem=exc.message)
+        await clock.sleep(1.0)
+
+
+def serve(settings: MarketSettings, *, version: str, ready: Callable[[str], None] | None = None) -> None:
+    """Run the market until it is told to stop (SIGINT or SIGTERM).
+
+    Args:
+        settings: As loaded.
+        version: This program's.
+        ready: Told the join string once requests are answered.
+
+    Raises:
+        ConfigInvalid: The settings or the state folder are not usable, or another market runs on it.
+        ChainUnavailable: The chain did not answer for a minute.
+    """
+    configure_logging(settings.market_log_level, settings.market_log_format)
+    lock = _lock(settings.state_dir())
+    try:
+        listener = _listen(settings)
+        try:
+            with asyncio.Runner(loop_factory=_loop) as runner:
+                runner.run(_serve(settings, listener, version, ready))
+        finally:
+            listener.close()
+    finally:
+        os.close(lock)
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not on every platform; the standard loop is slower, not wrong
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(
+    settings: MarketSettings, listener: socket.socket, version: str, ready: Callable[[str], None] | None
+) -> None:
+    port = listener.getsockname()[1]
+    folder = settings.state_dir()
+    async with open_market(settings, port=port, version=version) as state:
+        await state.scheduler.load()
+        await loops.start_up(state)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(state, _lifespan(state, ready, port)),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                limit_concurrency=settings.market_max_connections,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+                h11_max_incomplete_event_size=65_536,
+                ssl_certfile=str(folder / CERTIFICATE) if settings.serves_tls() else None,
+                ssl_keyfile=str(folder / CERTIFICATE_KEY) if settings.serves_tls() else None,
+            )
+        )
+        await server.serve(sockets=[listener])
+        if not server.started:
+            raise ConfigInvalid(["the market could not start; the log says why"])
+
+
+def _lifespan(state: MarketState, ready: Callable[[str], None] | None, port: int) -> Lifespan:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(loops.run_all(state))
+            join = state.identity.join(state.settings, port)
+            log.info("market_ready", url=state.public_url, join=str(join), version=state.version)
+            if ready is not None:
+                ready(str(join))
+            yield
+            running.cancel()
+
+    return lifespan
+
+
+def _listen(settings: MarketSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.server_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.server_host, settings.server_port))
+        listener.listen(1024)
+    except OSError as exc:
+        listener.close()
+        place = f"{settings.server_host}:{settings.server_port}"
+        raise ConfigInvalid([f"SERVER_HOST, SERVER_PORT: cannot listen on {place}: {exc.strerror}"]) from exc
+    return listener
+
+
+def _lock(folder: Path) -> int:
+    """Keep a second market off this state folder; the lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise ConfigInvalid([f"another market runs on {folder}"]) from exc
+    return descriptor
