@@ -34,7 +34,7 @@ from parity_contracts.chain.calls import (
 )
 from parity_contracts.chain.memory import MemoryChain
 from parity_contracts.chain.rpc import Rpc
-from parity_contracts.chain.sending import send, wait_for
+from parity_contracts.chain.sending import preview, send, wait_for, with_approval
 from parity_contracts.chain.web3_chain import Web3Chain
 from parity_contracts.deploy import deploy, faucet
 from parity_contracts.deployment import Deployment
@@ -371,6 +371,22 @@ async def test_a_quote_names_gas_fees_balance_and_allowance(world: World) -> Non
     assert quote.max_cost_wei == quote.gas * quote.max_fee_per_gas
     assert quote.holdings.wei > quote.max_cost_wei
     assert quote.holdings.allowance >= 2**256 - 10**30
+
+
+async def test_a_deposit_without_an_allowance_gets_its_approval_and_a_preview(world: World) -> None:
+    node = world.new_node_id()
+    stake = Stake(7, node, SPENDER.address)
+    await world.do(Approve(6), key=SPENDER)
+
+    calls = await with_approval(world.chain, stake, SPENDER.address)
+    plan = await preview(world.chain, calls, SPENDER.address)
+    await world.do(*calls, key=SPENDER)
+
+    assert calls == [Approve(7), stake]
+    assert (plan.deposit, plan.missing_tokens, plan.missing_wei) == (7, 0, 0)
+    assert plan.max_cost_wei == sum(plan.gas) * plan.max_fee_per_gas
+    assert (await world.chain.account(node)).bond == 7
+    assert (await world.chain.holdings(SPENDER.address)).allowance == 0
 
 
 async def test_sending_the_same_bytes_again_is_harmless(world: World) -> None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,20 +37,25 @@ SOMEWHERE = Deployment(
 )
 
 
-@pytest.fixture
-def chain(tmp_path: Path) -> Iterator[DevChain]:
-    with DevChain(tmp_path / "chain") as running:
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevChain]:
+    with DevChain(tmp_path_factory.mktemp("client") / "chain") as running:
         yield running
 
 
-async def deployed(chain: DevChain) -> Deployment:
-    await faucet(chain.rpc_url, ALICE.address)
-    for _ in range(100):
-        try:
-            return await deploy(chain.rpc_url, ALICE, unbonding_s=60)
-        except Unprocessable:  # the ether is not there yet
-            await asyncio.sleep(0.05)
-    raise AssertionError("the faucet gave nothing")
+@pytest.fixture
+async def deployment(chain: DevChain) -> Deployment:
+    """The contracts on the chain, deployed by the first test that asks."""
+    path = chain.data.parent / "deployment.json"
+    if not path.exists():
+        await faucet(chain.rpc_url, ALICE.address)
+        for _ in range(100):
+            try:
+                (await deploy(chain.rpc_url, ALICE, unbonding_s=60)).save(path)
+                break
+            except Unprocessable:  # the ether is not there yet
+                await asyncio.sleep(0.05)
+    return Deployment.load(path)
 
 
 @asynccontextmanager
@@ -82,8 +86,7 @@ def saying(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter]
     return answer
 
 
-async def test_a_bond_is_safe_across_sigkill_and_the_client_recovers(chain: DevChain) -> None:
-    deployment = await deployed(chain)
+async def test_a_bond_is_safe_across_sigkill_and_the_client_recovers(chain: DevChain, deployment: Deployment) -> None:
     node = "ab" * 32
     async with await Web3Chain.connect(chain.rpc_url, deployment, timeout_s=5) as client:
         calls: list[Call] = [Faucet(ALICE.address, 10**20), Approve(10**20), Stake(10**19, node, ALICE.address)]
@@ -102,8 +105,9 @@ async def test_a_bond_is_safe_across_sigkill_and_the_client_recovers(chain: DevC
         assert (await client.account(node)).credit == 5
 
 
-async def test_connecting_to_another_chain_or_vault_names_everything_that_differs(chain: DevChain) -> None:
-    deployment = await deployed(chain)
+async def test_connecting_to_another_chain_or_vault_names_everything_that_differs(
+    chain: DevChain, deployment: Deployment
+) -> None:
     wrong = replace(deployment, chain_id=5, genesis_hash="0x" + "11" * 32, vault=Address("0x" + "33" * 20))
 
     with pytest.raises(ConfigInvalid) as caught:
@@ -114,8 +118,7 @@ async def test_connecting_to_another_chain_or_vault_names_everything_that_differ
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["chain id", "genesis hash", "vault"]
 
 
-async def test_nothing_is_signed_above_the_fee_cap(chain: DevChain) -> None:
-    deployment = await deployed(chain)
+async def test_nothing_is_signed_above_the_fee_cap(chain: DevChain, deployment: Deployment) -> None:
 
     async with await Web3Chain.connect(chain.rpc_url, deployment, max_fee_per_gas=10**6) as client:
         with pytest.raises(ChainUnavailable, match="more than the 1000000 that may be paid"):
@@ -126,7 +129,7 @@ async def test_deploying_needs_ether_and_a_token_that_is_one(chain: DevChain) ->
     with pytest.raises(Unprocessable, match="insufficient funds"):
         await deploy(chain.rpc_url, deterministic_evm_key("poor"), unbonding_s=60)
     with pytest.raises(ConfigInvalid, match="not an ERC-20"):
-        await deploy(chain.rpc_url, ALICE, unbonding_s=60, token=ALICE.address)
+        await deploy(chain.rpc_url, ALICE, unbonding_s=60, token=Address("0x" + "44" * 20))
 
 
 async def test_an_endpoint_that_does_not_listen_is_unavailable() -> None:

@@ -9,6 +9,7 @@ import pytest
 from parity_contracts import artifacts
 from parity_contracts.chain.web3_chain import sign
 from parity_contracts.devnet.datadir import DataDir
+from parity_contracts.devnet.journal import BlockRecord
 from parity_contracts.devnet.ledger import BLOCK_GAS_LIMIT, CallRequest, Genesis, Ledger, created_address
 from parity_contracts.devnet.node import FAUCET_GRANT, ChainNode
 from parity_protocol.errors import BadDocument, BadField, ConfigInvalid, Conflict, NotFound, Overloaded, Unprocessable
@@ -167,6 +168,32 @@ def test_pending_and_mined_transactions_are_there_after_a_restart(tmp_path: Path
     assert node.pool.get(waiting.tx_hash) is not None
     assert [tx.hash for tx in node.mine(1_800_000_005).transactions] == [waiting.tx_hash]
     stop(data, node)
+
+
+def test_a_torn_end_costs_nothing_that_was_whole(tmp_path: Path) -> None:
+    data, node = node_at(tmp_path)
+    node.grant(bytes.fromhex(BOB[2:]))
+    mined = node.mine(1_800_000_000).header.hash
+    stop(data, node)
+    with (tmp_path / "journal").open("ab") as journal:
+        journal.write(b"\x00\x00\x00\x50\x12\x34")
+
+    data, node = node_at(tmp_path)
+
+    assert node.ledger.head.hash == mined
+    stop(data, node)
+
+
+def test_a_block_that_does_not_replay_to_its_hash_is_refused(tmp_path: Path) -> None:
+    data, node = node_at(tmp_path)
+    node.journal.append_block(BlockRecord(1_800_000_000, b"x" * 32, ()))
+    stop(data, node)
+    data = opened(tmp_path)
+
+    with pytest.raises(ConfigInvalid, match="replaying it gives"):
+        ChainNode(data)
+
+    data.close()
 
 
 def test_a_clock_set_back_does_not_stop_the_chain(tmp_path: Path) -> None:

@@ -62,10 +62,7 @@ class Rpc:
 
     async def block(self, which: str) -> Mapping[str, Any]:
         """Return a block's header by its height (hex) or tag; raises as ``call`` does."""
-        answer = await self.call("eth_getBlockByNumber", *[which, False])
-        if not isinstance(answer, dict):
-            raise ChainUnavailable(f"the chain does not have block {which}")
-        return answer
+        return header(await self.call("eth_getBlockByNumber", *[which, False]))
 
     async def batch(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """Return the results of many calls, in their order. Raises as ``call`` does, for the first that failed."""
@@ -135,6 +132,19 @@ def quantity(value: Any) -> int:
         return int(cast("str", value), 16)
     except (TypeError, ValueError) as exc:
         raise ChainUnavailable(f"expected a quantity from the chain, got {str(value)[:60]!r}") from exc
+
+
+def header(value: Any) -> Mapping[str, Any]:
+    """Read a block of an answer, with the members that are used here.
+
+    Raises:
+        ChainUnavailable: There is no such block, or it is not one of a chain with EIP-1559 fees.
+    """
+    if not isinstance(value, dict) or any(
+        not isinstance(value.get(name), str) for name in ("number", "hash", "timestamp", "baseFeePerGas")
+    ):
+        raise ChainUnavailable(f"expected a block of a chain with EIP-1559 fees, got {str(value)[:60]!r}")
+    return value
 
 
 def data(value: Any) -> bytes:

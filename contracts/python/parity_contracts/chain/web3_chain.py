@@ -26,7 +26,7 @@ from parity_contracts.chain.base import (
     VaultEvent,
 )
 from parity_contracts.chain.calls import Call, arguments
-from parity_contracts.chain.rpc import Rpc, data, is_already_known, quantity
+from parity_contracts.chain.rpc import Rpc, data, header, is_already_known, quantity
 from parity_contracts.deployment import Deployment
 from parity_protocol.errors import BadField, ChainUnavailable, ConfigInvalid, Conflict, ParityError
 from parity_protocol.ids import Address
@@ -40,6 +40,8 @@ DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_MAX_FEE_PER_GAS = 500 * 10**9  # wei: above this nothing is sent
 _GAS_MARGIN_PERCENT = 25  # the state may have moved when the transaction is mined
 _ZERO = "0x" + "0" * 40
+_RECEIPT_MEMBERS = {"blockNumber", "gasUsed", "status", "effectiveGasPrice", "logs"}
+_LOG_MEMBERS = {"address", "topics", "data", "blockNumber", "logIndex", "transactionHash"}
 _EVENT_SPAN = 2_000  # blocks of one eth_getLogs; public endpoints commonly allow that
 
 
@@ -163,6 +165,8 @@ class Web3Chain:
         found, newest = await self._rpc.batch([("eth_getTransactionReceipt", [tx_hash]), ("eth_blockNumber", [])])
         if found is None:
             return None
+        if not isinstance(found, dict) or not found.keys() >= _RECEIPT_MEMBERS or not isinstance(found["logs"], list):
+            raise ChainUnavailable(f"expected a receipt from the chain, got {str(found)[:60]!r}")
         block, gas_used = quantity(found["blockNumber"]), quantity(found["gasUsed"])
         vault = self._deployment.vault
         return TxReceipt(
@@ -172,7 +176,7 @@ class Web3Chain:
             gas_used=gas_used,
             fee_wei=gas_used * quantity(found["effectiveGasPrice"]),
             confirmations=max(1, quantity(newest) - block + 1),
-            events=tuple(self._events([log for log in found["logs"] if str(log["address"]).lower() == vault])),
+            events=tuple(self._events([log for log in found["logs"] if str(log.get("address")).lower() == vault])),
         )
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -229,7 +233,7 @@ class Web3Chain:
         problems = []
         if quantity(chain_id) != want.chain_id:
             problems.append(f"chain id: expected {want.chain_id}, the endpoint has {quantity(chain_id)}")
-        genesis_hash = str((genesis or {}).get("hash"))
+        genesis_hash = genesis.get("hash") if isinstance(genesis, dict) else None
         if genesis_hash != want.genesis_hash:
             problems.append(f"genesis hash: expected {want.genesis_hash}, the endpoint has {genesis_hash}")
         if not data(vault_code):
@@ -274,7 +278,7 @@ class Web3Chain:
             [("eth_getBlockByNumber", ["latest", False]), ("eth_maxPriorityFeePerGas", [])]
         )
         priority = quantity(tip)
-        base_fee = quantity(block["baseFeePerGas"])
+        base_fee = quantity(header(block)["baseFeePerGas"])
         if base_fee + priority > self._max_fee_per_gas:
             raise ChainUnavailable(
                 f"gas costs {base_fee + priority} wei, more than the {self._max_fee_per_gas} that may be paid"
@@ -283,7 +287,11 @@ class Web3Chain:
 
     def _events(self, logs: Any) -> list[VaultEvent]:
         out = []
+        if not isinstance(logs, list):
+            raise ChainUnavailable(f"expected logs from the chain, got {str(logs)[:60]!r}")
         for log in logs:
+            if not isinstance(log, dict) or not log.keys() >= _LOG_MEMBERS or not isinstance(log["topics"], list):
+                raise ChainUnavailable(f"expected a log entry from the chain, got {str(log)[:60]!r}")
             topics = [data(topic) for topic in log["topics"]]
             abi = self._vault.events.get(topics[0]) if topics else None
             if abi is None or log.get("removed"):

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_BATCH = 200  # calls in one request
 _MAX_DEPTH = 16
+_MAX_DRAIN_BYTES = 4 * MAX_BODY_BYTES
 _PARSE_ERROR, _INVALID_REQUEST, _NO_METHOD, _INVALID_PARAMS, _INTERNAL = -32700, -32600, -32601, -32602, -32603
 _SERVER_ERROR, _LIMIT_EXCEEDED, _REVERTED = -32000, -32005, 3
 
@@ -192,22 +193,27 @@ def _is_loopback_host(host: str) -> bool:
 
 
 async def _read(receive: Receive, content_length: str | None) -> bytes | None:
-    """Return the body, or None as soon as it is known to be too long."""
-    if content_length is not None and content_length.isdecimal() and int(content_length) > MAX_BODY_BYTES:
-        return None
+    """Return the body, or None if it is too long.
+
+    What is too long is still read, up to a bound, and thrown away: a client that is answered while it sends sees a
+    broken connection instead of the answer.
+    """
+    too_long = content_length is not None and content_length.isdecimal() and int(content_length) > MAX_BODY_BYTES
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b""
+            return None
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_BODY_BYTES:
-            return None
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+            too_long = True
+            parts.clear()
+        if not too_long:
+            parts.append(part)
+        if not message.get("more_body", False) or size > _MAX_DRAIN_BYTES:
+            return None if too_long else b"".join(parts)
 
 
 async def _respond(send: Send, status: int, answer: Any, headers: dict[bytes, bytes] | None = None) -> None:
