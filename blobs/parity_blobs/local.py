@@ -66,7 +66,8 @@ class LocalBlobStore:
 
     Args:
         path: The folder; made with mode 0700 when it is missing.
-        max_bytes: What all objects together may take; content that is not pinned is evicted to stay below.
+        max_bytes: What all objects together may take; content that is not pinned is evicted to stay below. Objects on
+            their way in come on top until they are complete, themselves never more than what is not pinned.
     """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:

@@ -142,13 +142,13 @@ class MemoryBlobStore:
             node = Cid(1, CODEC_DAG_PB, cid.digest, cid.hash_code).key
             keys = (raw, node) if cid.codec == CODEC_RAW else (node,)
             found = next((each for each in self._objects.values() if any(key in each.blocks for key in keys)), None)
-        if found is not None:
-            self._objects.move_to_end(found.stat.cid.key)
         return found
 
     def _reader(self, cid: Cid) -> GetBlock:
         found = None if cid.inline is not None else self._find(cid)
-        if found is None and cid.inline is None:
+        if found is not None:
+            self._objects.move_to_end(found.stat.cid.key)
+        elif cid.inline is None:
             raise NotFound(f"{cid} is not in this store")
 
         def get_block(wanted: Cid) -> bytes:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -403,6 +404,39 @@ async def test_a_connection_lost_half_way_is_translated(net: Net, store: LocalBl
         await gateway.fetch_into(CID, store)
 
     assert await fetched(store) == DATA
+
+
+async def test_headers_that_never_end_are_given_up(net: Net, store: LocalBlobStore) -> None:
+    async def silent(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    net.hosts["silent.example"] = silent
+
+    async with net.client("https://silent.example", limits=replace(DEFAULT_FETCH_LIMITS, headers_s=0.01)) as gateway:
+        with pytest.raises(Unreachable, match="TimeoutError"):
+            await gateway.fetch_into(CID, store)
+
+
+async def test_one_block_that_fails_ends_the_others(net: Net, store: LocalBlobStore) -> None:
+    blocks = await dag()
+    held = {str(block.cid): block.data for block in blocks}
+
+    async def partly(request: httpx.Request) -> httpx.Response:
+        name = request.url.path.removeprefix("/ipfs/")
+        if request.url.params["format"] == "car":
+            return httpx.Response(406)
+        if name == str(blocks[2].cid):
+            return answer(b"lie")
+        if name == str(blocks[3].cid):
+            await anyio.sleep_forever()
+        return answer(held[name]) if name != str(blocks[1].cid) else httpx.Response(500)
+
+    net.hosts["partly.example"] = partly
+
+    async with net.client("https://partly.example") as gateway:
+        with pytest.raises(Unreachable, match="got 500"):
+            await gateway.fetch_into(CID, store)
 
 
 async def test_a_redirect_is_not_followed(net: Net, store: LocalBlobStore) -> None:
