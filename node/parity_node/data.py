@@ -1,0 +1,166 @@
+"""Inputs of tasks: fetched by CID from the market's gateway, verified block by block, kept in the node's own store."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import httpx
+
+from parity_blobs.base import BlobStore
+from parity_blobs.cid import Cid
+from parity_blobs.files import export_path
+from parity_blobs.gateway import Gateway, TrustlessGateway
+from parity_blobs.local import LocalBlobStore
+from parity_protocol.clock import Clock
+from parity_protocol.errors import (
+    BadCid,
+    DigestMismatch,
+    ExecutionFailed,
+    FailureReason,
+    InvalidInput,
+    ParityError,
+    StorageFull,
+)
+
+__all__ = ["GatewayInputs", "HeaderAuth", "InputSource", "MarketInputs", "SignHeaders"]
+
+SignHeaders = Callable[[str, str, str, bytes], Mapping[str, str]]
+"""From method, path, query and body to the headers that sign a request."""
+
+DEFAULT_CACHE_BYTES = 4 << 30
+
+
+class InputSource(Protocol):
+    """Where executors get a task's inputs from."""
+
+    async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
+        """Write verified content to ``target``, a file or a folder that does not exist yet; return its size in bytes.
+
+        Raises:
+            ExecutionFailed: It cannot be had; the reason says whose fault that is. After a ``digest_mismatch`` the
+                message holds both hashes, and nothing is at ``target``.
+        """
+        ...
+
+
+class HeaderAuth(httpx.Auth):
+    """Signs each request to a gateway; the body of a read is empty.
+
+    Args:
+        sign: Such as ``HttpMarket.signed_headers``, which knows the market's public authority and the device key.
+    """
+
+    def __init__(self, sign: SignHeaders) -> None:
+        self._sign = sign
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Add the signature headers."""
+        path, _, query = request.url.raw_path.decode("ascii").partition("?")
+        request.headers.update(self._sign(request.method, path, query, b""))
+        yield request
+
+
+class GatewayInputs:
+    """Implements ``InputSource`` with a gateway and a store that the caller opened."""
+
+    def __init__(self, gateway: TrustlessGateway, store: BlobStore) -> None:
+        self._gateway = gateway
+        self._store = store
+
+    async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
+        """See ``InputSource.fetch``."""
+        try:
+            root = Cid.parse(cid)
+            await self._gateway.fetch_into(root, self._store, max_bytes=max_bytes + _dag_overhead(max_bytes))
+            return (await export_path(self._store, root, target, max_bytes=max_bytes, is_durable=False)).size
+        except ParityError as exc:
+            raise ExecutionFailed(_reason(exc), f"input {cid}: {exc.message}") from exc
+
+
+class MarketInputs:
+    """Implements ``InputSource`` for a node: the market's gateway and a local store, opened by the first input.
+
+    So an idle node pays for neither. ``aclose`` when done.
+
+    Args:
+        url: The market's ``scheme://host[:port]``.
+        sign: Signs requests as this node's.
+        folder: Of the store; nobody else may use it.
+        tls: Trust for the market's certificate; None for the system's.
+        transport: Replaces the network; for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        sign: SignHeaders,
+        folder: Path,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+        max_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = url
+        self._sign = sign
+        self._folder = folder
+        self._clock = clock
+        self._tls = tls
+        self._max_cache_bytes = max_cache_bytes
+        self._transport = transport
+        self._resources = AsyncExitStack()
+        self._opened: GatewayInputs | None = None
+        self._opening = anyio.Lock()
+
+    async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
+        """See ``InputSource.fetch``."""
+        return await (await self._open()).fetch(cid, target, max_bytes=max_bytes)
+
+    async def aclose(self) -> None:
+        """Close store and connections; idempotent."""
+        with anyio.CancelScope(shield=True):
+            self._opened = None
+            await self._resources.aclose()
+
+    async def _open(self) -> GatewayInputs:
+        async with self._opening:
+            if self._opened is None:
+                try:
+                    store = await self._resources.enter_async_context(
+                        LocalBlobStore(self._folder, max_bytes=self._max_cache_bytes)
+                    )
+                except ParityError as exc:
+                    raise ExecutionFailed(FailureReason.NODE_FAULT, f"the node's blob store: {exc.message}") from exc
+                gateway = await self._resources.enter_async_context(
+                    TrustlessGateway(
+                        [Gateway(self._url, HeaderAuth(self._sign))],
+                        clock=self._clock,
+                        verify=self._tls if self._tls is not None else True,
+                        transport=self._transport,
+                    )
+                )
+                self._opened = GatewayInputs(gateway, store)
+            return self._opened
+
+
+def _dag_overhead(max_bytes: int) -> int:
+    """Return what the blocks of a file may take beside its content: about 50 bytes of link per 256 KiB, and folders."""
+    return 65_536 + max_bytes // 256
+
+
+def _reason(error: ParityError) -> FailureReason:
+    """Say whose fault it is that an input cannot be had."""
+    if isinstance(error, DigestMismatch):
+        return FailureReason.DIGEST_MISMATCH
+    if isinstance(error, BadCid):
+        return FailureReason.SPEC_INVALID
+    if isinstance(error, InvalidInput):  # too large, or not a document that a CID may name
+        return FailureReason.DATA_INVALID
+    if isinstance(error, StorageFull):
+        return FailureReason.DISK_FULL
+    return FailureReason.DATA_UNAVAILABLE

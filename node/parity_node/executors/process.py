@@ -1,0 +1,302 @@
+"""A child process of the event loop's own thread: spawned, watched, its output captured up to a cap, ended.
+
+Not asyncio's subprocess: that cannot drop to another user, waits in one thread per child on Python 3.11, and waits for
+the end of the pipe, which a grandchild can hold open for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from parity_protocol.errors import ExecutionFailed, FailureReason
+
+__all__ = [
+    "Child",
+    "Exit",
+    "Identity",
+    "OutputLog",
+    "adopt_orphans",
+    "boot_id",
+    "kill_tree_of",
+    "reap",
+    "same_process",
+    "start_time",
+]
+
+_PIPE_READ_BYTES = 65_536
+_READS_A_TURN = 16  # of one child, so that a loud one does not hold up the event loop
+_DRAIN_S = 0.5  # for output still in the pipe after the end: who holds it open then is not waited for
+_END_S = 2.0  # for a killed tree to be gone
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a child runs as, when not as the node itself."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended. ``status`` is its exit code, or minus the signal that ended it."""
+
+    status: int
+    cpu_ms: int = 0  # with all descendants that were waited for
+    peak_memory_bytes: int = 0  # of the largest single process among them
+
+
+class OutputLog:
+    """Takes what a child prints into a file, at most ``max_bytes`` of it; the rest is read and dropped.
+
+    Args:
+        path: Replaced if it is there; mode 0600.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.size = 0
+        self.is_truncated = False
+        self.is_disk_full = False
+        self.max_bytes = max_bytes
+        self._on_full: Callable[[], None] | None = None
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._pipe, self.write_end = os.pipe()  # neither end is inherited unless it is passed on
+        os.set_blocking(self._pipe, False)
+        self._ended = anyio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def when_full(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once, as soon as more has come than is kept, at once if that is so already."""
+        self._on_full = call
+        if self.is_truncated:
+            call()
+
+    def watch(self) -> None:
+        """Begin to read; the child has its end of the pipe."""
+        os.close(self.write_end)
+        self.write_end = -1
+        self._loop.add_reader(self._pipe, self._take)
+
+    def _take(self) -> None:
+        for _ in range(_READS_A_TURN):
+            try:
+                data = os.read(self._pipe, _PIPE_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove_reader(self._pipe)
+                self._ended.set()
+                return
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        room = self.max_bytes - self.size
+        kept = data[:room]
+        try:
+            while kept:
+                written = os.write(self._file, kept)
+                self.size += written
+                kept = kept[written:]
+        except OSError:  # the result will be short, which must not pass for success
+            self.max_bytes, self.is_disk_full = self.size, True
+        if (len(data) > room or self.is_disk_full) and not self.is_truncated:
+            self.is_truncated = True
+            if self._on_full is not None:
+                self._on_full()
+
+    async def finish(self) -> None:
+        """Take what is still in the pipe, for a bounded time, and close; idempotent."""
+        if self._file < 0:
+            return
+        with anyio.move_on_after(_DRAIN_S, shield=True):
+            await self._ended.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading and close everything; idempotent."""
+        if self._file < 0:
+            return
+        self._loop.remove_reader(self._pipe)
+        for fd in (self._pipe, self._file, self.write_end):
+            if fd >= 0:
+                os.close(fd)
+        self._file = self.write_end = -1
+
+
+class Child:
+    """A running child process.
+
+    Make it on the event loop's thread: a parent-death signal follows the thread that spawned, not the process.
+
+    Args:
+        argv: Program and arguments.
+        env: Its whole environment.
+        output: Gets standard output and error, together.
+        pass_fds: Kept open in the child under the same numbers.
+        identity: Drops to this user, with no supplementary groups, before the program starts.
+        new_group: Lead a process group (and session) of its own.
+
+    Raises:
+        ExecutionFailed: The program cannot be started (``executor_unavailable``).
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | str,
+        output: OutputLog,
+        pass_fds: Sequence[int] = (),
+        identity: Identity | None = None,
+        new_group: bool = False,
+    ) -> None:
+        user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": ()}
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output.write_end,
+                stderr=output.write_end,
+                pass_fds=tuple(pass_fds),
+                close_fds=True,
+                start_new_session=new_group,
+                **user,  # type: ignore[call-overload]  # the stubs want each keyword spelled out
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, f"cannot start {argv[0]}: {exc}") from exc
+        output.watch()
+        self.output = output
+        self.pid = self._process.pid
+        self.new_group = new_group
+        self._exit: Exit | None = None
+        self._waiting = anyio.Lock()
+
+    async def wait(self) -> Exit:
+        """Return how the process ended, as soon as it has; may be called again."""
+        async with self._waiting:
+            if self._exit is None:
+                found = await reap(self.pid)
+                self._exit = found or Exit(-signal.SIGKILL)
+                self._process.returncode = self._exit.status  # Popen must not wait for a pid that is gone
+        return self._exit
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``wait`` has returned."""
+        return self._exit is not None
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process, or to its whole group if it leads one; nothing if it has ended."""
+        if self._exit is not None:
+            return
+        try:
+            if self.new_group:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # macOS says EPERM for a group of zombies
+            return
+
+
+async def reap(pid: int) -> Exit | None:
+    """Wait for a child of this process and return how it ended; None if it is none of ours, or was waited for."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return _collect(pid)
+        try:
+            await anyio.wait_readable(fd)
+        finally:
+            os.close(fd)
+        return _collect(pid)
+    return await anyio.to_thread.run_sync(_collect_blocking, pid, abandon_on_cancel=True)
+
+
+def _collect(pid: int, options: int = os.WNOHANG) -> Exit | None:
+    try:
+        found, status, usage = os.wait4(pid, options)
+    except ChildProcessError:
+        return None
+    if found == 0:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return Exit(os.waitstatus_to_exitcode(status), _cpu_ms(usage), usage.ru_maxrss * unit)
+
+
+def _collect_blocking(pid: int) -> Exit | None:
+    return _collect(pid, 0)
+
+
+def _cpu_ms(usage: resource.struct_rusage) -> int:
+    return round((usage.ru_utime + usage.ru_stime) * 1000)
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of descendants whose own parent ended, and return whether that works here.
+
+    So the init process of a sandbox stays ours after bwrap, and waiting for it proves that its whole tree is gone.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+async def kill_tree_of(init_pid: int) -> None:
+    """End a sandbox that an earlier process of this node started, by its first process; wait a bounded time for it."""
+    try:
+        fd = os.pidfd_open(init_pid)
+    except OSError:
+        return
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with anyio.move_on_after(_END_S):
+            await anyio.wait_readable(fd)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """Return what changes with each boot; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None when it is gone or the system does not say.
+
+    Together with the pid it names a process for certain: pids are used again.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def same_process(pid: object, started: object, boot: object) -> int | None:
+    """Return ``pid`` if that very process, noted in a handle, still exists; else None."""
+    if not isinstance(pid, int) or not isinstance(started, int) or pid <= 1 or boot != boot_id():
+        return None
+    return pid if start_time(pid) == started else None

@@ -1,0 +1,62 @@
+"""The executors that this program has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from parity_node.data import MarketInputs
+from parity_node.executors.base import Executor
+from parity_node.executors.command import CommandExecutor
+from parity_node.executors.federated import FederatedExecutor
+from parity_protocol.task import TaskKind
+
+if TYPE_CHECKING:
+    from parity_node.run import NodeServices
+
+__all__ = ["ExecutorSet", "build_executors"]
+
+CACHE_FOLDER = "inputs"
+
+
+class ExecutorSet(Mapping[TaskKind, Executor]):
+    """Executors by kind, and what they share; ``aclose`` when the agent has ended."""
+
+    def __init__(self, executors: list[Executor], inputs: MarketInputs) -> None:
+        self._executors = {executor.kind: executor for executor in executors}
+        self._inputs = inputs
+
+    def __getitem__(self, kind: TaskKind) -> Executor:
+        return self._executors[kind]
+
+    def __iter__(self) -> Iterator[TaskKind]:
+        return iter(self._executors)
+
+    def __len__(self) -> int:
+        return len(self._executors)
+
+    async def aclose(self) -> None:
+        """Close the store of inputs and the connections to the gateway; idempotent."""
+        await self._inputs.aclose()
+
+
+def build_executors(services: NodeServices) -> ExecutorSet:
+    """Return this program's executors; nothing is opened or tried yet."""
+    market, settings = services.market, services.settings
+    inputs = MarketInputs(
+        market.url,
+        sign=market.signed_headers,
+        folder=services.folders.cache / CACHE_FOLDER,
+        clock=services.clock,
+        tls=market.tls,
+    )
+    exec_dir = services.folders.executions
+    return ExecutorSet(
+        [
+            CommandExecutor(
+                exec_dir=exec_dir, inputs=inputs, clock=services.clock, enabled=settings.runner_shell_enabled
+            ),
+            FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock),
+        ],
+        inputs,
+    )

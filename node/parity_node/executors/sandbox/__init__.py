@@ -1,0 +1,1 @@
+"""What contains a task: namespaces, system-call filter, limits, another user, an exact environment."""

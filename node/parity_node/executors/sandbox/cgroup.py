@@ -1,0 +1,134 @@
+"""A control group per task: the only limit on the sum of a task's memory and processes. Needs root, or a delegated tree.
+
+Version 2 where it has the controllers, else version 1. Where neither can be written a task has rlimits only, per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from parity_node.executors.base import Limits
+from parity_protocol.errors import ExecutionFailed, FailureReason
+
+__all__ = ["CONTROL_GROUPS", "Cgroup"]
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OURS = "parity-node"
+_CONTROLLERS = ("memory", "pids", "cpu")
+_PERIOD_US = 100_000
+_LEAST_QUOTA_US = 1_000
+_SANDBOX_PIDS = 2
+_SANDBOX_MEMORY = 8 << 20  # bubblewrap's own two processes, and the kernel's part
+
+
+class Cgroup:
+    """One task's control group; ``make`` creates it.
+
+    Args:
+        name: Unique on the machine, such as an execution's id.
+        root: Where control groups are mounted.
+    """
+
+    def __init__(self, name: str, *, root: Path = CONTROL_GROUPS) -> None:
+        if "/" in name or name in {"", ".", ".."}:
+            raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"not a name for a control group: {name[:40]!r}")
+        self.is_unified = _has_controllers(root)
+        bases = [root] if self.is_unified else [root / controller for controller in _CONTROLLERS]
+        self._bases = bases
+        self._folders = [base / _OURS / name for base in bases]
+
+    @classmethod
+    def make(cls, name: str, limits: Limits, *, root: Path = CONTROL_GROUPS) -> Cgroup | None:
+        """Create a group with limits, or return None where this user may not: then only rlimits hold."""
+        group = cls(name, root=root)
+        try:
+            group._create(limits)
+        except OSError:
+            group.remove()
+            return None
+        return group
+
+    def join(self, pid: int) -> None:
+        """Move a process in; what it starts from then on is in too.
+
+        Raises:
+            ExecutionFailed: It cannot be moved (``sandbox_failed``).
+        """
+        try:
+            for folder in self._folders:
+                (folder / "cgroup.procs").write_text(str(pid))
+        except OSError as exc:
+            raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"cannot join a control group: {exc.strerror}") from exc
+
+    def oom_kills(self) -> int:
+        """Return how many of its processes the kernel has ended for want of memory."""
+        file = "memory.events" if self.is_unified else "memory.oom_control"
+        return _member(self._folders[0] / file, "oom_kill")
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most memory that all its processes used together, scratch space included; 0 when unknown."""
+        try:
+            file = "memory.peak" if self.is_unified else "memory.max_usage_in_bytes"
+            return int((self._folders[0] / file).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def remove(self) -> None:
+        """Remove the group; idempotent. Nothing happens while a process is in it."""
+        for folder in self._folders:
+            try:
+                folder.rmdir()
+            except OSError:
+                continue
+
+    def _create(self, limits: Limits) -> None:
+        if self.is_unified:
+            for parent in (self._bases[0], self._bases[0] / _OURS):
+                parent.mkdir(exist_ok=True)
+                (parent / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in _CONTROLLERS))
+        for folder in self._folders:
+            folder.mkdir(parents=True)
+        for folder, files in zip(self._folders, self._settings(limits), strict=True):
+            for name, value in files:
+                if not name.startswith(("memory.memsw.", "memory.swap.")) or (folder / name).exists():
+                    (folder / name).write_text(value)
+
+    def _settings(self, limits: Limits) -> Iterable[tuple[tuple[str, str], ...]]:
+        memory = str(limits.memory_bytes + _SANDBOX_MEMORY)
+        pids = str(limits.pids + _SANDBOX_PIDS)
+        quota = str(max(_LEAST_QUOTA_US, round(limits.cpus * _PERIOD_US)))
+        if self.is_unified:
+            return [
+                (
+                    ("memory.max", memory),
+                    ("memory.swap.max", "0"),
+                    ("memory.oom.group", "1"),
+                    ("pids.max", pids),
+                    ("cpu.max", f"{quota} {_PERIOD_US}"),
+                )
+            ]
+        return [
+            # Without the second one a task may swap as much again.
+            (("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)),
+            (("pids.max", pids),),
+            (("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", quota)),
+        ]
+
+
+def _has_controllers(root: Path) -> bool:
+    try:
+        return set(_CONTROLLERS) <= set((root / "cgroup.controllers").read_text().split())
+    except OSError:
+        return False
+
+
+def _member(path: Path, name: str) -> int:
+    try:
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        return 0
+    return 0
