@@ -26,14 +26,13 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 ///
 /// The code is immutable. `admin` (a timelock outside of dev chains) may pause deposits for a week at a time and take
 /// out tokens that belong to nobody; it reaches no account, and nothing ever stops a withdrawal, a release or a voucher.
-///
-/// Accounts are keyed by keccak256(bytes(id)). An id is the node's 64 hex digits, or the lower-case address of a
-/// submitter; other ids of up to 64 bytes are welcome and mean whatever their users agree on.
+/// Accounts are keyed by keccak256(bytes(id)): a node's 64 hex digits, a submitter's lower-case address, or any other
+/// id of up to 64 bytes.
 contract StakeVault is EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
     using SafeCast for uint256;
 
-    /// @dev Packed so that a deposit, a payment or an unstake request writes one slot of the account.
+    /// @dev Packed: a deposit, a payment or an unstake request writes one slot.
     struct Account {
         address owner;
         uint96 credit;
@@ -80,13 +79,10 @@ contract StakeVault is EIP712, ReentrancyGuardTransient {
 
     IERC20 public immutable token;
     address public immutable admin;
-    /// @notice Seconds between asking for bond or escrow back and having it.
-    uint64 public immutable unbonding;
+    uint64 public immutable unbonding; // seconds between asking for bond or escrow back and having it
 
-    /// @notice Sum of every bond, unbonding, credit and escrow: what the vault owes to accounts.
-    uint96 public accounted;
-    /// @notice Unix seconds until which deposits are refused, unless the admin lifts the pause sooner.
-    uint64 public depositsPausedUntil;
+    uint96 public accounted; // what the vault owes: the sum of every bond, unbonding, credit and escrow
+    uint64 public depositsPausedUntil; // unix seconds, unless the admin lifts the pause sooner
 
     mapping(bytes32 key => Account) private _accounts;
     mapping(bytes32 key => mapping(address spender => Escrow)) private _escrows;
@@ -107,9 +103,8 @@ contract StakeVault is EIP712, ReentrancyGuardTransient {
     );
     event RedeemSkipped(uint256 indexed index, Skip reason);
     event DepositsPaused(uint256 until);
-    // The three below keep the signatures that programs of the older Parity network listen for.
     event FundsAdded(string indexed deviceId, address indexed from, uint256 amount);
-    event FundsWithdrawn(string indexed deviceId, address indexed to, uint256 amount);
+    event FundsWithdrawn(string indexed deviceId, address indexed to, uint256 amount); // these 3: Parity's signatures
     event TokenRecovered(address indexed token, uint256 amount);
 
     error ZeroAmount();
@@ -376,7 +371,7 @@ contract StakeVault is EIP712, ReentrancyGuardTransient {
         return _escrows[_keyOf(id)][spender].amount;
     }
 
-    /// @notice The part of the escrow that the owner may take back from `readyAt` on. A market must not rely on it.
+    /// @notice The part of the escrow that is on its way back to the owner. A market must not rely on it.
     function releaseOf(string calldata id, address spender) external view returns (uint256 amount, uint256 readyAt) {
         Escrow storage escrow = _escrows[_keyOf(id)][spender];
         return (escrow.releasing, escrow.readyAt);
@@ -396,8 +391,6 @@ contract StakeVault is EIP712, ReentrancyGuardTransient {
         Account storage account = _accounts[_keyOf(id)];
         return (uint256(account.bond) + account.credit, id, account.payout, account.owner != address(0));
     }
-
-    // ---- private ------------------------------------------------------------------------------------------------
 
     modifier onlyAdmin() {
         if (msg.sender != admin) revert NotAdmin(admin);
