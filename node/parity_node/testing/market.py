@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64decode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,66 +11,29 @@ from uuid import uuid4
 
 import anyio
 
-from parity_blobs.importer import FileImporter, cid_of_bytes
+from parity_blobs.importer import FileImporter
 from parity_node.market.base import MarketClient, MarketDirectory
+from parity_node.testing.book import MANIFEST_TTL, SimulatedTask, TaskBook, command_spec
 from parity_node.waiting import event_within
 from parity_protocol.api import leases as wire
 from parity_protocol.api.market import JWKS_TYPE, JwksReply, MarketKey
 from parity_protocol.api.nodes import EnrolReply, EnrolRequest, Heartbeat, HeartbeatReply, enrolment_statement
-from parity_protocol.api.problem import problem_of
 from parity_protocol.api.storage import UploadReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadSignature, Blame, DigestMismatch, NodeInUse, NotFound, ParityError, Unreachable
-from parity_protocol.ids import Address, ClaimId, Fence, LeaseId, NodeId, TaskId
+from parity_protocol.errors import BadSignature, NodeInUse, NotFound, ParityError, Unreachable
 from parity_protocol.join import JoinString, TrustedMarket, verify_market
-from parity_protocol.lease import LEASE_TYPE, Lease, ReportDecision, TaskView, decide_claim, decide_renew, decide_report
-from parity_protocol.manifest import MANIFEST_TYPE, ChainRef
-from parity_protocol.order import Order, spec_hash
-from parity_protocol.receipt import check_receipt
-from parity_protocol.report import Outcome
+from parity_protocol.manifest import MANIFEST_TYPE
 from parity_protocol.signing import jws
 from parity_protocol.signing.eip191 import recover_personal
-from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
 from parity_protocol.signing.keys import Ed25519PublicKey
-from parity_protocol.task import FINAL_STATES, TaskEvent, TaskState, advance
-from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
+from parity_protocol.task import TaskState
+from parity_protocol.testing.keys import deterministic_evm_key
 
 __all__ = ["MarketSimulator", "SimulatedTask", "command_spec"]
 
 SOFT_RESERVATION_S = 2.0
-MANIFEST_TTL = timedelta(minutes=5)
-_VAULT = Address("0x" + "5a" * 20)
-_GENESIS = "0x" + "9e" * 32
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class SimulatedTask:
-    """One task as the simulator keeps it."""
-
-    id: str
-    spec: str
-    order: Order
-    reward: int
-    max_attempts: int
-    state: TaskState = TaskState.PENDING
-    fence: int = 0
-    attempts: int = 0
-    lease: Lease | None = None
-    last_holder: str | None = None
-    order_hash: str = ""
-    reserved_until: float = 0.0
-    events: list[str] = field(default_factory=list)
-    log: str = ""
-    reports: dict[str, wire.FinalReport] = field(default_factory=dict)  # every final one that was taken, by id
-    earnings: int = 0  # how often it was paid: must never exceed 1
-    manifest_hashes: dict[int, str] = field(default_factory=dict)  # by fence
-
-
-def command_spec(*command: str, **fields: Any) -> str:
-    """Return the JSON text of a command task."""
-    return json.dumps({"type": "command", "command": list(command) or ["true"], **fields})
 
 
 class MarketSimulator(MarketClient, MarketDirectory):
@@ -89,20 +50,15 @@ class MarketSimulator(MarketClient, MarketDirectory):
 
     def __init__(self, clock: Clock, *, ttl_s: float = 30.0, authority: str = "market.test", name: str = "sim") -> None:
         self.clock = clock
-        self.ttl_s = ttl_s
         self.authority = authority
-        self.identity = deterministic_ed25519(f"{name} identity")
-        self.manifest_key = deterministic_ed25519(f"{name} manifest")
-        self.submitter = deterministic_evm_key(f"{name} submitter")
+        self.book = TaskBook(clock, ttl_s=ttl_s, name=name, on_changed=self._notify)
+        self.tasks, self.nodes, self.blobs = self.book.tasks, self.book.nodes, self.book.blobs
+        self.identity, self.manifest_key = self.book.identity, self.book.manifest_key
+        self.chain, self.thumbprint = self.book.chain, self.book.thumbprint
         self.spender = deterministic_evm_key(f"{name} spender")
-        self.chain = ChainRef(chain_id=31337, genesis=_GENESIS, vault=_VAULT)
-        self.domain = Eip712Domain.market(self.chain.chain_id, self.chain.vault)
-        self.tasks: dict[str, SimulatedTask] = {}
-        self.nodes: dict[str, EnrolRequest] = {}
         self.last_seen: dict[str, float] = {}
         self.goodbyes: list[str] = []  # instances
         self.heartbeats: list[Heartbeat] = []
-        self.blobs: dict[str, bytes] = {}
         self.calls: dict[str, int] = {}
         self.problems: tuple[str, ...] = ()  # why nodes are not eligible
         self.eligible = True
@@ -114,11 +70,6 @@ class MarketSimulator(MarketClient, MarketDirectory):
         self._failures: dict[str, list[ParityError]] = {}
         self._changed = anyio.Event()
 
-    @property
-    def thumbprint(self) -> str:
-        """The identity that nodes pin."""
-        return self.identity.public_key.thumbprint()
-
     def join(self, url: str) -> JoinString:
         """Return the join string for an address."""
         return JoinString(url, self.thumbprint)
@@ -127,34 +78,19 @@ class MarketSimulator(MarketClient, MarketDirectory):
 
     def offer(self, spec: str | None = None, *, reward: int = 1_000, max_attempts: int = 3) -> SimulatedTask:
         """Add a task that is submitted and signed as a submitter would."""
-        text = spec if spec is not None else command_spec("true")
-        message = OrderMessage(
-            creator=self.submitter.address,
-            spec_hash=spec_hash(text),
-            max_reward=reward,
-            market=self.identity.public_key.thumbprint_bytes(),
-            deadline=int(self.clock.now().timestamp()) + 86_400,
-            nonce=uuid4().bytes * 2,
-        )
-        order = Order(
-            creator=message.creator,
-            spec_hash="0x" + message.spec_hash.hex(),
-            max_reward=reward,
-            market="0x" + message.market.hex(),
-            deadline=message.deadline,
-            nonce="0x" + message.nonce.hex(),
-            signature="0x" + sign_order(self.domain, message, self.submitter).hex(),
-        )
-        task = SimulatedTask(str(uuid4()), text, order, reward, max_attempts)
-        task.order_hash = "0x" + order.digest(self.domain).hex()
-        self.tasks[task.id] = task
-        self._notify()
-        return task
+        return self.book.offer(spec, reward=reward, max_attempts=max_attempts)
 
     def cancel(self, task: SimulatedTask) -> None:
         """Cancel a task."""
-        self._advance(task, TaskEvent.CANCEL)
-        task.lease = None
+        self.book.cancel(task)
+
+    def reap(self) -> list[str]:
+        """Take back the leases that have run out; return their tasks."""
+        return self.book.reap()
+
+    def unfinished(self) -> list[SimulatedTask]:
+        """Return the tasks that have not ended."""
+        return self.book.unfinished()
 
     def go_offline(self) -> None:
         """Stop answering."""
@@ -176,19 +112,6 @@ class MarketSimulator(MarketClient, MarketDirectory):
     def fail_next(self, call: str, *errors: ParityError) -> None:
         """Answer the next calls of a method with errors, without effect."""
         self._failures.setdefault(call, []).extend(errors)
-
-    def reap(self) -> list[str]:
-        """Take back the leases that have run out; return their tasks."""
-        freed = []
-        for task in self.tasks.values():
-            if task.lease is not None and task.lease.expires_at <= self.clock.now():
-                self._free(task, TaskEvent.LEASE_LOST)
-                freed.append(task.id)
-        return freed
-
-    def unfinished(self) -> list[SimulatedTask]:
-        """Return the tasks that have not ended."""
-        return [task for task in self.tasks.values() if task.state not in FINAL_STATES]
 
     # -- directory -----------------------------------------------------------------------------------------------
 
@@ -213,7 +136,7 @@ class MarketSimulator(MarketClient, MarketDirectory):
             "spender": self.spender.address,
             "min_bond": "0",
             "confirmations": 1,
-            "lease_ttl_s": self.ttl_s,
+            "lease_ttl_s": self.book.ttl_s,
             "heartbeat_s": self.heartbeat_s,
         }
         signed = jws.sign(payload, self.identity, JWKS_TYPE)
@@ -252,38 +175,38 @@ class MarketSimulator(MarketClient, MarketDirectory):
         return await self._call(
             "claim",
             lambda: wire.ClaimsReply(
-                claims=tuple(self._claim(item, self._node(request.instance, node_id)) for item in request.claims)
+                claims=tuple(self.book.claim(item, self._node(request.instance, node_id)) for item in request.claims)
             ),
         )
 
     async def renew(self, request: wire.RenewRequest) -> wire.RenewsReply:
         """Renew leases; see the port."""
         return await self._call(
-            "renew", lambda: wire.RenewsReply(renewals=tuple(self._renew(item) for item in request.renewals))
+            "renew", lambda: wire.RenewsReply(renewals=tuple(self.book.renew(item) for item in request.renewals))
         )
 
     async def start(self, request: wire.StartRequest) -> wire.WriteReply:
         """Take note of starts; see the port."""
         return await self._call(
-            "start", lambda: wire.WriteReply(items=tuple(self._start(item) for item in request.starts))
+            "start", lambda: wire.WriteReply(items=tuple(self.book.start(item) for item in request.starts))
         )
 
     async def release(self, request: wire.ReleaseRequest) -> wire.WriteReply:
         """Take leases back; see the port."""
         return await self._call(
-            "release", lambda: wire.WriteReply(items=tuple(self._release(item) for item in request.releases))
+            "release", lambda: wire.WriteReply(items=tuple(self.book.release(item) for item in request.releases))
         )
 
     async def report(self, request: wire.ReportsRequest) -> wire.ReportReply:
         """Take reports; see the port."""
         return await self._call(
-            "report", lambda: wire.ReportReply(reports=tuple(self._report(item) for item in request.reports))
+            "report", lambda: wire.ReportReply(reports=tuple(self.book.report(item) for item in request.reports))
         )
 
     async def logs(self, request: wire.LogsRequest) -> wire.WriteReply:
         """Append to logs; see the port."""
         return await self._call(
-            "logs", lambda: wire.WriteReply(items=tuple(self._log(item) for item in request.chunks))
+            "logs", lambda: wire.WriteReply(items=tuple(self.book.log(item) for item in request.chunks))
         )
 
     async def heartbeat(self, request: Heartbeat) -> HeartbeatReply:
@@ -319,6 +242,7 @@ class MarketSimulator(MarketClient, MarketDirectory):
             quiet_s = self.clock.monotonic() - self.last_seen[request.node_id]
             if quiet_s < 2 * self.heartbeat_s:
                 raise NodeInUse(f"this node runs on {known.hostname}, seen {quiet_s:.0f} s ago")
+        self.goodbyes = [instance for instance in self.goodbyes if instance != request.instance]
         self.nodes[request.node_id] = request
         self.last_seen[request.node_id] = self.clock.monotonic()
         return EnrolReply(
@@ -328,7 +252,7 @@ class MarketSimulator(MarketClient, MarketDirectory):
             eligible=self.eligible,
             problems=self.problems,
             heartbeat_s=self.heartbeat_s,
-            lease_ttl_s=self.ttl_s,
+            lease_ttl_s=self.book.ttl_s,
             time=self.clock.now(),
         )
 
@@ -364,149 +288,13 @@ class MarketSimulator(MarketClient, MarketDirectory):
             "part": 0,
             "parts": 1,
             "attempt": task.attempts + 1,
-            "ttl_s": self.ttl_s,
+            "ttl_s": self.book.ttl_s,
             "chain": self.chain.model_dump(),
         }
         if self.tamper is not None:
             self.tamper(payload)
         token = jws.sign(payload, self.manifest_key, MANIFEST_TYPE)
         return token if self.tamper_token is None else self.tamper_token(token)
-
-    def _claim(self, item: wire.ClaimItem, node_id: str) -> wire.ClaimReply:
-        try:
-            verified = jws.verify(
-                item.manifest,
-                {self.manifest_key.public_key.thumbprint(): self.manifest_key.public_key},
-                MANIFEST_TYPE,
-                issuer=self.thumbprint,
-                audience=node_id,
-                now=self.clock.now(),
-            )
-            task = self._task(str(verified.payload["sub"]))
-            decision = decide_claim(
-                self._view(task),
-                node_id=NodeId(node_id),
-                claim_id=ClaimId(item.claim_id),
-                manifest_hash=verified.token_sha256,
-                lease_id=LeaseId(str(uuid4())),
-                ttl=timedelta(seconds=self.ttl_s),
-                now=self.clock.now(),
-            )
-        except ParityError as exc:
-            return wire.ClaimReply(status=exc.status, claim_id=item.claim_id, problem=problem_of(exc))
-        lease = decision.lease
-        if decision.is_new:
-            self._advance(task, TaskEvent.CLAIM)
-            task.lease, task.fence, task.last_holder = lease, lease.fence, node_id
-            task.attempts += 1
-            task.manifest_hashes[lease.fence] = lease.manifest_hash
-        payload = {
-            **jws.claims(self.thumbprint, task.id, node_id, jti=lease.lease_id, now=self.clock.now(), ttl=MANIFEST_TTL),
-            "fence": lease.fence,
-            "claim_id": lease.claim_id,
-            "manifest_hash": lease.manifest_hash,
-            "ttl_s": self.ttl_s,
-        }
-        return wire.ClaimReply(
-            status=200,
-            claim_id=item.claim_id,
-            lease=jws.sign(payload, self.manifest_key, LEASE_TYPE),
-            lease_id=lease.lease_id,
-            fence=lease.fence,
-            ttl_s=self.ttl_s,
-        )
-
-    def _renew(self, item: wire.RenewItem) -> wire.RenewReply:
-        try:
-            task = self._task(item.task_id)
-            task.lease = self._held(task, item)
-        except ParityError as exc:
-            return wire.RenewReply(status=exc.status, lease_id=item.lease_id, problem=problem_of(exc))
-        return wire.RenewReply(status=200, lease_id=item.lease_id, ttl_s=self.ttl_s)
-
-    def _start(self, item: wire.StartItem) -> wire.WriteItem:
-        try:
-            task = self._task(item.task_id)
-            self._held(task, item)
-            if task.state is TaskState.LEASED:
-                self._advance(task, TaskEvent.START)
-        except ParityError as exc:
-            return wire.WriteItem(status=exc.status, problem=problem_of(exc))
-        return wire.WriteItem(status=200)
-
-    def _release(self, item: wire.ReleaseItem) -> wire.WriteItem:
-        try:
-            task = self._task(item.task_id)
-            self._held(task, item)
-            self._free(task, TaskEvent.RELEASE)
-        except ParityError as exc:
-            return wire.WriteItem(status=exc.status, problem=problem_of(exc))
-        return wire.WriteItem(status=200)
-
-    def _log(self, item: wire.LogChunk) -> wire.WriteItem:
-        try:
-            task = self._task(item.task_id)
-            self._held(task, item)
-            data = task.log.encode()
-            if item.offset <= len(data):
-                task.log = (data[: item.offset] + item.text.encode()).decode()
-        except ParityError as exc:
-            return wire.WriteItem(status=exc.status, problem=problem_of(exc))
-        return wire.WriteItem(status=200)
-
-    def _report(self, item: wire.FinalReport) -> wire.ReportItem:
-        report = item.report
-        try:
-            task = self._task(report.task_id)
-            holder = NodeId(task.last_holder or "")
-            decision = decide_report(
-                self._view(task), node_id=holder, fence=Fence(report.fence), already_taken=report.id in task.reports
-            )
-            if decision is ReportDecision.VERIFY:
-                self._take(task, item)
-            elif task.reports[report.id] != item:
-                raise DigestMismatch("the report was taken before with other content")
-        except ParityError as exc:
-            return wire.ReportItem(id=report.id, status=exc.status, problem=problem_of(exc))
-        return wire.ReportItem(id=report.id, status=200, task_state=task.state.value)
-
-    def _take(self, task: SimulatedTask, item: wire.FinalReport) -> None:
-        """Check a report completely and move its task."""
-        report = item.report
-        if report.outcome is Outcome.SUCCEEDED:
-            self._check_success(task, item)
-            self._advance(task, TaskEvent.REPORT)
-            self._advance(task, TaskEvent.ACCEPT)
-            task.lease = None
-            task.earnings += 1
-        elif report.blame is Blame.TASK:
-            self._advance(task, TaskEvent.TASK_FAULT)
-            task.lease = None
-        elif task.state is not TaskState.PENDING:
-            self._free(task, TaskEvent.NODE_FAULT)
-        task.reports[report.id] = item
-        self._notify()
-
-    def _check_success(self, task: SimulatedTask, item: wire.FinalReport) -> None:
-        report, cid = item.report, item.report.result_cid or ""
-        if item.receipt is None:
-            raise DigestMismatch("a success needs a receipt")
-        if item.result is not None and str(cid_of_bytes(b64decode(item.result, validate=True))) != cid:
-            raise DigestMismatch("the result does not match its CID")
-        if item.result is None and cid not in self.blobs:
-            raise NotFound("the result was not uploaded")
-        node_id = task.last_holder or ""
-        check_receipt(
-            item.receipt,
-            domain=self.domain,
-            operator=self.nodes[node_id].operator,
-            task_id=task.id,
-            node_id=node_id,
-            fence=report.fence,
-            order_hash=task.order_hash,
-            manifest_hash="0x" + task.manifest_hashes[report.fence],
-            result_cid=cid,
-        )
 
     # -- small things --------------------------------------------------------------------------------------------
 
@@ -528,53 +316,6 @@ class MarketSimulator(MarketClient, MarketDirectory):
             raise Unreachable("the answer was lost")
         return reply
 
-    def _held(self, task: SimulatedTask, item: wire.RenewItem) -> Lease:
-        holder = NodeId(task.last_holder or "")
-        return decide_renew(
-            self._view(task),
-            node_id=holder,
-            lease_id=LeaseId(item.lease_id),
-            fence=Fence(item.fence),
-            now=self.clock.now(),
-        )
-
-    def _view(self, task: SimulatedTask) -> TaskView:
-        self.reap()
-        return TaskView(
-            task_id=TaskId(task.id),
-            state=task.state,
-            fence=Fence(task.fence),
-            attempts=task.attempts,
-            max_attempts=task.max_attempts,
-            lease=task.lease,
-            deadline=None,
-            last_holder=NodeId(task.last_holder) if task.last_holder else None,
-        )
-
-    def _task(self, task_id: str) -> SimulatedTask:
-        if task_id not in self.tasks:
-            raise NotFound("there is no such task")
-        return self.tasks[task_id]
-
-    def _free(self, task: SimulatedTask, event: TaskEvent) -> None:
-        self._advance(task, event)
-        task.lease, task.reserved_until = None, 0.0
-        if task.attempts >= task.max_attempts:
-            self._advance(task, TaskEvent.ATTEMPTS_EXHAUSTED)
-        self._notify()
-
-    def _advance(self, task: SimulatedTask, event: TaskEvent) -> None:
-        task.state = advance(task.state, event)
-        task.events.append(event.value)
-
     def _notify(self) -> None:
         event, self._changed = self._changed, anyio.Event()
         event.set()
-
-
-def outcomes(tasks: Mapping[str, SimulatedTask]) -> dict[str, int]:
-    """Return how many tasks are in each state."""
-    found: dict[str, int] = {}
-    for task in tasks.values():
-        found[task.state.value] = found.get(task.state.value, 0) + 1
-    return found
