@@ -13,7 +13,8 @@
     │   ├── ClockSkew     ├── Replayed     ├── DigestMismatch └── UnknownKey
     ├── Unauthenticated (401)  Forbidden (403)  NotFound (404)
     ├── Conflict                the state does not allow it                      (409)
-    │   ├── LeaseConflict  ├── StaleFence  ├── TaskCancelled  ├── NodeInUse  └── InvalidTransition
+    │   ├── LeaseConflict  ├── StaleFence  ├── TaskCancelled  ├── NodeInUse
+    │   └── InvalidTransition  └── NotFinished
     ├── Unprocessable           understood, and refused for a reason             (422)
     │   ├── ClaimRefused  ├── StakeTooLow  ├── EscrowTooLow  └── PolicyDenied
     ├── Unavailable             a dependency does not answer; retry              (503)
@@ -53,6 +54,7 @@ __all__ = [
     "InvalidTransition",
     "LeaseConflict",
     "NodeInUse",
+    "NotFinished",
     "NotFound",
     "NotYetValid",
     "Overloaded",
@@ -265,6 +267,14 @@ class InvalidTransition(Conflict):
     """The task cannot go from its state to that one."""
 
     code = "invalid_transition"
+
+
+class NotFinished(Conflict):
+    """It has not ended yet."""
+
+    code = "not_finished"
+    retryable = True
+    next_step = "It goes on without you: ask again later, or wait longer."
 
 
 # -- understood and refused --------------------------------------------------------------------------------------

@@ -1,0 +1,241 @@
+"""Requests to one market: signed where a session is given, bounded in time and size, problem documents as our errors."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from random import random
+from secrets import token_urlsafe
+from typing import TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from parity_client.session import Session
+from parity_protocol import strict_json
+from parity_protocol.api.problem import Problem, error_of
+from parity_protocol.clock import Clock
+from parity_protocol.errors import (
+    BadDocument,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    ParityError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+)
+from parity_protocol.signing.http_signatures import sign_request
+
+__all__ = ["MarketHttp", "Retry", "Upload", "parse_reply", "retrying"]
+
+MAX_REPLY_BYTES = 32 << 20
+CONNECT_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 20.0  # added to the time that a request asks the market to wait
+MAX_RETRY_AFTER_S = 60.0
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how long a request that may succeed later is repeated.
+
+    Attributes:
+        attempts: In all.
+        first_s: Longest pause before the second attempt; doubled for each further one. Pauses have full jitter.
+        most_s: Longest pause.
+        total_s: No attempt starts later than this after the first.
+    """
+
+    attempts: int = 5
+    first_s: float = 0.25
+    most_s: float = 5.0
+    total_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is streamed: its digest was taken in a first pass, ``open`` starts the second."""
+
+    size: int
+    sha256: bytes
+    open: Callable[[], AsyncIterator[bytes]]
+
+
+class MarketHttp:
+    """One market's HTTP interface; keeps connections open until ``aclose``.
+
+    Args:
+        url: ``scheme://host[:port]``, as a join string gives it.
+        verify: TLS trust; None is for plain HTTP.
+        transport: Replaces the network; for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        verify: ssl.SSLContext | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self.authority = urlsplit(url).netloc  # replaced by what the market's signed document says
+        self._clock = clock
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            verify=True if verify is None else verify,
+            transport=transport,
+            trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
+            follow_redirects=False,
+            timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
+            headers={"user-agent": "parity-client"},
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: BaseModel | Upload | None = None,
+        session: Session | None = None,
+        wait_s: float = 0.0,
+    ) -> bytes:
+        """Make one attempt and return the body of a 2xx answer.
+
+        Args:
+            wait_s: How long the market was asked to wait, which the time limit allows for.
+
+        Raises:
+            Unreachable: No answer in time.
+            TooLarge: The answer is over 32 MiB.
+            ParityError: What the market raised.
+        """
+        target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+        headers: dict[str, str] = {}
+        limit_s = wait_s + REPLY_TIMEOUT_S
+        if isinstance(body, Upload):
+            content: bytes | AsyncIterator[bytes] = body.open()
+            headers = {"content-type": "application/octet-stream", "content-length": str(body.size)}
+            limit_s += body.size / (64 << 10)  # a market slower than 64 KiB/s counts as away
+        elif body is not None:
+            content = body.model_dump_json(by_alias=True).encode()
+            headers["content-type"] = "application/json"
+        else:
+            content = b""
+        timeout = httpx.Timeout(limit_s, connect=CONNECT_TIMEOUT_S)
+        request = self._client.build_request(method, target, content=content, headers=headers, timeout=timeout)
+        if session is not None:
+            request.headers.update(self.signature(request, session, body=content, upload=body))
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                data = await _capped(response)
+            finally:
+                await response.aclose()
+        except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
+            raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
+        if not 200 <= response.status_code < 300:
+            raise _error(response, data, self.url)
+        return data
+
+    def signature(
+        self, request: httpx.Request, session: Session, *, body: object = b"", upload: object = None
+    ) -> dict[str, str]:
+        """Return the headers that sign a request as it will be sent."""
+        path, _, query = request.url.raw_path.decode("ascii").partition("?")
+        return sign_request(
+            request.method,
+            path,
+            query,
+            self.authority,
+            body if isinstance(body, bytes) else b"",
+            key=session.key,
+            keyid=session.id,
+            now=self._clock.now(),
+            nonce=token_urlsafe(18),
+            body_sha256=upload.sha256 if isinstance(upload, Upload) else None,
+        )
+
+
+async def retrying(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    clock: Clock,
+    policy: Retry,
+    jitter: Callable[[], float] = random,
+) -> T:
+    """Return what ``attempt`` returns, repeating it while its errors say that it may succeed later.
+
+    Args:
+        jitter: Uniform in [0, 1).
+
+    Raises:
+        ParityError: The last attempt's.
+    """
+    started = clock.monotonic()
+    for number in range(1, policy.attempts + 1):
+        try:
+            return await attempt()
+        except Unavailable as exc:
+            pause = min(policy.most_s, policy.first_s * 2.0 ** (number - 1)) * jitter()
+            if exc.retry_after_s is not None:
+                pause = max(pause, exc.retry_after_s)
+            if number == policy.attempts or clock.monotonic() - started + pause > policy.total_s:
+                raise
+        await clock.sleep(pause)
+    raise AssertionError("a policy has at least one attempt")
+
+
+def parse_reply(model: type[M], data: bytes) -> M:
+    """Read an answer of the market.
+
+    Raises:
+        BadDocument: It is something else.
+    """
+    try:
+        strict_json.loads(data, max_bytes=MAX_REPLY_BYTES)
+        return model.model_validate_json(data)
+    except (InvalidInput, ValidationError) as exc:
+        raise BadDocument(f"the market's answer is not a {model.__name__}: {str(exc)[:200]}") from exc
+
+
+async def _capped(response: httpx.Response) -> bytes:
+    data = bytearray()
+    async for chunk in response.aiter_bytes():
+        data += chunk
+        if len(data) > MAX_REPLY_BYTES:
+            raise TooLarge(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
+    return bytes(data)
+
+
+def _error(response: httpx.Response, data: bytes, url: str) -> ParityError:
+    """Return what the market raised; an answer without a problem document is judged by its status."""
+    status = response.status_code
+    try:
+        error: ParityError = error_of(Problem.model_validate_json(data))
+    except ValidationError:
+        text = f"the market at {url} answered with status {status}"
+        by_status = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 413: TooLarge, 429: Overloaded}
+        error = Unavailable(text) if status >= 500 else by_status.get(status, BadDocument)(text)
+    if status == 429 and not isinstance(error, Unavailable):
+        error = Overloaded(error.message)
+    if isinstance(error, Unavailable):
+        error.retry_after_s = _retry_after(response.headers.get("retry-after", ""))
+    return error
+
+
+def _retry_after(text: str) -> float | None:
+    return min(float(text), MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() and len(text) <= 9 else None

@@ -1,0 +1,108 @@
+"""Making an order: the submitter's signed consent to pay at most so much, for exactly this spec, at this market."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from parity_protocol.api.tasks import SubmitRequest
+from parity_protocol.errors import BadField
+from parity_protocol.join import TrustedMarket
+from parity_protocol.order import Order, spec_hash
+from parity_protocol.quantities import TokenAmount, parse_tokens
+from parity_protocol.signing import jws
+from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.task import parse_spec
+
+__all__ = ["DEFAULT_VALIDITY", "amount_of", "make_submission", "market_domain", "spec_text"]
+
+DEFAULT_VALIDITY = timedelta(days=1)  # in which a lease may start
+
+
+def market_domain(market: TrustedMarket) -> Eip712Domain:
+    """Return the EIP-712 domain of the market's orders and receipts."""
+    chain = market.document.chain
+    return Eip712Domain.market(chain.chain_id, chain.vault)
+
+
+def spec_text(spec: Mapping[str, Any] | str) -> str:
+    """Return the exact text that is signed; a text stays as it is.
+
+    Raises:
+        InvalidInput: It is not a spec; ``field`` names what is wrong.
+    """
+    if isinstance(spec, str):
+        text = spec
+    else:
+        try:
+            text = json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise BadField(f"spec: {exc}", field="spec") from exc
+    parse_spec(text)
+    return text
+
+
+def amount_of(amount: str | TokenAmount, *, decimals: int) -> TokenAmount:
+    """Return base units: a text counts whole tokens (``"0.5"``), an int base units.
+
+    Raises:
+        BadField: Not an amount.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, str | int):
+        raise BadField(
+            f"an amount is a text of whole tokens such as '0.5', or an int of base units, got {type(amount).__name__}",
+            field="reward",
+        )
+    return parse_tokens(amount, decimals=decimals if isinstance(amount, str) else 0)
+
+
+def make_submission(
+    key: EvmKey,
+    text: str,
+    reward: TokenAmount,
+    *,
+    market: TrustedMarket,
+    now: datetime,
+    max_reward: TokenAmount | None = None,
+    valid_for: timedelta = DEFAULT_VALIDITY,
+    nonce: bytes | None = None,
+) -> SubmitRequest:
+    """Return a signed submission; sending it twice makes one task.
+
+    Args:
+        text: The spec, from ``spec_text``.
+        reward: Base units for everything that the spec becomes.
+        max_reward: What the order allows; None allows exactly ``reward``.
+        nonce: 32 random bytes; None draws them.
+
+    Raises:
+        BadField: ``max_reward`` is below ``reward``, or the validity is not above zero.
+    """
+    most = reward if max_reward is None else max_reward
+    if most < reward:
+        raise BadField(f"max_reward is {most} base units, below the reward of {reward}", field="max_reward")
+    if valid_for <= timedelta(0):
+        raise BadField("an order is valid for more than 0 s", field="valid_for")
+    message = OrderMessage(
+        creator=key.address,
+        spec_hash=spec_hash(text),
+        max_reward=most,
+        market=jws.thumbprint_bytes(market.thumbprint),
+        deadline=int((now + valid_for).timestamp()),
+        nonce=nonce if nonce is not None else secrets.token_bytes(32),
+    )
+    signature = sign_order(market_domain(market), message, key)
+    order = Order(
+        creator=message.creator,
+        spec_hash="0x" + message.spec_hash.hex(),
+        max_reward=message.max_reward,
+        market="0x" + message.market.hex(),
+        deadline=message.deadline,
+        nonce="0x" + message.nonce.hex(),
+        signature="0x" + signature.hex(),
+    )
+    return SubmitRequest(spec=text, order=order, reward=reward)
