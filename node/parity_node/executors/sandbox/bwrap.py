@@ -31,7 +31,7 @@ _MAX_STATUS_BYTES = 16_384
 _ENV = "/usr/bin/env"  # of coreutils
 _LOADS_CODE = re.compile(r"(?:LD_|GLIBC_|MALLOC_|GCONV_PATH|LOCPATH|NLSPATH)")
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr on most systems
-_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "localtime")
+_ETC = ("ld.so.cache", "alternatives")  # no network, so no certificates
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parity_node.executors.base import Limits
+from parity_node.executors.sandbox.cgroup import Cgroup
+from parity_protocol.errors import ExecutionFailed
+
+LIMITS = Limits(wall_time_s=30, cpus=0.5, memory_bytes=64 << 20, disk_bytes=0, pids=10)
+SLACK = 8 << 20
+
+
+@pytest.fixture
+def unified(tmp_path: Path) -> Path:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    return tmp_path
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> Path:
+    for controller in ("memory", "pids", "cpu"):
+        (tmp_path / controller).mkdir()
+    return tmp_path
+
+
+def test_limits_are_written_before_anybody_joins_in_version_2(unified):
+    group = Cgroup.make("a", LIMITS, root=unified)
+
+    assert group is not None
+    folder = unified / "parity-node" / "a"
+    assert (folder / "memory.max").read_text() == str((64 << 20) + SLACK)
+    assert (folder / "pids.max").read_text() == "12"
+    assert (folder / "cpu.max").read_text() == "50000 100000"
+    assert (folder / "memory.oom.group").read_text() == "1"
+    assert "+memory" in (unified / "parity-node" / "cgroup.subtree_control").read_text()
+
+
+def test_limits_are_written_in_version_1(legacy):
+    Cgroup.make("a", LIMITS, root=legacy)
+
+    assert (legacy / "memory/parity-node/a/memory.limit_in_bytes").read_text() == str((64 << 20) + SLACK)
+    assert (legacy / "pids/parity-node/a/pids.max").read_text() == "12"
+    assert (legacy / "cpu/parity-node/a/cpu.cfs_quota_us").read_text() == "50000"
+
+
+def test_a_process_joins_every_hierarchy(legacy):
+    group = Cgroup.make("a", LIMITS, root=legacy)
+    assert group is not None
+
+    group.join(4242)
+
+    assert [(legacy / each / "parity-node/a/cgroup.procs").read_text() for each in ("memory", "pids", "cpu")] == [
+        "4242"
+    ] * 3
+
+
+def test_kills_for_want_of_memory_are_counted(unified):
+    group = Cgroup.make("a", LIMITS, root=unified)
+    assert group is not None
+    (unified / "parity-node/a/memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+
+    assert group.oom_kills() == 2
+
+
+def test_where_nothing_can_be_written_there_is_no_group(tmp_path):
+    (tmp_path / "memory").write_text("not a folder")
+
+    assert Cgroup.make("a", LIMITS, root=tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../escape"])
+def test_a_name_cannot_leave_the_tree(name, tmp_path):
+    with pytest.raises(ExecutionFailed):
+        Cgroup(name, root=tmp_path)
+
+
+def test_removing_what_is_not_there_does_nothing(tmp_path):
+    Cgroup("a", root=tmp_path).remove()
+
+    assert list(tmp_path.iterdir()) == []

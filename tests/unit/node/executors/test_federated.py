@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity_node.executors.base import Handle, Job, Limits
+from parity_node.executors.federated import FederatedExecutor
+from parity_node.testing.inputs import StaticInputs
+from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.report import Outcome
+from parity_protocol.task import CidInput, CommandSpec, FederatedLearningSpec
+from parity_protocol.testing.clock import FakeClock
+
+LIMITS = Limits(wall_time_s=30, cpus=1, memory_bytes=256 << 20, disk_bytes=64 << 20, pids=32)
+DATA = b"a,b,label\n1,2,0\n3,4,1\n"
+
+
+@pytest.fixture
+def inputs() -> StaticInputs:
+    return StaticInputs()
+
+
+@pytest.fixture
+def executor(tmp_path: Path, inputs: StaticInputs) -> FederatedExecutor:
+    return FederatedExecutor(exec_dir=tmp_path, inputs=inputs, clock=FakeClock())
+
+
+def spec_of(cid: str, **changes: Any) -> FederatedLearningSpec:
+    members: dict[str, Any] = {
+        "model_type": "random_forest",
+        "dataset_cid": cid,
+        "data_format": "csv",
+        "model_settings": {"num_trees": 4},
+        "partition_config": {"strategy": "random", "total_parts": 2, "min_samples": 1},
+        **changes,
+    }
+    return FederatedLearningSpec(**members)
+
+
+def plan_of(**changes: Any) -> dict[str, Any]:
+    partition: dict[str, Any] = {
+        "strategy": "random",
+        "total_parts": 2,
+        "seed": "0" * 64,
+        "n_rows": 2,
+        "n_features": 2,
+        "strata": "class",
+        "class_names": ["0", "1"],
+        "class_count": 2,
+        "holdout_fraction": 0.0,
+        "holdout_counts": [0, 0],
+        "counts": [[1, 0], [0, 1]],
+        "overlap_ratio": 0.0,
+        "overlap_counts": [[0, 0], [0, 0]],
+        "min_samples": 1,
+        "assignment_hash": "0" * 64,
+    }
+    return {"session_id": "s", "round_id": "1", "partition": partition, **changes}
+
+
+def job(folder: Path, spec: object, plan: object, *, part: int = 0, parts: int = 2) -> Job:
+    path = folder / "job"
+    path.mkdir()
+    return Job("e", "t", "l", 1, spec, part, parts, plan, path, LIMITS)  # type: ignore[arg-type]
+
+
+async def test_what_training_needs_is_written_down(executor, inputs, tmp_path):
+    cid = inputs.add(DATA)
+
+    handle = await executor.prepare(job(tmp_path, spec_of(cid), plan_of(), part=1))
+
+    assert Handle.from_json(json.loads(json.dumps(handle.to_json()))) == handle
+    assert (tmp_path / "job" / "dataset").read_bytes() == DATA
+    written = json.loads((tmp_path / "job" / "job.json").read_text())
+    assert written["part"] == 1
+    assert written["spec"]["model_config"]["num_trees"] == 4
+    assert written["spec"]["partition_config"]["holdout_fraction"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("plan", "part", "parts", "named"),
+    [
+        (None, 0, 2, "plan"),
+        ({}, 0, 2, "plan"),
+        ({**plan_of(), "more": 1}, 0, 2, "plan"),
+        (plan_of(session_id=7), 0, 2, "session_id"),
+        (plan_of(partition={}), 0, 2, "plan"),
+        (plan_of(), 0, 3, "2 parts"),
+        (plan_of(), 2, 2, "part 2 of 2"),
+    ],
+)
+async def test_a_plan_that_does_not_fit_is_refused_before_anything_is_fetched(
+    executor, inputs, tmp_path, plan, part, parts, named
+):
+    with pytest.raises(ExecutionFailed) as caught:
+        await executor.prepare(job(tmp_path, spec_of("bafynobodyhasit"), plan, part=part, parts=parts))
+
+    assert caught.value.reason is FailureReason.SPEC_INVALID
+    assert named in caught.value.message
+
+
+async def test_settings_are_checked_by_the_submitters_signed_text(executor, inputs, tmp_path):
+    spec = spec_of(inputs.add(DATA), model_settings={"num_trees": 0})
+
+    with pytest.raises(ExecutionFailed) as caught:
+        await executor.prepare(job(tmp_path, spec, plan_of()))
+
+    assert caught.value.reason is FailureReason.SPEC_INVALID
+    assert caught.value.field == "model_config.num_trees"
+
+
+async def test_data_over_what_the_spec_allows_are_refused(executor, inputs, tmp_path):
+    cid = inputs.add(DATA)
+    spec = spec_of(cid, inputs=(CidInput(cid=cid, max_bytes=5),))
+
+    with pytest.raises(ExecutionFailed) as caught:
+        await executor.prepare(job(tmp_path, spec, plan_of()))
+
+    assert caught.value.reason is FailureReason.DATA_INVALID
+
+
+async def test_another_kind_of_task_is_refused(executor, tmp_path):
+    with pytest.raises(ExecutionFailed) as caught:
+        await executor.prepare(job(tmp_path, CommandSpec(command=("true",)), plan_of()))
+
+    assert caught.value.reason is FailureReason.SPEC_INVALID
+
+
+def handle_in(folder: Path) -> Handle:
+    return Handle("federated", 1, {"execution_id": "e", "folder": str(folder)})
+
+
+async def test_an_outcome_that_an_earlier_process_saw_to_its_end_is_recovered(executor, tmp_path):
+    (tmp_path / "update.bin").write_bytes(b"update")
+    (tmp_path / "outcome.json").write_text('{"ok": true, "metrics": {"accuracy": 0.5, "oob_local": null, "n": 3}}')
+
+    assert await executor.recover(handle_in(tmp_path))
+    result = await executor.wait(handle_in(tmp_path))
+
+    assert result.outcome is Outcome.SUCCEEDED
+    assert result.result_path == tmp_path / "update.bin"
+    assert dict(result.metrics) == {"accuracy": 0.5, "n": 3.0}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"ok": true', "\x00"])
+async def test_an_outcome_that_is_not_whole_is_none(executor, tmp_path, text):
+    (tmp_path / "outcome.json").write_text(text)
+
+    assert not await executor.recover(handle_in(tmp_path))
+
+
+async def test_a_failure_that_the_child_names_keeps_its_reason(executor, tmp_path):
+    (tmp_path / "outcome.json").write_text('{"ok": false, "reason": "data_invalid", "message": "no data loaded"}')
+
+    result = await executor.wait(handle_in(tmp_path))
+
+    assert (result.outcome, result.reason) == (Outcome.FAILED, FailureReason.DATA_INVALID)
+    assert result.message == "no data loaded"
+
+
+async def test_a_child_that_cannot_start_makes_it_unavailable(executor, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+
+    state = await executor.describe()
+
+    assert not state.available
+    assert "trial run failed" in state.reason
+    assert executor.model_types == ()
+
+
+def test_an_idle_node_loads_no_numerics():
+    code = "import sys, parity_node.executors.registry, parity_node.agent; print([m for m in ('numpy', 'sklearn', 'scipy', 'web3', 'safetensors') if m in sys.modules])"
+
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.strip() == "[]"
