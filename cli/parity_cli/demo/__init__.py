@@ -1,0 +1,1 @@
+"""``parity demo``: the whole market at work on this machine."""
