@@ -34,7 +34,7 @@ from parity_node.status import agent_status, read_logs
 from parity_node.store.base import NodeStore
 from parity_node.supervise import FATAL, supervise
 from parity_node.version import node_version
-from parity_node.waiting import Backoff, Signal, event_within
+from parity_node.waiting import Backoff, event_within
 from parity_protocol.capability import Capability, ExecutorState
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadField, FailureReason, ParityError, StakeTooLow, StorageFull
@@ -140,7 +140,7 @@ class Agent:
         self._acquiring_ended = anyio.Event()
         self._drain_asked = anyio.Event()
         self._grace_s = settings.runner_grace.total_seconds()
-        self._acquired = Signal()
+        self.ready = anyio.Event()  # start-up and recovery are over
         self.started_at = clock.now()
         self.health_port = 0
         self._watch_gauges()
@@ -168,6 +168,7 @@ class Agent:
                 group.start_soon(self._watch_signals, group.cancel_scope)
                 await self._start_up(group)
                 self._start_loops(group)
+                self.ready.set()
                 await self._drain_asked.wait()
                 await self._wind_down()
                 group.cancel_scope.cancel()

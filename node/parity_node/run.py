@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Protocol, runtime_checkable
 
 import anyio
 import anyio.to_thread
@@ -46,6 +47,15 @@ class NodeServices:
     clock: Clock
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """Executors that share something to be closed at the end."""
+
+    async def aclose(self) -> None:
+        """Close it; idempotent."""
+        ...
+
+
 ExecutorFactory = Callable[[NodeServices], Mapping[TaskKind, Executor]]
 
 
@@ -71,8 +81,8 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
     folders = make_folders(settings, keys.node_id)
     market = await _connect(settings, keys, clock)
     store = SqliteNodeStore(folders.state / JOURNAL_FILE)
+    executors = make_executors(NodeServices(settings, keys, folders, market, clock))
     try:
-        services = NodeServices(settings, keys, folders, market, clock)
         agent = Agent(
             AgentParts(
                 settings=settings,
@@ -82,7 +92,7 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
                 store=store,
                 market=market,
                 directory=market,
-                executors=make_executors(services),
+                executors=executors,
                 clock=clock,
             )
         )
@@ -91,6 +101,8 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
         with anyio.CancelScope(shield=True):
             await store.close()
             await market.aclose()
+            if isinstance(executors, Closing):
+                await executors.aclose()
 
 
 async def _connect(settings: NodeSettings, keys: NodeKeys, clock: Clock) -> HttpMarket:

@@ -70,7 +70,8 @@ class HttpMarket(MarketClient, MarketDirectory):
         verify: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url = url
+        self.url = url
+        self.tls = verify
         self._key = key
         self._keyid = node_id_of(key.public_key)
         self._clock = clock
@@ -93,7 +94,7 @@ class HttpMarket(MarketClient, MarketDirectory):
     async def trust(self) -> TrustedMarket:
         """Fetch and check the signed key set; see the port."""
         status, headers, body = await self._send("GET", paths.JWKS, b"", {})
-        _raise_unless_ok(status, headers, body, self._url)
+        _raise_unless_ok(status, headers, body, self.url)
         found = verify_market(body, self._identity, now=self._clock.now())
         self._identity, self._authority = found.thumbprint, found.document.authority
         return found
@@ -153,7 +154,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         status, answer, data = await self._send(
             "POST", f"{paths.STORAGE_UPLOAD}?{query}", body, headers, timeout_s=timeout_s
         )
-        _raise_unless_ok(status, answer, data, self._url)
+        _raise_unless_ok(status, answer, data, self.url)
         return _parse(UploadReply, data)
 
     async def _post(self, path: str, request: BaseModel, reply: type[M], *, timeout_s: float = REPLY_TIMEOUT_S) -> M:
@@ -161,7 +162,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         headers = self.signed_headers("POST", path, "", body)
         headers["Content-Type"] = "application/json"
         status, answer, data = await self._send("POST", path, body, headers, timeout_s=timeout_s)
-        _raise_unless_ok(status, answer, data, self._url)
+        _raise_unless_ok(status, answer, data, self.url)
         return _parse(reply, data)
 
     def signed_headers(self, method: str, path: str, query: str, body: bytes) -> dict[str, str]:
@@ -191,7 +192,7 @@ class HttpMarket(MarketClient, MarketDirectory):
             finally:
                 await response.aclose()
         except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
-            raise Unreachable(f"the market at {self._url} does not answer: {str(exc) or type(exc).__name__}") from exc
+            raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
         return response.status_code, response.headers, data
 
 
