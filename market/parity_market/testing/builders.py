@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from functools import lru_cache
 from itertools import count
 
 from parity_blobs import cid_of_bytes
@@ -127,13 +128,19 @@ def capability(*, slots: int = 8, kinds: AbstractSet[TaskKind] = frozenset(TaskK
     return Capability.model_validate({**given, **fields})
 
 
+@lru_cache(maxsize=256)
+def _identity(name: str) -> tuple[str, str, Address]:
+    key = deterministic_ed25519(name).public_key
+    return node_id_of(key), key.jwk()["x"], deterministic_evm_key(name).address
+
+
 def new_node(name: str, *, instance: str = "", offers: Capability | None = None) -> NewNode:
     """Return the enrolment of the node that tests call ``name``."""
-    key = deterministic_ed25519(name).public_key
+    node_id, device_key, operator = _identity(name)
     return NewNode(
-        node_id=node_id_of(key),
-        device_key=key.jwk()["x"],
-        operator=deterministic_evm_key(name).address,
+        node_id=node_id,
+        device_key=device_key,
+        operator=operator,
         instance=instance or sha256(name.encode()).hexdigest(),
         hostname=f"{name}.test",
         capability=offers or capability(),

@@ -15,7 +15,7 @@ async def main(path: Path) -> None:
 
     async def writer(name: int) -> None:
         for number in range(1_000_000):
-            key = f"{name}-{number}"
+            key = f"{os.getpid()}-{name}-{number}"
 
             def op(tx: Tx, key: str = key) -> None:
                 tx.insert(sql.META_PUT, (key, "acknowledged"))
