@@ -7,8 +7,8 @@ import json
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from functools import lru_cache
+from hashlib import sha256
 from itertools import count
 
 from parity_blobs import cid_of_bytes
