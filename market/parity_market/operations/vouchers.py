@@ -24,6 +24,7 @@ __all__ = [
     "payout_of_task",
     "put_signature",
     "record_tx",
+    "txs_from",
     "txs_in_state",
     "unpaid_vouchers",
     "unsigned_vouchers",
@@ -157,6 +158,11 @@ def mark_tx(tx: Tx, chain: str, sender: str, nonce: int, state: str, *, block: i
 def txs_in_state(tx: ReadTx, chain: str, state: str, limit: int = 256) -> list[ChainTxRow]:
     """Return transactions by nonce."""
     return tx.all(sql.TXS_IN_STATE, chain=chain, state=state, limit=limit)
+
+
+def txs_from(tx: ReadTx, chain: str, sender: str, nonce: int, limit: int = 256) -> list[ChainTxRow]:
+    """Return a sender's transactions from ``nonce`` on, by nonce."""
+    return tx.all(sql.TXS_FROM, chain=chain, sender=sender, nonce=nonce, limit=limit)
 
 
 # -- where an earning's money is ----------------------------------------------------------------------------------------

@@ -289,6 +289,16 @@ VOUCHER_SIGNED = Command(
     .values(signature=sa.bindparam("signature", type_=sa.Text, required=True))
 )
 _VOUCHER_KEY = ("chain", "creator", "spender", "solver")
+VOUCHERS_SUPERSEDED_DELETE = Command(
+    sa.delete(t.voucher).where(
+        *(t.voucher.c[name] == _bind(f"key_{name}") for name in _VOUCHER_KEY), t.voucher.c.number < _int("key_number")
+    )
+)
+VOUCHER_SOLVERS: Query[str] = _scalar(
+    sa.select(t.voucher.c.solver)
+    .where(*(t.voucher.c[name] == _bind(name) for name in ("chain", "creator", "spender")))
+    .distinct()
+)
 
 
 def _newest_vouchers(*among: sa.ColumnElement[bool]) -> tuple[sa.Select[Any], sa.Join]:
@@ -338,6 +348,19 @@ TXS_IN_STATE = _rows(
         .limit(_int("limit"))
     ),
 )
+TXS_FROM = _rows(
+    rows.ChainTxRow,
+    t.chain_tx,
+    lambda s: (
+        s.where(
+            t.chain_tx.c.chain == _bind("chain"),
+            t.chain_tx.c.sender == _bind("sender"),
+            t.chain_tx.c.nonce >= _int("nonce"),
+        )
+        .order_by(t.chain_tx.c.nonce)
+        .limit(_int("limit"))
+    ),
+)
 TX_MARKED = _update(t.chain_tx, ["chain", "sender", "nonce"], "state", "block", "updated_us")
 
 CHAIN_ACCOUNT = _where(rows.ChainAccountRow, t.chain_account, "chain", "account")
@@ -349,6 +372,16 @@ CHAIN_ESCROW_PUT = upsert(
     t.chain_escrow,
     keys=["chain", "creator", "spender"],
     update=["escrow", "releasing", "redeemed", "block", "seen_us"],
+)
+CHAIN_ESCROW_CREATORS: Query[str] = _scalar(
+    sa.select(t.chain_escrow.c.creator).where(
+        t.chain_escrow.c.chain == _bind("chain"), t.chain_escrow.c.spender == _bind("spender")
+    )
+)
+CHAIN_ESCROW_COUNT = _scalar(
+    sa.select(sa.func.count())
+    .select_from(t.chain_escrow)
+    .where(t.chain_escrow.c.chain == _bind("chain"), t.chain_escrow.c.spender == _bind("spender"))
 )
 CHAIN_PAID = _where(rows.ChainPaidRow, t.chain_paid, "chain", "creator", "spender", "solver")
 CHAIN_PAID_PUT = upsert(
@@ -389,6 +422,7 @@ NODE_COMPLETED = Command(
     sa.update(t.node).where(t.node.c.id == _bind("key_id")).values(completed=t.node.c.completed + 1)
 )
 NODE_FAILED = Command(sa.update(t.node).where(t.node.c.id == _bind("key_id")).values(failed=t.node.c.failed + 1))
+NODE_IDS: Query[str] = _scalar(sa.select(t.node.c.id))
 NODE_COUNT = _scalar(sa.select(sa.func.count()).select_from(t.node))
 
 # -- blobs, sessions ------------------------------------------------------------------------------------------------

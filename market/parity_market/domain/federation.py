@@ -1,0 +1,90 @@
+"""A federated session's names, seed and end: everything that follows from its order and its tasks' states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+from uuid import UUID, uuid5
+
+from parity_fl.plan import PartitionPlan
+from parity_fl.session import SessionPlan, resolve_session
+from parity_fl.spec import FlSpec
+from parity_market.store.rows import TaskRow
+from parity_protocol.errors import BadField
+from parity_protocol.task import FederatedLearningSpec, TaskState, parse_spec
+
+__all__ = ["GroupEnd", "Session", "group_end", "new_session", "open_session", "seed_of", "session_ids"]
+
+_NAMESPACE = UUID("0c6ff4f7-55ad-5d3c-8d53-9a3a7a6f2f65")  # of this project's derived ids; any fixed UUID would do
+
+
+def session_ids(order_hash: str) -> tuple[str, str]:
+    """Return the ids of a session and its only round: a repeated submission of an order gets the same ones."""
+    return str(uuid5(_NAMESPACE, f"session {order_hash}")), str(uuid5(_NAMESPACE, f"round 1 {order_hash}"))
+
+
+def seed_of(session_id: str, seed: int) -> str:
+    """Return the key of every shuffle of a session, 64 lower-case hex characters."""
+    return sha256(f"{session_id} {seed}".encode()).hexdigest()
+
+
+def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
+    """Check a submitted session's settings and name it.
+
+    Raises:
+        BadField: The first setting that is wrong.
+    """
+    if spec.total_rounds != 1:
+        raise BadField(
+            f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
+            field="spec.total_rounds",
+        )
+    session_id, round_id = session_ids(order_hash)
+    return resolve_session(spec.session(), session_id=session_id, round_id=round_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A stored session, read back."""
+
+    spec: FlSpec
+    plan: PartitionPlan
+
+
+def open_session(spec_text: str, plan_doc: str | None) -> Session:
+    """Read a session from its group's submission and plan.
+
+    Raises:
+        InvalidInput: They are not what this market stores.
+    """
+    submitted = parse_spec(spec_text)
+    if not isinstance(submitted, FederatedLearningSpec) or plan_doc is None:
+        raise BadField("not a federated session with a plan", field="plan")
+    plan = SessionPlan.from_dict(json.loads(plan_doc))
+    spec = resolve_session(submitted.session(), session_id=plan.session_id, round_id=plan.round_id)
+    return Session(spec, plan.partition)
+
+
+class GroupEnd(Enum):
+    """What a group's tasks say about it."""
+
+    NOT_YET = "not_yet"
+    MERGE = "merge"
+    FAILED = "failed"
+
+
+_LOST = frozenset({TaskState.FAILED, TaskState.NOT_VERIFIED, TaskState.CANCELLED})
+
+
+def group_end(tasks: Sequence[TaskRow]) -> tuple[GroupEnd, str]:
+    """Return whether a group can end, and for a failed one why: every part is needed."""
+    for task in tasks:
+        if task.state in _LOST:
+            why = task.message or task.failure or "no reason was given"
+            return GroupEnd.FAILED, f"part {task.part} is {task.state}: {why}"
+    if tasks and all(task.state is TaskState.COMPLETED for task in tasks):
+        return GroupEnd.MERGE, ""
+    return GroupEnd.NOT_YET, ""

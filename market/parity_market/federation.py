@@ -1,0 +1,305 @@
+"""Federated sessions at the market: the plan when one is submitted, the check of each part, the merge at the end.
+
+Data come from the market's own stores; the mathematics runs in a child process (``federation_worker``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import anyio
+import structlog
+
+from parity_blobs import Cid
+from parity_blobs.local import LocalBlobStore
+from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
+from parity_fl.plan import PartitionPlan
+from parity_fl.session import SessionPlan
+from parity_market import federation_worker as worker
+from parity_market.domain.federation import Session, new_session, open_session, seed_of
+from parity_market.operations import blobs as blob_operations
+from parity_market.operations.context import Market
+from parity_market.operations.groups import Group, is_kept_by_owner
+from parity_market.store.base import MarketStore
+from parity_market.store.rows import TaskRow
+from parity_protocol.api.leases import ReportItem
+from parity_protocol.clock import Clock
+from parity_protocol.errors import (
+    BadField,
+    NotFound,
+    Overloaded,
+    ParityError,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+)
+from parity_protocol.task import FederatedLearningSpec, TaskState
+from parity_protocol.wire import JsonObject
+
+__all__ = ["Federation", "Merged", "Offload", "WorkerLost", "run_in_process"]
+
+log = structlog.get_logger(__name__)
+
+Offload: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+
+MAX_PLAN_CHARS = 128 << 10  # of a plan's JSON text: it travels in every manifest of the session
+MAX_WAITING_PLANS = 16  # submissions that wait for a worker
+MAX_MERGE_BYTES = 1 << 30  # of all updates of one session together
+WORKERS = 2  # processes at once
+WORK_S = 300.0  # that one job may take
+FETCH_S = 30.0  # that a submission waits for data from gateways
+
+
+class WorkerLost(Unavailable):
+    """The process that checks updates and merges them ended without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A session's result, stored."""
+
+    cid: str
+    size: int  # bytes
+    metrics: Mapping[str, Any]
+
+
+async def run_in_process(message: bytes) -> bytes:
+    """Do a job in a child process of its own.
+
+    Raises:
+        WorkerLost: It took too long, too much memory, or crashed.
+    """
+    command = [sys.executable, "-m", "parity_market.federation_worker"]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        with anyio.fail_after(WORK_S):
+            done = await anyio.run_process(command, input=message, check=False, env=env)
+    except TimeoutError as exc:
+        raise WorkerLost(f"a federation job was stopped after {WORK_S:g} s") from exc
+    except OSError as exc:
+        raise WorkerLost(f"a federation job could not run: {exc.strerror}") from exc
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        log.error("federation_worker_lost", status=done.returncode, said=said)
+        raise WorkerLost(f"a federation job ended with status {done.returncode}")
+    return done.stdout
+
+
+class Federation:
+    """What the routes and the rounds loop need of federated learning.
+
+    Args:
+        gateways: Trustless gateways for data that a submitter names but has not uploaded.
+        quota: Bytes that may be fetched for one submitter.
+        offload: Does a job (see ``federation_worker.execute``) somewhere else than on the event loop.
+    """
+
+    def __init__(
+        self,
+        store: MarketStore,
+        blobs: LocalBlobStore,
+        market: Market,
+        clock: Clock,
+        *,
+        gateways: Sequence[str] = (),
+        quota: int = 2 << 30,
+        offload: Offload = run_in_process,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._market = market
+        self._clock = clock
+        self._gateways = tuple(gateways)
+        self._quota = quota
+        self._offload = offload
+        self._turns = asyncio.Semaphore(WORKERS)
+        self._plans = 0
+        self._woken = asyncio.Event()
+
+    # -- submitting ---------------------------------------------------------------------------------------------------
+
+    async def plan(self, spec: FederatedLearningSpec, *, creator: str, order_hash: str) -> JsonObject:
+        """Check a session against its data and cut them; the same order always gets the same plan.
+
+        Args:
+            creator: Who submits; must be allowed to read the data.
+            order_hash: 0x and 64 hex digits.
+
+        Returns:
+            The plan that every manifest of the session carries: ``SessionPlan.to_dict()``.
+
+        Raises:
+            BadField: A setting is wrong, or does not fit the data.
+            ExecutionFailed: ``data_invalid``: the data cannot be used.
+            Unprocessable: The data are not here and nobody delivered them; names the CID.
+            Overloaded: Too many submissions wait already.
+        """
+        session = new_session(spec, order_hash)
+        if self._plans >= MAX_WAITING_PLANS:
+            raise Overloaded(f"{self._plans} sessions are being planned already", retry_after_s=5.0)
+        self._plans += 1
+        try:
+            data = await self._dataset(session.dataset_cid, creator)
+            seed = seed_of(session.session_id, spec.seed)
+            doc, _ = await self._work({"do": "plan", "spec": session.to_dict(), "seed": seed}, [data])
+        finally:
+            self._plans -= 1
+        plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc)).to_dict()
+        size = len(json.dumps(plan, separators=(",", ":")))
+        if size > MAX_PLAN_CHARS:
+            raise BadField(
+                f"the plan of this session takes {size} characters, at most {MAX_PLAN_CHARS} are sent to nodes: "
+                "use fewer parts or classes",
+                field="spec.partition_config.total_parts",
+            )
+        return plan
+
+    async def _dataset(self, cid_text: str, creator: str) -> bytes:
+        try:
+            return await self.read(cid_text, creator, max_bytes=DATA_LIMITS.max_bytes)
+        except NotFound:
+            problem = await self._fetch(Cid.parse(cid_text), cid_text, creator)
+        if problem:
+            raise Unprocessable(
+                f"data_unavailable: the data set {cid_text} is not stored here for {creator}, and {problem}",
+                hint="Upload it with `parity data add` first.",
+                field="spec.dataset_cid",
+            )
+        return await self.read(cid_text, creator, max_bytes=DATA_LIMITS.max_bytes)
+
+    async def _fetch(self, cid: Cid, cid_text: str, creator: str) -> str:
+        """Fetch public data for a submitter; return in words why that failed, empty when it did not."""
+        if not self._gateways:
+            return "no gateway is set (MARKET_GATEWAYS)"
+        if await self._blobs.stat(cid) is not None:
+            return "it may not be read by this account"  # somebody else's: a gateway was not asked
+        used = await self._store.read(partial(blob_operations.bytes_of_owner, owner=creator))
+        left = min(self._quota - used, DATA_LIMITS.max_bytes)
+        if left <= 0:
+            return f"the account's quota of {self._quota} bytes is used up"
+        from parity_blobs.gateway import TrustlessGateway  # brings httpx, which nothing else here needs
+
+        try:
+            async with TrustlessGateway(self._gateways) as gateway:
+                with anyio.fail_after(FETCH_S):
+                    found = await gateway.fetch_into(cid, self._blobs, max_bytes=left)
+        except TimeoutError:
+            return f"no gateway delivered it within {FETCH_S:g} s"
+        except ParityError as exc:
+            return f"the gateways did not deliver it: {exc.message}"
+        now = self._clock.now()
+        await self._store.write(
+            lambda tx: blob_operations.add_ref(tx, cid_text, creator, visibility="private", size=found.size, now=now)
+        )
+        return ""
+
+    async def read(self, cid_text: str, reader: str, *, max_bytes: int) -> bytes:
+        """Return a stored file that ``reader`` may read.
+
+        Raises:
+            NotFound: It is not here for this reader.
+            TooLarge: It has more than ``max_bytes``.
+            BadCid: Not a CID.
+        """
+        cid = Cid.parse(cid_text)
+        await self._store.read(lambda tx: blob_operations.readable(tx, cid_text, reader))
+        return await self._stored(cid, cid_text, max_bytes=max_bytes)
+
+    async def _stored(self, cid: Cid, cid_text: str, *, max_bytes: int) -> bytes:
+        small = await self._store.read(partial(blob_operations.small_blob, cid=cid_text))
+        if small is not None:
+            if len(small) > max_bytes:
+                raise TooLarge(f"{cid_text} has {len(small)} bytes, at most {max_bytes} are accepted")
+            return small
+        return b"".join([piece async for piece in self._blobs.open(cid, max_bytes=max_bytes)])
+
+    # -- checking and merging -----------------------------------------------------------------------------------------
+
+    def report_taken(self, item: ReportItem) -> None:
+        """Wake the rounds loop when a report waits for it."""
+        if item.status == 200 and item.task_state == TaskState.VERIFYING:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let ``wait`` return."""
+        self._woken.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there may be something to check, at the latest after ``seconds``."""
+        async with anyio.create_task_group() as group:
+
+            async def sleep() -> None:
+                await self._clock.sleep(seconds)
+                group.cancel_scope.cancel()
+
+            group.start_soon(sleep)
+            await self._woken.wait()
+            group.cancel_scope.cancel()
+        self._woken.clear()
+
+    async def update_of(self, task: TaskRow) -> bytes:
+        """Return the result of a part.
+
+        Raises:
+            NotFound: It is not here.
+            TooLarge: It is larger than any update.
+        """
+        if task.result_cid is None:
+            raise NotFound(f"task {task.id} has no result")
+        return await self._stored(Cid.parse(task.result_cid), task.result_cid, max_bytes=MAX_UPDATE_BYTES)
+
+    async def check(self, group: Group, part: int, update: bytes) -> None:
+        """Check one part's update, a forest's trees against the data too.
+
+        Raises:
+            BadDocument: It is not an update of this part, or was not made from its data.
+            TooLarge: It is larger than an honest one.
+            ParityError: Anything else is our fault: the session or the data are not as they were.
+        """
+        session, data = await self._open(group)
+        job = {"do": "check", "spec": session.spec.to_dict(), "plan": session.plan.to_dict(), "part": part}
+        await self._work(job, [data, update])
+
+    async def merge(self, group: Group) -> Merged:
+        """Merge all parts, score the result on the hold-out, and store it.
+
+        Raises:
+            InvalidInput: The updates do not make a model.
+            ParityError: Data or updates are not here any more, or the worker failed.
+        """
+        total = sum(task.result_size or 0 for task in group.tasks)
+        if total > MAX_MERGE_BYTES:
+            raise TooLarge(f"the session's updates have {total} bytes together, at most {MAX_MERGE_BYTES} are merged")
+        session, data = await self._open(group)
+        updates = [await self.update_of(task) for task in group.tasks]
+        job = {"do": "finish", "spec": session.spec.to_dict(), "plan": session.plan.to_dict()}
+        metrics, [model] = await self._work(job, [data, *updates])
+        cid = await self._blobs.put_bytes(model, pin=True)
+        return Merged(str(cid), len(model), metrics)
+
+    async def _open(self, group: Group) -> tuple[Session, bytes]:
+        session = open_session(group.submission.spec, group.row.plan_doc)
+        data = await self.read(session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes)
+        return session, data
+
+    async def keep(self, cid_text: str, *, keep: bool) -> None:
+        """Spare a blob from eviction while a session needs it, or no longer unless somebody has pinned it."""
+        if not keep and await self._store.read(partial(is_kept_by_owner, cid=cid_text)):
+            return
+        with suppress(NotFound):  # small ones lie in the database
+            await self._blobs.pin(Cid.parse(cid_text), keep=keep)
+
+    async def _work(self, job: Mapping[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+        async with self._turns:
+            header, out = worker.decode_message(await self._offload(worker.encode_message(job, data)))
+        if "error" in header:
+            raise worker.error_of(header["error"])
+        return header["doc"], out

@@ -1,0 +1,109 @@
+"""Federated mathematics in a process of its own: it reads a job from standard input and writes the answer.
+
+A job parses what strangers sent and may take seconds; here it can neither block the market's event loop nor take its
+memory along. Messages are one JSON header and raw blobs; nothing is ever unpickled.
+
+::
+
+    message = u32 length of the header, big-endian | header, JSON | blobs, one after the other
+    header  = {"do": "plan" | "check" | "finish", ..., "sizes": [bytes of each blob]}
+    answer  = {"doc": {...}, "sizes": [...]}  or  {"error": {"code", "message", "field", "reason"}, "sizes": []}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, ParityError, error_for_code
+
+__all__ = ["decode_message", "encode_message", "error_of", "execute", "main"]
+
+MAX_MEMORY_BYTES = 6 << 30  # of address space
+MAX_CPU_S = 600
+_LENGTH_BYTES = 4
+
+
+def encode_message(header: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
+    """Return a message of a header and blobs."""
+    text = json.dumps({**header, "sizes": [len(blob) for blob in blobs]}, separators=(",", ":")).encode()
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "big"), text, *blobs])
+
+
+def decode_message(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Return a message's header and blobs.
+
+    Raises:
+        BadDocument: It is cut off or not one.
+    """
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
+    try:
+        header = json.loads(data[_LENGTH_BYTES:start])
+        sizes = header["sizes"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BadDocument("not a message of the federation's worker") from exc
+    if len(data) != start + sum(sizes):
+        raise BadDocument(f"a worker's message has {len(data)} bytes, expected {start + sum(sizes)}")
+    blobs = []
+    for size in sizes:
+        blobs.append(data[start : start + size])
+        start += size
+    return header, blobs
+
+
+def error_of(described: Mapping[str, Any]) -> ParityError:
+    """Return the error that a worker described."""
+    message, field = str(described["message"]), str(described["field"])
+    if described.get("reason"):
+        return ExecutionFailed(FailureReason.parse(str(described["reason"])), message, field=field)
+    return error_for_code(str(described["code"]))(message, field=field)
+
+
+def execute(message: bytes) -> bytes:
+    """Do one job and return the answer; an error of ours is an answer too."""
+    try:
+        header, blobs = decode_message(message)
+        doc, out = _do(header, blobs)
+    except ParityError as exc:
+        reason = str(exc.reason) if isinstance(exc, ExecutionFailed) else ""
+        described = {"code": exc.code, "message": exc.message, "field": exc.field, "reason": reason}
+        return encode_message({"error": described})
+    return encode_message({"doc": doc}, out)
+
+
+def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str, Any], list[bytes]]:
+    from parity_fl import runner  # NumPy: only the process that computes loads it
+    from parity_fl.plan import PartitionPlan
+    from parity_fl.spec import resolve_fl_spec
+
+    spec = resolve_fl_spec(header["spec"])
+    dataset, *updates = blobs
+    if header["do"] == "plan":
+        return runner.plan_session(spec, dataset, header["seed"]).to_dict(), []
+    plan = PartitionPlan.from_dict(header["plan"])
+    if header["do"] == "check":
+        [update] = updates
+        runner.audit_update(spec, plan, dataset, update, header["part"])
+        return {}, []
+    merged = runner.finish(spec, plan, dataset, updates)
+    return merged.metrics, [merged.model_bytes]
+
+
+def main() -> int:
+    """Answer the job on standard input; what libraries print goes to standard error."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
+    answer = execute(sys.stdin.buffer.read())
+    with os.fdopen(answers, "wb") as out:
+        out.write(answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

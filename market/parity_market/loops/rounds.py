@@ -1,0 +1,203 @@
+"""Federated sessions on their way: each part's result is checked before it is paid, then all are merged."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from parity_market.domain.federation import GroupEnd, group_end
+from parity_market.federation import Federation, WorkerLost
+from parity_market.metrics import VERIFY_SECONDS
+from parity_market.operations import groups, reports
+from parity_market.operations.context import Market
+from parity_market.operations.groups import Group
+from parity_market.state import MarketState
+from parity_market.store.base import Tx
+from parity_market.store.rows import TaskRow
+from parity_protocol.errors import ExecutionFailed, InvalidInput, InvalidTransition, NotFound, ParityError
+from parity_protocol.task import TaskKind, TaskState, parse_spec
+
+__all__ = ["Rounds", "run"]
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 1.0  # at most between two looks at the store
+PAGE = 64
+FIRST_RETRY_S = 1.0  # after a check or merge that could not be done, doubled by each further one
+MAX_RETRY_S = 60.0
+MAX_LOST = 2  # workers that one result may take with it before it counts as garbage
+MAX_MERGES = 5  # attempts
+
+
+async def run(state: MarketState) -> None:
+    """Check and merge for as long as the market runs; what a restart interrupted is found in the store."""
+    rounds = Rounds(state)
+    while True:
+        await rounds.step()
+        await state.federation.wait(LOOK_S)
+
+
+def _name(task: TaskRow) -> str:
+    return f"{task.id} {task.fence}"
+
+
+class _Operation(Protocol):
+    """Ends one verification, in the writer."""
+
+    def __call__(self, tx: Tx, market: Market, task_id: str, fence: int, /, *, now: datetime) -> TaskRow: ...
+
+
+class Rounds:
+    """What waits for a check or a merge, and what failed how often."""
+
+    def __init__(self, state: MarketState) -> None:
+        self._state = state
+        self._federation: Federation = state.federation
+        self._failures: dict[str, int] = {}  # by task and fence, or group
+        self._not_before: dict[str, float] = {}  # monotonic
+        self._kept: dict[str, tuple[str, ...]] = {}  # group → blobs that it needs
+
+    async def step(self) -> None:
+        """Check every waiting result, then end every group that can end."""
+        waiting = await self._state.store.read(partial(reports.waiting_for_verification, limit=PAGE))
+        ready = [task for task in waiting if self._is_due(_name(task))]
+        async with asyncio.TaskGroup() as turn:
+            for task in ready:
+                turn.create_task(self._verify(task))
+        after = ""
+        while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
+            for row in page:
+                if self._is_due(row.id):
+                    await self._look_at(row.id)
+            after = page[-1].id
+        await self._let_go(await self._running_ids())
+
+    def _is_due(self, name: str) -> bool:
+        return self._state.clock.monotonic() >= self._not_before.get(name, 0.0)
+
+    def _failed(self, name: str) -> int:
+        """Note a failure and when to try again; return how many there were."""
+        count = self._failures[name] = self._failures.get(name, 0) + 1
+        delay = min(FIRST_RETRY_S * 2 ** (count - 1), MAX_RETRY_S)
+        self._not_before[name] = self._state.clock.monotonic() + delay
+        return count
+
+    def _forget(self, name: str) -> None:
+        self._failures.pop(name, None)
+        self._not_before.pop(name, None)
+
+    # -- one result ---------------------------------------------------------------------------------------------------
+
+    async def _verify(self, task: TaskRow) -> None:
+        name = _name(task)
+        try:
+            garbage = await self._check(task)
+        except ParityError as exc:  # our own fault: the node is not blamed
+            log.warning("verification_postponed", task_id=task.id, fence=task.fence, problem=exc.message)
+            failures = max(self._failed(name), task.verify_attempts + 1)
+            if not isinstance(exc, WorkerLost) or failures < MAX_LOST:
+                await self._settle(task, partial(reports.verify_later, reason=exc.message[:500]))
+                return
+            garbage = "the result cannot be checked: each attempt ended the process that tried"
+        if garbage:
+            log.warning("result_rejected", task_id=task.id, fence=task.fence, node_id=task.last_node, reason=garbage)
+            await self._settle(task, partial(reports.reject, reason=garbage[:500]))
+        else:
+            log.info("result_accepted", task_id=task.id, fence=task.fence, node_id=task.last_node)
+            await self._settle(task, reports.accept)
+
+    async def _check(self, task: TaskRow) -> str:
+        """Return why a result is garbage, empty when it is good."""
+        if task.group_id is None or task.kind != TaskKind.FEDERATED_LEARNING:
+            return f"a {task.kind} task cannot be verified here"
+        group = await self._state.store.read(partial(groups.load, group_id=task.group_id))
+        try:
+            update = await self._federation.update_of(task)
+        except (NotFound, InvalidInput) as exc:
+            return f"the result cannot be read: {exc.message}"
+        with VERIFY_SECONDS.time():
+            try:
+                await self._federation.check(group, task.part, update)
+            except InvalidInput as exc:
+                return exc.message
+        return ""
+
+    async def _settle(self, task: TaskRow, operation: _Operation) -> None:
+        market, now = self._state.market, self._state.clock.now()
+        try:
+            changed = await self._state.store.write(lambda tx: operation(tx, market, task.id, task.fence, now=now))
+        except InvalidTransition as exc:
+            log.info("verification_overtaken", task_id=task.id, fence=task.fence, problem=exc.message)
+            self._forget(_name(task))
+            return
+        if changed.state is not TaskState.VERIFYING:
+            self._forget(_name(task))
+
+    # -- one group ----------------------------------------------------------------------------------------------------
+
+    async def _look_at(self, group_id: str) -> None:
+        group = await self._state.store.read(partial(groups.load, group_id=group_id))
+        await self._keep(group)
+        end, why = group_end(group.tasks)
+        if end is GroupEnd.FAILED:
+            await self._fail(group, why)
+        elif end is GroupEnd.MERGE:
+            await self._merge(group)
+
+    async def _merge(self, group: Group) -> None:
+        state, group_id = self._state, group.row.id
+        try:
+            with VERIFY_SECONDS.time():
+                merged = await self._federation.merge(group)
+        except (InvalidInput, ExecutionFailed) as exc:
+            await self._fail(group, f"the parts cannot be merged: {exc.message}")
+            return
+        except ParityError as exc:
+            log.warning("merge_postponed", group_id=group_id, problem=exc.message)
+            if self._failed(group_id) >= MAX_MERGES:
+                await self._fail(group, f"the market could not merge the parts: {exc.message}")
+            return
+        now = state.clock.now()
+        await state.store.write(
+            lambda tx: groups.complete(
+                tx, state.market, group_id, cid=merged.cid, size=merged.size, metrics=merged.metrics, now=now
+            )
+        )
+        log.info("group_completed", group_id=group_id, cid=merged.cid, size=merged.size)
+
+    async def _fail(self, group: Group, why: str) -> None:
+        state, now = self._state, self._state.clock.now()
+        await state.store.write(partial(groups.fail, market=state.market, group_id=group.row.id, reason=why, now=now))
+        log.warning("group_failed", group_id=group.row.id, reason=why)
+
+    # -- what running groups need -------------------------------------------------------------------------------------
+
+    async def _keep(self, group: Group) -> None:
+        """Spare the data set and the accepted results of a running group from eviction."""
+        spec = parse_spec(group.submission.spec)
+        needed = [getattr(spec, "dataset_cid", "")]
+        needed += [task.result_cid or "" for task in group.tasks if task.state is TaskState.COMPLETED]
+        wanted = tuple(cid for cid in needed if cid)
+        for cid in set(wanted) - set(self._kept.get(group.row.id, ())):
+            await self._federation.keep(cid, keep=True)
+        self._kept[group.row.id] = wanted
+
+    async def _let_go(self, running: set[str]) -> None:
+        ended = [group_id for group_id in self._kept if group_id not in running]
+        released = {cid for group_id in ended for cid in self._kept.pop(group_id)}
+        for cid in released - {cid for cids in self._kept.values() for cid in cids}:
+            await self._federation.keep(cid, keep=False)
+        for group_id in ended:
+            self._forget(group_id)
+
+    async def _running_ids(self) -> set[str]:
+        found: set[str] = set()
+        after = ""
+        while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
+            found |= {row.id for row in page}
+            after = page[-1].id
+        return found
