@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from parity_contracts.chain.web3_chain import sign
+from parity_contracts.chain.encoding import sign
 from parity_contracts.testing import DevChain
 from parity_protocol.ids import Address
 from parity_protocol.signing.keys import EvmKey

@@ -9,8 +9,9 @@ from eth_abi.exceptions import DecodingError
 
 from parity_contracts import artifacts
 from parity_contracts.artifacts import Artifact
+from parity_contracts.chain.encoding import sign
 from parity_contracts.chain.rpc import Rpc, data, quantity
-from parity_contracts.chain.web3_chain import DEFAULT_TIMEOUT_S, known_errors, sign
+from parity_contracts.chain.web3_chain import DEFAULT_TIMEOUT_S, known_errors
 from parity_contracts.deployment import Deployment
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Unprocessable

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parity_contracts import artifacts
-from parity_contracts.chain.web3_chain import sign
+from parity_contracts.chain.encoding import sign
 from parity_contracts.devnet.datadir import DataDir
 from parity_contracts.devnet.journal import BlockRecord
 from parity_contracts.devnet.ledger import BLOCK_GAS_LIMIT, CallRequest, Genesis, Ledger, created_address

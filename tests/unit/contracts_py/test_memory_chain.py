@@ -12,11 +12,12 @@ from eth_abi.abi import decode, encode
 from parity_contracts import artifacts
 from parity_contracts.chain import calls
 from parity_contracts.chain.calls import AddFunds, Approve, Call, Faucet
+from parity_contracts.chain.encoding import sign
 from parity_contracts.chain.memory import MemoryChain
 from parity_contracts.chain.memory_vault import Escrow, MemoryVault
 from parity_contracts.chain.refusals import refusal
 from parity_contracts.chain.sending import send, wait_for
-from parity_contracts.chain.web3_chain import known_errors, sign
+from parity_contracts.chain.web3_chain import known_errors
 from parity_contracts.deployment import Deployment
 from parity_contracts.devnet.ledger import CallRequest, Genesis, Ledger, created_address
 from parity_contracts.reverts import decode_revert

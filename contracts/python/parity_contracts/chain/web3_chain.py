@@ -7,12 +7,10 @@ from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, cast
 
-from eth_abi.abi import decode, encode
-from eth_abi.exceptions import DecodingError, EncodingError
-from eth_account import Account
+from eth_abi.abi import decode
+from eth_abi.exceptions import DecodingError
 
 from parity_contracts import artifacts
-from parity_contracts.artifacts import EventAbi, FunctionAbi
 from parity_contracts.chain.base import (
     AccountState,
     EscrowState,
@@ -26,12 +24,12 @@ from parity_contracts.chain.base import (
     VaultEvent,
 )
 from parity_contracts.chain.calls import Call, arguments
+from parity_contracts.chain.encoding import call_data, event_arguments, sign, transaction_hash
 from parity_contracts.chain.rpc import Rpc, data, header, is_already_known, quantity
 from parity_contracts.deployment import Deployment
-from parity_protocol.errors import BadField, ChainUnavailable, ConfigInvalid, Conflict, ParityError
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Conflict, ParityError
 from parity_protocol.ids import Address
 from parity_protocol.signing.eip712 import account_key
-from parity_protocol.signing.keccak import keccak256
 from parity_protocol.signing.keys import EvmKey
 
 __all__ = ["DEFAULT_MAX_FEE_PER_GAS", "DEFAULT_TIMEOUT_S", "Web3Chain"]
@@ -255,7 +253,7 @@ class Web3Chain:
         functions = [self._vault.functions[name] for name, *_ in asked]
         answers = await self._rpc.batch(
             [
-                ("eth_call", [{"to": self._deployment.vault, "input": _call_data(one, values)}, hex(block)])
+                ("eth_call", [{"to": self._deployment.vault, "input": call_data(one, values)}, hex(block)])
                 for one, (_, *values) in zip(functions, asked, strict=True)
             ]
         )
@@ -265,13 +263,13 @@ class Web3Chain:
             raise ChainUnavailable(f"the vault's answer does not decode: {exc}") from exc
 
     def _input(self, name: str, values: Sequence[Any]) -> str:
-        return _call_data(self._token.functions[name], values)
+        return call_data(self._token.functions[name], values)
 
     def _target(self, call: Call) -> tuple[Address, str]:
         name, values, is_token = arguments(call, self._deployment.vault)
         artifact = self._token if is_token else self._vault
         to = self._deployment.token if is_token else self._deployment.vault
-        return to, _call_data(artifact.functions[name], values)
+        return to, call_data(artifact.functions[name], values)
 
     async def _fees(self) -> tuple[int, int]:
         block, tip = await self._rpc.batch(
@@ -299,7 +297,7 @@ class Web3Chain:
             out.append(
                 VaultEvent(
                     name=abi.name,
-                    arguments=_event_arguments(abi, topics[1:], data(log["data"])),
+                    arguments=event_arguments(abi, topics[1:], data(log["data"])),
                     block=quantity(log["blockNumber"]),
                     log_index=quantity(log["logIndex"]),
                     tx_hash=str(log["transactionHash"]),
@@ -311,63 +309,6 @@ class Web3Chain:
 def known_errors() -> Mapping[bytes, Any]:
     """Return the custom errors of every contract here, by selector."""
     return MappingProxyType({**artifacts.load("DevToken").errors, **artifacts.load("StakeVault").errors})
-
-
-def sign(
-    key: EvmKey,
-    *,
-    chain_id: int,
-    nonce: int,
-    gas: int,
-    to: Address | None,
-    payload: str,
-    max_fee_per_gas: int,
-    max_priority_fee_per_gas: int,
-    value: int = 0,
-) -> PreparedTx:
-    """Sign a transaction of type 2; ``to`` None creates a contract."""
-    fields: dict[str, Any] = {
-        "type": 2,
-        "chainId": chain_id,
-        "nonce": nonce,
-        "gas": gas,
-        "value": value,
-        "data": payload,
-        "maxFeePerGas": max_fee_per_gas,
-        "maxPriorityFeePerGas": max_priority_fee_per_gas,
-    }
-    if to is not None:
-        fields["to"] = bytes.fromhex(to[2:])
-    signed = Account.sign_transaction(fields, key.reveal_secret())
-    raw = bytes(signed.raw_transaction)
-    return PreparedTx(raw, "0x" + bytes(signed.hash).hex(), key.address, nonce, gas, max_fee_per_gas)
-
-
-def transaction_hash(raw: bytes) -> str:
-    """Return the hash that the chain knows a signed transaction by."""
-    return "0x" + keccak256(raw).hex()
-
-
-def _call_data(function: FunctionAbi, values: Sequence[Any]) -> str:
-    try:
-        return "0x" + (function.selector + encode(function.inputs, values)).hex()
-    except (EncodingError, TypeError, ValueError) as exc:
-        raise BadField(f"{function.name}: an argument does not fit its type: {exc}", field="arguments") from exc
-
-
-def _event_arguments(abi: EventAbi, topics: Sequence[bytes], plain: bytes) -> Mapping[str, int | str | bool]:
-    values: dict[str, Any] = {}
-    try:
-        for (name, kind), topic in zip(abi.indexed, topics, strict=True):
-            # An indexed text is only there as its hash.
-            values[name] = topic if kind in ("string", "bytes") else decode((kind,), topic)[0]
-        kinds = [kind for _, kind in abi.plain]
-        values.update(zip((name for name, _ in abi.plain), decode(kinds, plain), strict=True))
-    except (DecodingError, ValueError) as exc:
-        raise ChainUnavailable(f"an event {abi.name} of the chain does not decode: {exc}") from exc
-    return MappingProxyType(
-        {name: "0x" + value.hex() if isinstance(value, bytes) else value for name, value in values.items()}
-    )
 
 
 def _word(answer: Any) -> int:
