@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as BadBase64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+
+from pydantic import JsonValue
 
 from parity_blobs import Cid, cid_of_bytes
 from parity_protocol.api.tasks import GroupReply, ResultReply
@@ -39,6 +41,7 @@ class Result:
         cid: Of the content; None when a group merges to metrics only.
         data: The content, verified against ``cid``; None when it is larger than was asked for.
         exit_code: Of a command.
+        metrics: Numbers of a task; of a group whatever JSON its merge gave.
     """
 
     id: str
@@ -49,7 +52,7 @@ class Result:
     size: int | None = None
     data: bytes | None = field(default=None, repr=False)
     exit_code: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @property
     def output(self) -> str | None:
@@ -108,7 +111,7 @@ async def result_of_task(reply: ResultReply, fetch: Fetch, *, max_bytes: ByteSiz
         size=reply.size if data is None else len(data),
         data=data,
         exit_code=reply.exit_code,
-        metrics=reply.metrics,
+        metrics=dict(reply.metrics),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from parity_protocol.api.nodes import PayoutState, Refusal
 from parity_protocol.order import Order
@@ -128,7 +128,7 @@ class GroupReply(_Reply):
     tasks: tuple[TaskReply, ...]
     plan: dict[str, Any] | None = None
     result_cid: str | None = None  # the merged model
-    metrics: dict[str, float] = {}
+    metrics: dict[str, JsonValue] = {}  # scores, and words and tables such as the importance of each feature
     message: str = ""
 
 
