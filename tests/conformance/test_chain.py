@@ -140,7 +140,7 @@ def anvil(service_path: Callable[[str], Path]) -> Iterator[str]:
 async def _give_ether(kind: str, url: str) -> None:
     if kind == "embedded":
         for key in (DEPLOYER, *KEYS):
-            await faucet(url, key.address)
+            await faucet(url, key.address, wait_s=0)
         return
     rpc = Rpc(url, timeout_s=5, errors={})
     for attempt in range(150):

@@ -49,12 +49,7 @@ async def deployment(chain: DevChain) -> Deployment:
     path = chain.data.parent / "deployment.json"
     if not path.exists():
         await faucet(chain.rpc_url, ALICE.address)
-        for _ in range(100):
-            try:
-                (await deploy(chain.rpc_url, ALICE, unbonding_s=60)).save(path)
-                break
-            except Unprocessable:  # the ether is not there yet
-                await asyncio.sleep(0.05)
+        (await deploy(chain.rpc_url, ALICE, unbonding_s=60)).save(path)
     return Deployment.load(path)
 
 

@@ -40,8 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Deplo
     with DevChain(folder / "chain") as chain:
 
         async def start() -> Deployment:
-            paid = await faucet(chain.rpc_url, ALICE.address)
-            await asyncio.to_thread(until_mined, chain.rpc_url, paid)
+            await faucet(chain.rpc_url, ALICE.address)
             return await deploy(chain.rpc_url, ALICE, unbonding_s=60)
 
         yield chain.rpc_url, asyncio.run(start())

@@ -71,65 +71,30 @@ async def deploy(
         await rpc.aclose()
 
 
-async def faucet(rpc_url: str, address: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
-    """Have the embedded chain send 100 ether to an address; returns the transaction's hash at once, before it is mined.
+async def faucet(
+    rpc_url: str,
+    address: Address,
+    *,
+    wait_s: float = 10.0,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    clock: Clock | None = None,
+) -> str:
+    """Have the embedded chain send 100 ether to an address, and return the transaction's hash.
+
+    Args:
+        wait_s: How long to wait until it is mined; 0 returns at once.
+        timeout_s: For each request.
 
     Raises:
-        ChainUnavailable: The chain does not answer, or is not an embedded one.
+        ChainUnavailable: The chain does not answer, is not an embedded one, or did not mine it in time.
     """
+    clock = clock or SystemClock()
     rpc = Rpc(rpc_url, timeout_s=timeout_s, errors={})
     try:
-        return str(await rpc.call("parity_faucet", address))
-    finally:
-        await rpc.aclose()
-
-
-async def discover(rpc_url: str, vault: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Deployment:
-    """Return the deployment of a vault that is there already.
-
-    Raises:
-        ChainUnavailable: The chain does not answer.
-        ConfigInvalid: There is no such vault, or its token is not an ERC-20 with a symbol and decimals.
-    """
-    rpc = Rpc(rpc_url, timeout_s=timeout_s, errors=known_errors())
-    functions = artifacts.load("StakeVault").functions
-    try:
-        chain_id = quantity(await rpc.call("eth_chainId"))
-        genesis = await rpc.block("0x0")
-        try:
-            token, unbonding = await rpc.batch(
-                [
-                    ("eth_call", [{"to": vault, "input": "0x" + functions[name].selector.hex()}, "latest"])
-                    for name in ("token", "unbonding")
-                ]
-            )
-            address = Address(str(decode(("address",), data(token))[0]).lower())
-            seconds = int(decode(("uint64",), data(unbonding))[0])
-        except (ValueError, DecodingError, Unprocessable) as exc:
-            raise ConfigInvalid([f"vault: {vault} on chain {chain_id} is not a StakeVault"]) from exc
-        symbol, decimals = await _describe(rpc, address)
-        return Deployment(
-            chain_id=chain_id,
-            genesis_hash=str(genesis["hash"]),
-            token=address,
-            vault=vault,
-            unbonding_s=seconds,
-            symbol=symbol,
-            decimals=decimals,
-        )
-    finally:
-        await rpc.aclose()
-
-
-async def ether_of(rpc_url: str, address: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
-    """Return an address's wei in the newest block.
-
-    Raises:
-        ChainUnavailable: The chain does not answer.
-    """
-    rpc = Rpc(rpc_url, timeout_s=timeout_s, errors={})
-    try:
-        return quantity(await rpc.call("eth_getBalance", address, "latest"))
+        tx_hash = str(await rpc.call("parity_faucet", address))
+        if wait_s > 0:
+            await _mined(rpc, tx_hash, wait_s, clock)
+        return tx_hash
     finally:
         await rpc.aclose()
 
@@ -157,14 +122,19 @@ async def _create(
         max_priority_fee_per_gas=quantity(tip),
     )
     await rpc.call("eth_sendRawTransaction", "0x" + prepared.raw.hex())
-    deadline = clock.monotonic() + _MINED_WITHIN_S
-    while (receipt := await rpc.call("eth_getTransactionReceipt", prepared.tx_hash)) is None:
-        if clock.monotonic() >= deadline:
-            raise ChainUnavailable(f"{artifact.name} was not mined within {_MINED_WITHIN_S:g} s: {prepared.tx_hash}")
-        await clock.sleep(_POLL_S)
+    receipt = await _mined(rpc, prepared.tx_hash, _MINED_WITHIN_S, clock)
     if quantity(receipt["status"]) != 1:
         raise Unprocessable(f"deploying {artifact.name} failed in transaction {prepared.tx_hash}")
     return Address(str(receipt["contractAddress"]).lower())
+
+
+async def _mined(rpc: Rpc, tx_hash: str, wait_s: float, clock: Clock) -> Any:
+    deadline = clock.monotonic() + wait_s
+    while (receipt := await rpc.call("eth_getTransactionReceipt", tx_hash)) is None:
+        if clock.monotonic() >= deadline:
+            raise ChainUnavailable(f"the transaction {tx_hash} was not mined within {wait_s:g} s")
+        await clock.sleep(_POLL_S)
+    return receipt
 
 
 async def _describe(rpc: Rpc, token: Address) -> tuple[str, int]:
