@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parity_contracts.chain.web3_chain import Web3Chain
-from parity_contracts.deploy import deploy, discover, ether_of, faucet
+from parity_contracts.deploy import deploy, faucet
 from parity_contracts.deployment import Deployment
+from parity_contracts.discover import discover, ether_of
 from parity_contracts.files import write_file
 from parity_market.identity import Identity, sign_document
 from parity_market.keys import MarketKeys, make_certificate, make_keys

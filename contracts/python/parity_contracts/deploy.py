@@ -13,12 +13,13 @@ from parity_contracts.chain.encoding import sign
 from parity_contracts.chain.rpc import Rpc, data, quantity
 from parity_contracts.chain.web3_chain import DEFAULT_TIMEOUT_S, known_errors
 from parity_contracts.deployment import Deployment
+from parity_contracts.discover import describe_token
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Unprocessable
 from parity_protocol.ids import Address
 from parity_protocol.signing.keys import EvmKey
 
-__all__ = ["deploy", "discover", "ether_of", "faucet"]
+__all__ = ["deploy", "faucet"]
 
 _POLL_S = 0.1
 _MINED_WITHIN_S = 120.0
@@ -55,7 +56,7 @@ async def deploy(
         genesis = await rpc.block("0x0")
         if token is None:
             token = await _create(rpc, key, chain_id, artifacts.load("DevToken"), (), clock)
-        symbol, decimals = await _describe(rpc, token)
+        symbol, decimals = await describe_token(rpc, token)
         values = (token, unbonding_s, admin or key.address)
         vault = await _create(rpc, key, chain_id, artifacts.load("StakeVault"), values, clock)
         return Deployment(
@@ -122,7 +123,7 @@ async def discover(rpc_url: str, vault: Address, *, timeout_s: float = DEFAULT_T
             seconds = int(decode(("uint64",), data(unbonding))[0])
         except (ValueError, DecodingError, Unprocessable) as exc:
             raise ConfigInvalid([f"vault: {vault} on chain {chain_id} is not a StakeVault"]) from exc
-        symbol, decimals = await _describe(rpc, address)
+        symbol, decimals = await describe_token(rpc, address)
         return Deployment(
             chain_id=chain_id,
             genesis_hash=str(genesis["hash"]),
@@ -185,17 +186,3 @@ async def _mined(rpc: Rpc, tx_hash: str, wait_s: float, clock: Clock) -> Any:
             raise ChainUnavailable(f"the transaction {tx_hash} was not mined within {wait_s:g} s")
         await clock.sleep(_POLL_S)
     return receipt
-
-
-async def _describe(rpc: Rpc, token: Address) -> tuple[str, int]:
-    functions = artifacts.load("DevToken").functions
-    try:
-        symbol, decimals = await rpc.batch(
-            [
-                ("eth_call", [{"to": token, "input": "0x" + functions[name].selector.hex()}, "latest"])
-                for name in ("symbol", "decimals")
-            ]
-        )
-        return str(decode(("string",), data(symbol))[0]), int(decode(("uint8",), data(decimals))[0])
-    except (ValueError, DecodingError, Unprocessable) as exc:
-        raise ConfigInvalid([f"token: {token} is not an ERC-20 with a symbol and decimals"]) from exc
