@@ -18,7 +18,7 @@ from parity_client import Client, Retry
 from parity_contracts.chain.calls import AddFunds, Allow, Approve, Call, Faucet, Stake
 from parity_contracts.chain.sending import send
 from parity_contracts.chain.web3_chain import Web3Chain
-from parity_contracts.deploy import ether_of, faucet
+from parity_contracts.deploy import faucet
 from parity_contracts.deployment import Deployment
 from parity_market.init import initialise
 from parity_market.settings import MarketSettings
@@ -130,7 +130,6 @@ class Stack:
     async def fund(self, address: Address) -> None:
         """Have the embedded chain's faucet pay for an address's transactions."""
         await faucet(self.rpc_url, address)
-        await self.until(lambda: _has_ether(self.rpc_url, address), f"ether for {address}")
 
     async def send(self, calls: Sequence[Call], key: EvmKey) -> None:
         """Send calls and wait until they are mined."""
@@ -291,7 +290,3 @@ class Stack:
                 probe.bind(("127.0.0.1", 0))
                 self._ports[name] = probe.getsockname()[1]
         return self._ports[name]
-
-
-async def _has_ether(rpc_url: str, address: Address) -> bool:
-    return await ether_of(rpc_url, address) > 0
