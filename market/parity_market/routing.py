@@ -132,10 +132,15 @@ def mount(app: FastAPI, state: MarketState, endpoints: Sequence[Endpoint]) -> No
                 status_code=endpoint.status,
                 response_model=None,
                 summary=endpoint.summary,
-                operation_id=f"{endpoint.handler.__module__.rpartition('.')[2]}_{endpoint.handler.__name__}_{index}",
+                operation_id=_operation_id(endpoint.method, path),
                 include_in_schema=index == 0,
                 openapi_extra=_schema(endpoint),
             )
+
+
+def _operation_id(method: str, path: str) -> str:
+    words = "".join(char if char.isalnum() else " " for char in path).split()
+    return "_".join([method.lower(), *words])
 
 
 def _schema(endpoint: Endpoint) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def _runner(state: MarketState, endpoint: Endpoint) -> Callable[[Request], Await
         except ParityError as exc:
             response = problem_response(exc, state)
             if exc.status >= Internal.status and not isinstance(exc, Unavailable):
-                log.error("request_failed", path=name, code=exc.code, message=exc.message, exc_info=exc)
+                log.exception("request_failed", path=name, code=exc.code, message=exc.message)
             elif exc.status in (401, 403):
                 log.warning("request_refused", path=name, code=exc.code, message=exc.message)
         except ClientDisconnect:

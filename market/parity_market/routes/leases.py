@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 
 from starlette.responses import Response
 
-from parity_blobs import Cid, cid_of_bytes
 from parity_market.auth import Access
-from parity_market.domain.verification import CheckedReport, check_final
+from parity_market.domain.verification import CheckedReport, check_final, is_file_of
 from parity_market.metrics import REPORTS
 from parity_market.operations import leases, nodes, reports
 from parity_market.operations.context import new_id
@@ -219,11 +218,6 @@ async def logs(call: Call) -> WriteReply:
     )
 
 
-def has_cid(text: str, data: bytes) -> bool:
-    """Return whether ``data`` is the whole file of a CID: one raw block."""
-    return cid_of_bytes(data) == Cid.parse(text)
-
-
 @dataclass(frozen=True, slots=True)
 class _Refused:
     id: str
@@ -237,7 +231,7 @@ async def report(call: Call) -> ReportReply:
     checked: list[CheckedReport | _Refused] = []
     for item in body.reports:
         try:
-            checked.append(check_final(item, node_id=call.caller.id, domain=state.domain, has_cid=has_cid))
+            checked.append(check_final(item, node_id=call.caller.id, domain=state.domain, has_cid=is_file_of))
         except ParityError as exc:
             checked.append(_Refused(item.report.id, exc))
     items = []
