@@ -1,0 +1,179 @@
+"""A whole market without its HTTP side: real store and blobs, any chain, a clock of the test's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from parity_blobs.local import LocalBlobStore
+from parity_contracts.chain.base import Chain
+from parity_contracts.chain.calls import AddFunds, Allow, Approve, Call, Faucet, Stake
+from parity_contracts.chain.sending import send
+from parity_contracts.deployment import Deployment
+from parity_market.auth import Authenticator
+from parity_market.federation import Federation, Offload, run_in_process
+from parity_market.federation_worker import execute
+from parity_market.identity import sign_document
+from parity_market.keys import MarketKeys
+from parity_market.operations import money
+from parity_market.operations.context import Market
+from parity_market.scheduler import Scheduler
+from parity_market.settings import MarketSettings
+from parity_market.state import ChainHealth, MarketState
+from parity_market.store.sqlite import SqliteStore, open_sqlite
+from parity_market.testing.builders import (
+    CHAIN_ID,
+    GENESIS,
+    TOKEN,
+    VAULT,
+    Bench,
+    command_submission,
+    final_report,
+    new_node,
+)
+from parity_protocol.clock import Clock
+from parity_protocol.ids import Address
+from parity_protocol.signing.eip712 import Eip712Domain
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
+
+__all__ = ["DEPLOYMENT", "Rig", "inline", "open_rig"]
+
+DEPLOYMENT = Deployment(
+    chain_id=CHAIN_ID,
+    genesis_hash=GENESIS,
+    token=Address("0x" + "22" * 20),
+    vault=VAULT,
+    unbonding_s=60,
+    symbol="PDEV",
+    decimals=18,
+)
+"""What a chain in memory must be made with so that the builders' signatures hold on it."""
+
+_PORT = 8080
+
+
+async def inline(message: bytes) -> bytes:
+    """Do a federation's job at once, in this process."""
+    return execute(message)
+
+
+@dataclass
+class Rig:
+    """A market's parts, and shortcuts for what happens outside it."""
+
+    state: MarketState
+    bench: Bench
+    store: SqliteStore
+
+    async def on_chain(self, key: EvmKey, *calls: Call) -> None:
+        """Do ``calls`` for ``key`` and wait until they are mined."""
+        await send(self.state.chain, calls, key, clock=self.state.clock)
+
+    async def stake(self, name: str, amount: int = TOKEN) -> str:
+        """Bond ``amount`` for the node called ``name``; its owner is ``<name> owner``. Returns the node's id."""
+        owner, node = deterministic_evm_key(f"{name} owner"), new_node(name)
+        deposit = Stake(amount, node.node_id, owner.address, Address(node.operator))
+        await self.on_chain(owner, Faucet(owner.address, amount), Approve(amount), deposit)
+        return node.node_id
+
+    async def allow(self, amount: int, *, creator: str = "creator") -> Address:
+        """Deposit ``amount`` and set it aside for this market. Returns the creator's address."""
+        key = deterministic_evm_key(creator)
+        account, spender = key.address, self.state.keys.spender.address
+        deposit = AddFunds(amount, account, account)
+        await self.on_chain(key, Faucet(account, amount), Approve(amount), deposit, Allow(account, spender, amount))
+        return account
+
+    async def earn(self, name: str, reward: int = TOKEN, *, creator: str = "creator") -> str:
+        """Have the node called ``name`` do a task for ``reward``; returns the task's id."""
+        self.bench.now = self.state.clock.now()
+        submission = command_submission(reward=reward, creator=creator, deadline=self.bench.now + timedelta(hours=1))
+        task_id = (await self.bench.submit(submission)).id
+        lease = await self.bench.lease(name, task_id)
+        done = final_report(name, lease, order_hash=submission.order_hash, at=self.bench.now)
+        item = await self.bench.report(name, done)
+        assert item.task_state == "completed", item
+        return task_id
+
+
+@asynccontextmanager
+async def open_rig(
+    folder: Path,
+    chain: Chain,
+    clock: Clock,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    gateways: Sequence[str] = (),
+    offload: Offload | None = None,
+) -> AsyncIterator[Rig]:
+    """Open a market on ``folder``; opening it again on the same folder is a restart.
+
+    Args:
+        settings: Replaces some, by field name.
+        gateways: As of ``Federation``.
+        offload: As of ``Federation``; None is a child process.
+    """
+    values = {"market_state_dir": folder, "market_min_bond": "1", "server_port": _PORT, **(settings or {})}
+    made = MarketSettings(_env_file=None, **values)
+    identity_key = deterministic_ed25519("market identity")
+    keys = MarketKeys(
+        identity_key,
+        deterministic_ed25519("market manifest"),
+        deterministic_evm_key("spender"),
+        deterministic_evm_key("transaction"),
+    )
+    deployment = chain.deployment
+    store = await open_sqlite(folder / "market.sqlite")
+    try:
+        pinned = await store.write(
+            lambda tx: money.pin_chain(
+                tx, chain_id=deployment.chain_id, genesis=deployment.genesis_hash, vault=deployment.vault
+            )
+        )
+        scheduler = Scheduler(
+            store,
+            clock,
+            lease_ttl=made.market_lease_ttl,
+            heartbeat=made.market_heartbeat,
+            min_bond=made.market_min_bond,
+            chain=pinned,
+        )
+        bench = Bench(store, lease_ttl=made.market_lease_ttl)
+        bench.now = clock.now()
+        market: Market = replace(
+            bench.market, chain=pinned, spender=keys.spender.address, signals=scheduler, min_bond=made.market_min_bond
+        )
+        bench.market = market
+        async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blobs:
+            state = MarketState(
+                settings=made,
+                version="0.1.0",
+                keys=keys,
+                identity=sign_document(
+                    identity_key, keys, made, deployment, port=_PORT, version="0.1.0", now=clock.now()
+                ),
+                deployment=deployment,
+                domain=Eip712Domain.market(deployment.chain_id, deployment.vault),
+                store=store,
+                market=market,
+                scheduler=scheduler,
+                authenticator=Authenticator(store, clock, made.authority(_PORT)),
+                blobs=blobs,
+                chain=chain,
+                chain_health=ChainHealth(),
+                federation=Federation(
+                    store, blobs, market, clock, gateways=gateways, offload=offload or run_in_process
+                ),
+                clock=clock,
+                public_url=made.public_url(_PORT),
+                started_at=clock.now(),
+            )
+            await scheduler.load()
+            yield Rig(state, bench, store)
+    finally:
+        await store.close()
