@@ -62,7 +62,7 @@ async def audit(stack: Stack, market: Client, inputs: Audit, *, seconds: float) 
         statements.append(await _merge_statement(market, name, found[name], judged))
     statements += [
         Statement(
-            f"the forest is as good as one trained centrally (within {ACCURACY_MARGIN:.0%})",
+            f"the forest is as good as one trained in one place (within {ACCURACY_MARGIN:.0%})",
             scores.accuracy >= scores.central_accuracy - ACCURACY_MARGIN,
             f"{scores.accuracy:.3f} against {scores.central_accuracy:.3f}",
         ),
@@ -128,12 +128,12 @@ def _work_statements(tasks: Sequence[TaskLine]) -> list[Statement]:
     return [
         Statement(f"all {len(tasks)} tasks are completed, each once", not open_ones, "; ".join(open_ones)),
         Statement(
-            "every receipt is valid: checked offline, by the key that the chain names",
+            "every receipt is valid, checked offline by the key that the chain names",
             not unproven,
             ", ".join(unproven),
         ),
         Statement(
-            "the task whose node was killed was done by another one, at its second attempt",
+            "the killed node's task was done by another one, at its second attempt",
             all(task.attempts == 2 for task in delayed) and len(delayed) == 1,
             ", ".join(f"{task.attempts} attempts" for task in delayed),
         ),
@@ -158,12 +158,12 @@ def _money_statements(tasks: Sequence[TaskLine], nodes: Sequence[NodeLine]) -> l
     return [
         Statement(f"each node has {format_tokens(plan.STAKE)} at stake", not stakes, "; ".join(stakes)),
         Statement(
-            f"all rewards are paid, {format_tokens(rewards)}",
+            f"all rewards are paid: {format_tokens(rewards)}",
             paid == rewards,
             f"{format_tokens(paid)} of {format_tokens(rewards)}",
         ),
         Statement(
-            "what each node did, what the market says that it earned, and its credit on chain are the same",
+            "each node did, earned by the market's word, and has on chain the same amount",
             not unlike,
             "; ".join(unlike),
         ),
@@ -214,9 +214,7 @@ async def _merge_statement(market: Client, name: str, sent: Submission, judged: 
     ]
     if not judged.is_same_model:
         wrong.append("the model is another one")
-    return Statement(
-        f"merging the {name}'s parts here gives the market's model and scores, bit for bit", not wrong, "; ".join(wrong)
-    )
+    return Statement(f"merging the {name}'s parts here gives the same model and scores", not wrong, "; ".join(wrong))
 
 
 _OOB = ("oob_local_mean", "oob_federated")

@@ -32,6 +32,7 @@ class _Step:
     detail: str = ""
     seconds: float | None = None  # None while it goes on
     failed: bool = False
+    after_tasks: bool = False
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class Progress:
     @contextmanager
     def step(self, name: str, doing: str) -> Generator[_Step]:
         """Show a step while the block runs; the block may say how it ended in ``detail``."""
-        step = _Step(name, doing)
+        step = _Step(name, doing, after_tasks=bool(self._tasks))
         self._steps.append(step)
         began = self.seconds
         try:
@@ -114,6 +115,8 @@ class Progress:
         if event in {TaskEvent.LEASE_LOST, TaskEvent.RELEASE, TaskEvent.NODE_FAULT, TaskEvent.UNCONFIRMED_FAULT}:
             task.lost.append(node)
         task.words = _words(event, state, node)
+        if task.lost and event in {TaskEvent.START, TaskEvent.ACCEPT}:
+            task.words += f", after {' and '.join(task.lost)} lost it"
         if self._live is None:
             self._line(f"{task.label}: {task.words}")
 
@@ -132,10 +135,7 @@ class Progress:
     def _screen(self) -> RenderableType:
         width = min(self._console.width, _WIDEST)
         title = Text.assemble(("parity demo", "bold"), ("  a whole market on this machine", "dim"))
-        steps = _grid(width)
-        for step in self._steps:
-            steps.add_row(self._mark(step.seconds is not None, failed=step.failed), step.name, step.detail, _time(step))
-        parts: list[RenderableType] = [Text(), title, Text(), steps]
+        parts: list[RenderableType] = [Text(), title, Text(), self._step_rows(width, after_tasks=False)]
         if self._tasks:
             tasks = _grid(width)
             for task in self._tasks.values():
@@ -145,8 +145,16 @@ class Progress:
                 words = Text(task.words, style="green" if is_over else "yellow" if task.lost else "")
                 failed = task.state in {TaskState.FAILED, TaskState.NOT_VERIFIED, TaskState.CANCELLED}
                 tasks.add_row(self._mark(is_over or failed, failed=failed), task.label, words, shown)
-            parts += [Text(), tasks]
+            parts += [Text(), tasks, Text(), self._step_rows(width, after_tasks=True)]
         return Group(*parts)
+
+    def _step_rows(self, width: int, *, after_tasks: bool) -> Table:
+        rows = _grid(width)
+        for step in self._steps:
+            if step.after_tasks == after_tasks:
+                mark = self._mark(step.seconds is not None, failed=step.failed)
+                rows.add_row(mark, step.name, step.detail, _time(step))
+        return rows
 
     def _mark(self, is_over: bool, *, failed: bool) -> RenderableType:
         if failed:

@@ -86,7 +86,7 @@ def _tasks(summary: Summary, symbol: str) -> RenderableType:
     for task in summary.tasks:
         style = "yellow" if task.name == DELAYED else ""
         table.add_row(
-            task.name,
+            f" {task.name}",
             names.get(task.node or "", "–") if task.state == "completed" else task.state,
             str(task.attempts),
             f"{task.wall_ms / 1000:.1f}",
@@ -101,7 +101,7 @@ def _nodes(summary: Summary, symbol: str) -> RenderableType:
     table = _table("node", "id", "at stake", "earned", "on chain", "")
     for node in summary.nodes:
         table.add_row(
-            node.name,
+            f" {node.name}",
             f"{node.id[:8]}…",
             format_tokens(node.stake),
             format_tokens(node.earned),

@@ -88,7 +88,7 @@ class Demo:
         with show.step("data", "scikit-learn's breast cancer and diabetes") as step:
             data = await anyio.to_thread.run_sync(plan.load_data, abandon_on_cancel=True)
             epochs = await anyio.to_thread.run_sync(plan.calibrate, data, abandon_on_cancel=True)
-            step.detail = f"breast cancer, diabetes; {epochs} epochs take this machine {plan.LONG_S:.0f} s"
+            step.detail = f"ready; {epochs} epochs take {plan.LONG_S:.0f} s here"
         with show.step("chain", "the embedded chain starts") as step:
             step.detail = f"embedded, a block a second, {await stack.start_chain()}"
         with show.step("contracts", "token and vault are deployed") as step:
@@ -103,7 +103,7 @@ class Demo:
                 group.start_soon(stack.set_aside, self.submitter, plan.SUBMITTER_FUNDS)
                 group.start_soon(stack.start_market)
             stake, funds = format_tokens(plan.STAKE), format_tokens(plan.SUBMITTER_FUNDS)
-            step.detail = f"{stake} {made.symbol} bonded for each node, {funds} set aside by the submitter"
+            step.detail = f"{stake} {made.symbol} at stake for each node, {funds} in escrow"
         with show.step("nodes", "three nodes start and try what they can run") as step:
             for node in nodes:
                 stack.start_node(node, RUNNER_SHELL_ENABLED="true")
@@ -119,7 +119,7 @@ class Demo:
             for name, content in (("cancer.csv", data.breast_cancer), ("diabetes.csv", data.diabetes)):
                 await anyio.Path(folder / name).write_bytes(content)
                 cids.append((await market.data.add(folder / name)).cid)
-            step.detail = f"{len(data.breast_cancer)} bytes are {cids[0]}"
+            step.detail = f"breast cancer is {cids[0][:16]}…{cids[0][-6:]}"
         return plan.make_work(cids[0], cids[1], epochs)
 
     # -- working -------------------------------------------------------------------------------------------------
