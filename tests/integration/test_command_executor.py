@@ -164,6 +164,16 @@ async def test_an_exit_status_fails_the_task_and_its_last_words_say_why(runner):
     assert "broken pipe wrench" in result.message
 
 
+def test_it_runs_on_the_event_loop_that_nodes_use(exec_dir):
+    async def main() -> ExecutionResult:
+        executor = CommandExecutor(exec_dir=exec_dir, inputs=StaticInputs(), clock=SystemClock(), enabled=True)
+        return await Runner(executor, exec_dir).run("sh", "-c", "sleep 0.1; echo done")
+
+    result = anyio.run(main, backend_options={"use_uvloop": True})
+
+    assert output(result) == "done\n"
+
+
 async def test_a_program_that_is_not_here_fails_the_task(runner):
     result = await runner.run("no-such-program")
 

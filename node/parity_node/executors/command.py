@@ -7,6 +7,7 @@ found again and ``recover`` says no. The market hands the task on.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ __all__ = ["CommandExecutor"]
 
 VERSION = 1
 RETRY_TRIAL_S = 30.0  # after a trial run that failed
+_TRIAL_LIMITS = Limits(wall_time_s=1.0, cpus=1.0, memory_bytes=64 << 20, disk_bytes=0, pids=8)
+_RLIMITS_ONLY = "limits hold per process only: control groups cannot be written here"
 _SIGNALLED = 128  # bwrap and shells report signal n as 128 + n
 _SIGXCPU = 24
 
@@ -220,6 +223,10 @@ class CommandExecutor:
         missing = find_missing() or await try_sandbox(self._exec_dir)
         if missing is not None:
             return ExecutorState(available=False, reason=missing.reason[:500])
+        group = Cgroup.make(f"probe-{os.getpid()}", _TRIAL_LIMITS)
+        if group is None:
+            return ExecutorState(available=True, isolation=IsolationTier.BWRAP, reason=_RLIMITS_ONLY)
+        group.remove()
         return ExecutorState(available=True, isolation=IsolationTier.BWRAP)
 
 

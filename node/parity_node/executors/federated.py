@@ -185,10 +185,7 @@ class FederatedExecutor:
     # -- the child -----------------------------------------------------------------------------------------------
 
     def _spawn(self, log: Path, arguments: list[str], *, cwd: Path) -> Child:
-        try:
-            output = OutputLog(log, _MAX_LOG_BYTES)
-        except OSError as exc:
-            raise ExecutionFailed(FailureReason.DISK_FULL, f"{log}: {exc.strerror}") from exc
+        output = OutputLog(log, _MAX_LOG_BYTES)
         try:
             return Child(
                 [sys.executable, "-I", "-m", _MODULE, str(os.getpid()), *arguments],

@@ -37,6 +37,8 @@ __all__ = [
 _PIPE_READ_BYTES = 65_536
 _READS_A_TURN = 16  # of one child, so that a loud one does not hold up the event loop
 _DRAIN_S = 0.5  # for output still in the pipe after the end: who holds it open then is not waited for
+_NO_ROOM = frozenset({28, 122})  # ENOSPC, EDQUOT
+_POLL_S = 0.02
 _END_S = 2.0  # for a killed tree to be gone
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -62,7 +64,10 @@ class OutputLog:
     """Takes what a child prints into a file, at most ``max_bytes`` of it; the rest is read and dropped.
 
     Args:
-        path: Replaced if it is there; mode 0600.
+        path: Replaced if it is there, never followed if it is a link; mode 0600.
+
+    Raises:
+        ExecutionFailed: It cannot be written (``disk_full``, ``node_fault``).
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -71,7 +76,11 @@ class OutputLog:
         self.is_disk_full = False
         self.max_bytes = max_bytes
         self._on_full: Callable[[], None] | None = None
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
+            raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
         self._pipe, self.write_end = os.pipe()  # neither end is inherited unless it is passed on
         os.set_blocking(self._pipe, False)
         self._ended = anyio.Event()
@@ -227,22 +236,27 @@ async def reap(pid: int) -> Exit | None:
         finally:
             os.close(fd)
         return _collect(pid)
-    return await anyio.to_thread.run_sync(_collect_blocking, pid, abandon_on_cancel=True)
+    while _is_running(pid):  # macOS: a thread in waitpid could not be cancelled without losing the status
+        await anyio.sleep(_POLL_S)
+    return _collect(pid)
 
 
-def _collect(pid: int, options: int = os.WNOHANG) -> Exit | None:
+def _is_running(pid: int) -> bool:
     try:
-        found, status, usage = os.wait4(pid, options)
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
+
+
+def _collect(pid: int) -> Exit | None:
+    try:
+        found, status, usage = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
         return None
     if found == 0:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return Exit(os.waitstatus_to_exitcode(status), _cpu_ms(usage), usage.ru_maxrss * unit)
-
-
-def _collect_blocking(pid: int) -> Exit | None:
-    return _collect(pid, 0)
 
 
 def _cpu_ms(usage: resource.struct_rusage) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 
 from parity_node.executors.process import Child, Exit, Identity, OutputLog, reap, start_time
-from parity_node.executors.sandbox.limits import limit_command
+from parity_node.executors.sandbox.limits import limit_command, limit_process
 from parity_node.executors.sandbox.seccomp import machine_architecture, seccomp_filter
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
@@ -185,6 +185,7 @@ class SandboxProcess:
                 await process._set_up()
                 if confine is not None:
                     confine(process.init_pid)
+                limit_process(process.init_pid, sandbox.rlimits)
                 os.write(block_write, b"\n")
             except BaseException:
                 with anyio.CancelScope(shield=True):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from parity_node.executors.base import Limits
 
-__all__ = ["PRLIMIT", "apply_own_limits", "limit_command", "scratch_bytes", "task_rlimits"]
+__all__ = ["PRLIMIT", "apply_own_limits", "limit_command", "limit_process", "scratch_bytes", "task_rlimits"]
 
 PRLIMIT = "/usr/bin/prlimit"  # of util-linux
 MAX_OPEN_FILES = 1_024
@@ -59,6 +59,22 @@ def limit_command(rlimits: Mapping[int, int]) -> list[str]:
     util-linux, because root in a container often may not limit another user's process (no CAP_SYS_RESOURCE).
     """
     return [PRLIMIT, *(f"--{_OPTIONS[kind]}={value}:{value}" for kind, value in sorted(rlimits.items())), "--"]
+
+
+def limit_process(pid: int, rlimits: Mapping[int, int]) -> bool:
+    """Limit a running process, if this user may, and return whether that worked.
+
+    For the first process of a sandbox, which the task can write to (``/proc/1/mem``) though not trace: what it takes over
+    there must not be free of limits. Root without CAP_SYS_RESOURCE may not; then the control group holds alone.
+    """
+    try:
+        for kind, value in rlimits.items():
+            hard = resource.prlimit(pid, kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.prlimit(pid, kind, (bound, bound))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def apply_own_limits(rlimits: Mapping[int, int]) -> None:
