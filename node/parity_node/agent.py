@@ -136,7 +136,8 @@ class Agent:
         self._resumer = Resumer(
             store=store, market=market, clock=clock, runner=self.runner, folders=parts.folders, boot_id=boot
         )
-        self._acquiring = anyio.CancelScope()
+        self._waiting = anyio.CancelScope()  # of the acquire loop: what a drain may interrupt
+        self._told_obstacle = ""
         self._acquiring_ended = anyio.Event()
         self._drain_asked = anyio.Event()
         self._grace_s = settings.runner_grace.total_seconds()
@@ -278,54 +279,64 @@ class Agent:
 
     async def _acquire(self, group: TaskGroup) -> None:
         try:
-            with self._acquiring:
-                await supervise("acquire", partial(self._acquire_loop, group), clock=self._parts.clock)
+            await supervise("acquire", partial(self._acquire_loop, group), clock=self._parts.clock)
         finally:
             self._acquiring_ended.set()
 
     async def _acquire_loop(self, group: TaskGroup) -> None:
+        """Take work until a drain is asked for; a drain interrupts the waiting, never a claim on its way."""
         failed, idle = Backoff(0.2, 20.0), Backoff(0.05, 5.0)
-        clock = self._parts.clock
-        while True:
-            await self.presence.wait_eligible()
-            obstacle = self._obstacle()
-            if obstacle:
-                log.warning("no_new_work", reason=obstacle)
-                await clock.sleep(FULL_PAUSE_S)
-                self.measure()
-                continue
+        while not self.is_draining:
+            pause_s = 0.0
             try:
-                offers = await self._acquirer.poll(await self.slots.wait_free())
+                offers: tuple[str, ...] = ()
+                with anyio.CancelScope() as self._waiting:
+                    offers = await self._next_offers()
                 failed.reset()
                 if not offers:
                     continue
-                # From here a drain waits: a lease that was granted must reach its runner.
-                with anyio.CancelScope(shield=True):
-                    granted = await self._acquirer.take(offers)
-                    for lease in granted:
-                        live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
-                        group.start_soon(self.runner.run, live)
+                granted = await self._acquirer.take(offers)
+                for lease in granted:
+                    live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
+                    group.start_soon(self.runner.run, live)
+                if granted:
+                    idle.reset()
+                else:
+                    pause_s = idle.after()
             except StakeTooLow:
                 self.presence.doubt()
-                continue
             except (ParityError, TimeoutError) as exc:
                 pause_s = failed.after(exc)
                 level = log.error if isinstance(exc, StorageFull) else log.info
                 level("no_offers", error=str(exc), retry_in_s=round(pause_s, 3))
-                await clock.sleep(pause_s)
-                continue
-            if granted:
-                idle.reset()
-            else:
-                await clock.sleep(idle.after())
+            if pause_s:
+                with anyio.CancelScope() as self._waiting:
+                    await self._parts.clock.sleep(pause_s)
+
+    async def _next_offers(self) -> tuple[str, ...]:
+        await self.presence.wait_eligible()
+        free = await self.slots.wait_free()
+        obstacle = self._obstacle()
+        if obstacle != self._told_obstacle:
+            self._told_obstacle = obstacle
+            log.warning("no_new_work" if obstacle else "new_work_again", reason=obstacle)
+        if obstacle:
+            await self._parts.clock.sleep(FULL_PAUSE_S)
+            self.measure()
+            return ()
+        return await self._acquirer.poll(min(free, self._room()))
 
     def _obstacle(self) -> str:
-        if not self.outbox.has_room:
-            return f"{self.outbox.rows} reports wait for the market, there is no room for more"
+        if self._room() <= 0:
+            return "too many reports wait for the market: RUNNER_OUTBOX_MAX_ROWS or RUNNER_OUTBOX_MAX_BYTES is reached"
         free, floor = self.capability().disk_free_bytes, self._parts.settings.runner_disk_floor
         if free < floor:
             return f"{free} bytes are free on the disk, RUNNER_DISK_FLOOR is {floor}"
         return ""
+
+    def _room(self) -> int:
+        """How many executions may begin so that each one's report has room."""
+        return self.outbox.room - len(self.runner.running)
 
     def _settled(self, answer: Settled) -> None:
         self.metrics.report_answered("accepted" if answer.is_accepted else answer.code)
@@ -374,7 +385,7 @@ class Agent:
 
     async def _wind_down(self) -> None:
         """Stop acquiring, let running tasks end until the grace is over, hand the others back, flush, say goodbye."""
-        self._acquiring.cancel()
+        self._waiting.cancel()
         await self._acquiring_ended.wait()
         self.presence.hurry()
         idle = anyio.Event()

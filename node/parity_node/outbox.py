@@ -57,7 +57,7 @@ class Outbox:
     """The queue and its two senders: uploads of large results, and reports.
 
     Args:
-        max_rows: Reports that may wait before ``has_room`` says no; ``max_bytes`` likewise.
+        max_rows: Reports that may wait before there is no ``room``; ``max_bytes`` likewise.
         on_settled: Told of each final report that has its answer, after the journal has it; must not block.
     """
 
@@ -97,9 +97,9 @@ class Outbox:
         return self._bytes
 
     @property
-    def has_room(self) -> bool:
-        """Whether new work may be taken."""
-        return len(self._waiting) < self._max_rows and self._bytes < self._max_bytes
+    def room(self) -> int:
+        """How many more reports fit; executions that run now will need one each."""
+        return max(0, self._max_rows - len(self._waiting)) if self._bytes < self._max_bytes else 0
 
     def restore(self, entries: Iterable[OutboxEntry]) -> None:
         """Take up what the journal holds, in its order."""
@@ -202,10 +202,10 @@ class Outbox:
         crashpoint("report.acked")
         await self._store.settle([answer.entry_id for answer in settled])
         for answer in settled:
-            waiting = self._waiting.pop(answer.entry_id)
-            self._bytes -= len(waiting.entry.body)
-            if waiting.entry.result_path:
-                await anyio.Path(waiting.entry.result_path).unlink(missing_ok=True)
+            path = self._waiting[answer.entry_id].entry.result_path
+            if path:
+                await anyio.Path(path).unlink(missing_ok=True)
+            self._bytes -= len(self._waiting.pop(answer.entry_id).entry.body)
             if not answer.is_accepted:
                 log.warning("report_refused", report=answer.entry_id, code=answer.code, message=answer.message)
             if answer.is_final:

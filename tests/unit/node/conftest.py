@@ -126,7 +126,7 @@ def node(market: MarketSimulator, clock: FakeClock, folders: Folders, monkeypatc
 
         async with anyio.create_task_group() as group:
             group.start_soon(body)
-            while not (agent.ready.is_set() or running.ended.is_set()):
+            while not (agent.ready.is_set() or running.ended.is_set()):  # noqa: ASYNC110 - whichever comes first
                 await anyio.sleep(0.001)  # a real thread sweeps the folders
             await clock.advance(timedelta(0))
             try:

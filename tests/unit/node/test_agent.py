@@ -499,7 +499,7 @@ async def test_full_outbox_stops_new_work_and_loses_nothing(node, market: Market
 
     async with node(runner_slots=16, runner_outbox_max_rows=16) as running:
         await running.until(lambda: running.agent.outbox.rows == 16)
-        assert not running.agent.outbox.has_room
+        assert running.agent.outbox.room == 0
         assert len(running.executor.started) == 16
         await running.until(lambda: not market.unfinished(), within_s=600, step_s=1)
 
@@ -507,10 +507,11 @@ async def test_full_outbox_stops_new_work_and_loses_nothing(node, market: Market
 
 
 async def test_nothing_is_claimed_while_the_journal_is_full(node, market: MarketSimulator) -> None:
-    store, task = MemoryNodeStore(), market.offer()
+    store = MemoryNodeStore()
 
     async with node(store=store) as running:
         store.is_full = True
+        task = market.offer()
         await running.pass_time(30)
         assert market.calls.get("claim", 0) == 0
         store.is_full = False
