@@ -17,7 +17,6 @@ __all__ = [
     "SeenCreator",
     "SeenNode",
     "SeenPaid",
-    "drop_superseded",
     "followed_counts",
     "followed_creators",
     "followed_nodes",
@@ -165,15 +164,3 @@ def funding_of(tx: ReadTx, chain: str, vouchers: Sequence[VoucherRow]) -> dict[P
             escrow=0 if escrow is None else escrow.escrow, solver_is_open=solver is not None and bool(solver.opened)
         )
     return found
-
-
-def drop_superseded(tx: Tx, voucher: VoucherRow) -> None:
-    """Delete the older vouchers of a signed one's key: it covers them, and only the newest is ever used."""
-    tx.run(
-        sql.VOUCHERS_SUPERSEDED_DELETE,
-        key_chain=voucher.chain,
-        key_creator=voucher.creator,
-        key_spender=voucher.spender,
-        key_solver=voucher.solver,
-        key_number=voucher.number,
-    )

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from parity_market.store import sql
-from parity_market.store.base import ReadTx, Tx
+from parity_market.store.base import ReadTx, Tx, Value
 from parity_market.store.rows import ChainTxRow, EarningRow, VoucherRow, from_us, to_us
 from parity_protocol.api.nodes import Earning, EarningsReply, PayoutState
 from parity_protocol.errors import Conflict, Internal
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _MAX_ID = 2**63 - 1
+_MAX_IN_FLIGHT = 64  # transactions looked at
 _MAX_VOUCHERS = 200  # shown to one node at once
 
 
@@ -77,16 +78,19 @@ def unsigned_vouchers(tx: ReadTx, limit: int = 256) -> list[VoucherRow]:
 
 
 def put_signature(tx: Tx, voucher: VoucherRow, signature: str) -> None:
-    """Store the spender's signature, 0x and 130 hex digits; a second one changes nothing."""
-    tx.run(
-        sql.VOUCHER_SIGNED,
-        key_chain=voucher.chain,
-        key_creator=voucher.creator,
-        key_spender=voucher.spender,
-        key_solver=voucher.solver,
-        key_number=voucher.number,
-        signature=signature,
-    )
+    """Store the spender's signature, 0x and 130 hex digits; a second one changes nothing.
+
+    Earlier vouchers of the same key go: a cumulative one replaces them, and the earnings still tell how it came about.
+    """
+    key: dict[str, Value] = {
+        "key_chain": voucher.chain,
+        "key_creator": voucher.creator,
+        "key_spender": voucher.spender,
+        "key_solver": voucher.solver,
+        "key_number": voucher.number,
+    }
+    if tx.run(sql.VOUCHER_SIGNED, **key, signature=signature):
+        tx.run(sql.VOUCHERS_SUPERSEDED_DELETE, **key)
 
 
 def unpaid_vouchers(tx: ReadTx, chain: str, limit: int = 256) -> list[VoucherRow]:
@@ -187,11 +191,24 @@ def payout_of(tx: ReadTx, earning: EarningRow, unfunded: Mapping[Paid, str] | No
     signed = tx.one(sql.VOUCHER_NEWEST_SIGNED, chain=earning.chain, **key._asdict())
     if signed is None or signed.number < earning.voucher_count:
         return PayoutState(state="earned")
-    for state in ("sent", "signed"):
-        for row in tx.all(sql.TXS_IN_STATE, chain=earning.chain, state=state, limit=64):
-            if row.purpose == "redeem" and f"{key.creator} {key.solver}" in row.doc:
-                return PayoutState(state="submitted", tx_hash=row.hash)
+    tx_hash = _in_flight(tx, key, earning)
+    if tx_hash is not None:
+        return PayoutState(state="submitted", tx_hash=tx_hash)
     return PayoutState(state="vouchered")
+
+
+def _in_flight(tx: ReadTx, key: Paid, earning: EarningRow) -> str | None:
+    """Return the transaction on its way that pays this earning, or None; its description is ``describe_batch``'s."""
+    prefix = f"{key.creator} {key.solver} {key.spender} "
+    for state in ("sent", "signed"):
+        for row in tx.all(sql.TXS_IN_STATE, chain=earning.chain, state=state, limit=_MAX_IN_FLIGHT):
+            at = row.doc.find(prefix)
+            if at < 0:
+                continue
+            amount = row.doc[at + len(prefix) :].split('"', 1)[0]
+            if amount.isdigit() and int(amount) >= (earning.cumulative or 0):
+                return row.hash
+    return None
 
 
 def payout_of_task(tx: ReadTx, task_id: str, unfunded: Mapping[Paid, str] | None = None) -> PayoutState | None:

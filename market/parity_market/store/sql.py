@@ -288,12 +288,13 @@ VOUCHER_SIGNED = Command(
     )
     .values(signature=sa.bindparam("signature", type_=sa.Text, required=True))
 )
-_VOUCHER_KEY = ("chain", "creator", "spender", "solver")
 VOUCHERS_SUPERSEDED_DELETE = Command(
     sa.delete(t.voucher).where(
-        *(t.voucher.c[name] == _bind(f"key_{name}") for name in _VOUCHER_KEY), t.voucher.c.number < _int("key_number")
+        *(t.voucher.c[name] == _bind(f"key_{name}") for name in ("chain", "creator", "spender", "solver")),
+        t.voucher.c.number < _int("key_number"),
     )
 )
+_VOUCHER_KEY = ("chain", "creator", "spender", "solver")
 VOUCHER_SOLVERS: Query[str] = _scalar(
     sa.select(t.voucher.c.solver)
     .where(*(t.voucher.c[name] == _bind(name) for name in ("chain", "creator", "spender")))
@@ -437,7 +438,9 @@ BLOB_REF = _where(rows.BlobRefRow, t.blob_ref, "cid", "owner", "task_id")
 BLOB_PUBLISH = _update(t.blob_ref, ["cid", "owner"], "visibility")
 BLOB_PIN = _update(t.blob_ref, ["cid", "owner"], "pinned")
 BLOB_BYTES_OF_OWNER = _scalar(
-    sa.select(sa.func.coalesce(sa.func.sum(t.blob_ref.c.size), 0)).where(t.blob_ref.c.owner == _bind("owner"))
+    sa.select(sa.func.coalesce(sa.func.sum(t.blob_ref.c.size), 0)).where(
+        t.blob_ref.c.owner == _bind("owner"), t.blob_ref.c.task_id == sa.literal_column("''")
+    )
 )
 BLOB_INPUT_OF_LIVE_LEASE = _scalar(
     sa.select(sa.literal_column("1"))

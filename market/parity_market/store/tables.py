@@ -264,6 +264,8 @@ chain_tx = _table(
     _needed("updated_us", _Time),
 )
 
+sa.Index("chain_tx_by_state", chain_tx.c.chain, chain_tx.c.state, chain_tx.c.nonce)
+
 chain_account = _table(
     "chain_account",
     _key("chain"),

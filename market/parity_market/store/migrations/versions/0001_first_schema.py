@@ -90,6 +90,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("chain", "sender", "nonce"),
         sqlite_with_rowid=False,
     )
+    op.create_index("chain_tx_by_state", "chain_tx", ["chain", "state", "nonce"], unique=False)
     op.create_table(
         "earning",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
