@@ -236,7 +236,7 @@ async def reap(pid: int) -> Exit | None:
         finally:
             os.close(fd)
         return _collect(pid)
-    while _is_running(pid):  # macOS: a thread in waitpid could not be cancelled without losing the status
+    while _is_running(pid):  # noqa: ASYNC110 - macOS: a thread in waitpid could not be cancelled without losing the status
         await anyio.sleep(_POLL_S)
     return _collect(pid)
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from parity_node import fl_child
+from parity_node.executors import training
 from parity_node.executors.folder import JobFolder
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, Internal, StorageFull
 
@@ -24,13 +25,13 @@ from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, Int
         (ZeroDivisionError("secret value"), "node_fault"),
     ],
 )
-def test_each_failure_has_a_reason_that_blames_the_right_one(error, reason, monkeypatch, tmp_path, capsys):
+def test_each_failure_has_a_reason_that_blames_the_right_one(error, reason, monkeypatch, tmp_path):
     def train(folder: JobFolder) -> dict[str, object]:
         raise error
 
-    monkeypatch.setattr(fl_child, "_train", train)
+    monkeypatch.setattr(training, "_train", train)
 
-    outcome = fl_child._outcome(JobFolder(tmp_path))
+    outcome = training._outcome(JobFolder(tmp_path))
 
     assert (outcome["ok"], outcome["reason"]) == (False, reason)
     assert "secret value" not in str(outcome["message"])
