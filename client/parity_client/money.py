@@ -6,7 +6,7 @@ The chain is the one that the market's pinned document names; nothing is signed 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from parity_protocol.api.market import MarketDocument
@@ -54,32 +54,21 @@ async def connect(document: MarketDocument, rpc_url: str = "", *, timeout_s: flo
         ConfigInvalid: No endpoint is known, or it is another chain.
         ChainUnavailable: It does not answer.
     """
-    from parity_contracts.artifacts import load
-    from parity_contracts.chain.rpc import Rpc, data
     from parity_contracts.chain.web3_chain import Web3Chain
-    from parity_contracts.deployment import Deployment
+    from parity_contracts.deploy import discover
 
     url = rpc_url or document.rpc_hint
     if not url:
         raise ConfigInvalid(["BLOCKCHAIN_RPC is missing: the market names no endpoint of its chain"])
-    rpc = Rpc(url, timeout_s=timeout_s, errors={})
-    try:
-        asked = "0x" + load("StakeVault").functions["unbonding"].selector.hex()
-        answer = await rpc.call("eth_call", {"to": document.chain.vault, "input": asked}, "latest")
-    finally:
-        await rpc.aclose()
-    if answer in (None, "0x"):
-        raise ConfigInvalid([f"vault: there is no contract at {document.chain.vault} on the chain at {url}"])
-    deployment = Deployment(
+    found = await discover(url, document.chain.vault, timeout_s=timeout_s)
+    pinned = replace(
+        found,
         chain_id=document.chain.chain_id,
         genesis_hash=document.chain.genesis,
         token=document.token,
-        vault=document.chain.vault,
-        unbonding_s=int.from_bytes(data(answer), "big"),
-        symbol=document.token_symbol or "tokens",
         decimals=document.token_decimals,
     )
-    return await Web3Chain.connect(url, deployment, timeout_s=timeout_s)
+    return await Web3Chain.connect(url, pinned, timeout_s=timeout_s)
 
 
 def approval_before(call: Call, allowance: TokenAmount) -> tuple[Call, ...]:

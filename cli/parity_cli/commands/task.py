@@ -1,0 +1,334 @@
+"""``parity task``: submit work and follow it."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parity_cli.bridge import run_async
+from parity_cli.lazy import Group
+from parity_cli.output import Output, pass_output
+from parity_cli.place import client_of, market_option, wallet_option
+from parity_cli.secrets_input import passphrase_option
+from parity_protocol.api.tasks import GroupReply
+from parity_protocol.errors import BadField, InvalidInput, NotFound, ParityError
+from parity_protocol.quantities import format_bytes, parse_bytes, parse_duration
+
+if TYPE_CHECKING:
+    from parity_client import Client, Result
+    from parity_protocol.api.tasks import EventReply, TaskReply
+
+MAX_SPEC_FILE_BYTES = 1 << 20
+
+
+@click.group(cls=Group, short_help="Submit work and follow it.")
+def task() -> None:
+    """Submit work and follow it: to its result, to its receipt, to its pay."""
+
+
+def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Make a command of an async function that takes (out, client, …): adds the options that choose the client."""
+
+    @market_option
+    @wallet_option
+    @passphrase_option
+    @pass_output
+    @wraps(function)
+    def command(
+        out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None, **arguments: Any
+    ) -> Any:
+        async def act() -> Any:
+            async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
+                return await function(out, client, **arguments)
+
+        return run_async(act)
+
+    return command
+
+
+@task.command(
+    short_help="Submit work.",
+    context_settings={"ignore_unknown_options": False},
+    example="""
+    parity task submit --reward 0.1 --wait -- echo hello
+    parity task submit --reward 0.5 --input data=bafy… --timeout 10m -- wc -l data
+    parity task submit --reward 2 --spec forest.json --wait
+    """,
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--reward", required=True, metavar="TOKENS", help="What it pays in all, in whole tokens.")
+@click.option("--max-reward", metavar="TOKENS", help="What the signed order allows at most. Default: the reward.")
+@click.option("--spec", metavar="FILE", help="A task's JSON, of any kind; - is standard input.")
+@click.option("--title", default="", help="Shown in lists.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=CID", help="Data for the command; repeat it for more.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the command; repeat it for more.")
+@click.option("--timeout", metavar="DURATION", help="Longest wall time, such as 5m.")
+@click.option("--memory", metavar="SIZE", help="Memory it needs, such as 512m.")
+@click.option("--cpus", type=float, help="Processors it needs.")
+@click.option("--attempts", type=click.IntRange(1, 10), help="Nodes that may try.")
+@click.option("--valid-for", default="24h", show_default=True, metavar="DURATION", help="Time in which it may start.")
+@click.option("--wait", "waits", is_flag=True, help="Follow it, and print the result.")
+@_with_client
+async def submit(out: Output, client: Client, **given: Any) -> None:
+    """Sign an order and submit work: a COMMAND (behind --), or any task by --spec.
+
+    A command is an argument list, which no shell reads; say `sh -c '…'` if you want one. Its inputs lie in its folder
+    by their names. A federated-learning spec becomes one task for each part, and its merged result is the group's.
+    """
+    spec = _spec(given)
+    submission = await client.submit(
+        spec, given["reward"], max_reward=given["max_reward"], valid_for=parse_duration(given["valid_for"])
+    )
+    document: dict[str, Any] = {
+        "id": submission.id,
+        "kind": submission.kind,
+        "task_ids": list(submission.task_ids),
+        "created": submission.created,
+    }
+    if not given["waits"]:
+        parts = f" ({len(submission.task_ids)} parts)" if submission.kind == "group" else ""
+        out.say(f"submitted {submission.kind}{parts}; next: parity task result --wait {submission.id}")
+        out.emit(document, submission.id)
+        return
+    out.say(f"submitted {submission.kind} {submission.id}")
+    await _follow(out, client, submission.id, None)
+    found = await client.result(submission.id)
+    out.emit({**document, "result": _result_document(found)}, _result_text(found))
+
+
+def _spec(given: dict[str, Any]) -> dict[str, Any] | str:
+    only_command = [name for name in ("inputs", "env", "timeout", "memory", "cpus", "attempts", "title") if given[name]]
+    if given["spec"]:
+        if given["command"] or only_command:
+            raise click.UsageError("--spec says everything: leave out the command and its options")
+        return _spec_file(given["spec"])
+    if not given["command"]:
+        raise click.UsageError("give a command behind --, such as: -- echo hello; or a task with --spec FILE")
+    spec: dict[str, Any] = {"type": "command", "command": list(given["command"])}
+    if given["title"]:
+        spec["title"] = given["title"]
+    if given["inputs"]:
+        spec["inputs"] = [
+            {"kind": "cid", "name": name, "cid": cid}
+            for name, cid in (_pair("--input", each) for each in given["inputs"])
+        ]
+    if given["env"]:
+        spec["env"] = dict(_pair("--env", each) for each in given["env"])
+    if given["timeout"]:
+        spec["budgets"] = {"wall_time_s": parse_duration(given["timeout"]).total_seconds()}
+    resources = {}
+    if given["memory"]:
+        resources["memory_bytes"] = parse_bytes(given["memory"])
+    if given["cpus"]:
+        resources["cpus"] = given["cpus"]
+    if resources:
+        spec["resources"] = resources
+    if given["attempts"]:
+        spec["max_attempts"] = given["attempts"]
+    return spec
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{option} {text!r}: expected NAME=…")
+    return name, value
+
+
+def _spec_file(name: str) -> str:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(MAX_SPEC_FILE_BYTES)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(MAX_SPEC_FILE_BYTES)
+        return data.decode("utf-8").strip()
+    except OSError as exc:
+        raise NotFound(f"--spec {name}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise BadField(f"--spec {name}: expected JSON text in UTF-8", field="spec") from exc
+
+
+@task.command("list", short_help="List your tasks.", example="parity task list --limit 20")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option("--cursor", help="Where the next page begins, as the last one told.")
+@_with_client
+async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None) -> None:
+    """List your tasks, newest first."""
+    page = await client.tasks(limit=limit, cursor=cursor)
+    from parity_cli.screens.task import tasks_screen
+
+    document = client.document
+    out.emit(
+        page.model_dump(mode="json"),
+        lambda: tasks_screen(page.tasks, symbol=document.token_symbol, decimals=document.token_decimals),
+    )
+    if page.next_cursor and not out.json:
+        out.say(f"more: parity task list --limit {limit} --cursor {page.next_cursor}")
+
+
+@task.command(short_help="Show a task, step by step.", example="parity task show 3f0c…")
+@click.argument("task_id")
+@_with_client
+async def show(out: Output, client: Client, task_id: str) -> None:
+    """Show a task or a group: state, steps, who did it, what it paid."""
+    found = await client.find(task_id)
+    from parity_cli.screens.task import group_screen, task_screen
+
+    symbol, decimals = client.document.token_symbol, client.document.token_decimals
+    if isinstance(found, GroupReply):
+        group = found
+        out.emit(group.model_dump(mode="json"), lambda: group_screen(group, symbol=symbol, decimals=decimals))
+        return
+    events = (await client.events(task_id)).events
+    document = found.model_dump(mode="json") | {"events": [each.model_dump(mode="json") for each in events]}
+    if found.state == "completed":
+        document["receipt"] = await _receipt(client, task_id)
+    out.emit(document, lambda: task_screen(found, events, document.get("receipt"), symbol=symbol, decimals=decimals))
+
+
+async def _receipt(client: Client, task_id: str) -> dict[str, Any]:
+    """Return whether the receipt holds; what is wrong with it is part of the screen, not its end."""
+    try:
+        proof = await client.proof(task_id)
+        verified = client.verify(proof)
+    except ParityError as exc:
+        return {"valid": False, "problem": exc.message}
+    return {"valid": True, "operator": verified.operator, "finished_at": verified.finished_at.isoformat()}
+
+
+@task.command(
+    short_help="Print a task's result.",
+    example="""
+    parity task result 3f0c… --wait
+    parity task result 3f0c… -o model.bin
+    """,
+)
+@click.argument("task_id")
+@click.option("--wait", "waits", is_flag=True, help="Wait until it has ended.")
+@click.option("--timeout", metavar="DURATION", help="Wait at most so long.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the content to a new file.")
+@_with_client
+async def result(
+    out: Output, client: Client, task_id: str, waits: bool, timeout: str | None, output: Path | None
+) -> None:
+    """Print the result of a task or a group, verified against its CID. Exit status 70 if the task failed."""
+    if waits or timeout:
+        await _follow(out, client, task_id, parse_duration(timeout).total_seconds() if timeout else None)
+    found = await client.result(task_id)
+    document = _result_document(found)
+    if output is not None:
+        if found.cid is None:
+            raise NotFound(f"{task_id} has metrics and no content")
+        if found.data is not None:
+            _write_new(output, found.data)
+        else:
+            await client.data.get(found.cid, output)
+        document["path"] = str(output)
+        out.emit(document, f"{output}  {format_bytes(found.size or 0)}, verified against {found.cid}")
+        return
+    out.emit(document, _result_text(found))
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as exc:
+        raise InvalidInput(f"{path} exists already", field="output") from exc
+    except OSError as exc:
+        raise NotFound(f"{path}: {exc.strerror}") from exc
+
+
+def _result_document(found: Result) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "kind": found.kind,
+        "state": found.state,
+        "node_id": found.node_id,
+        "cid": found.cid,
+        "size": found.size,
+        "exit_code": found.exit_code,
+        "metrics": found.metrics,
+        "output": found.output,
+        "data": None if found.data is None or found.output is not None else base64.b64encode(found.data).decode(),
+    }
+
+
+def _result_text(found: Result) -> str:
+    if found.kind == "task" and found.output is not None and not found.metrics:
+        return _for_terminal(found.output).removesuffix("\n")
+    lines = [f"{name:<24} {value:g}" for name, value in sorted(found.metrics.items())]
+    if found.cid is not None:
+        lines.append(f"content  {found.cid}  {format_bytes(found.size or 0)}")
+        lines.append(f"next: parity task result {found.id} -o FILE")
+    return "\n".join(lines)
+
+
+@task.command(
+    short_help="Print what a task prints.",
+    example="""
+    parity task logs 3f0c…
+    parity task logs -f 3f0c…
+    """,
+)
+@click.argument("task_id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@_with_client
+async def logs(out: Output, client: Client, task_id: str, follow: bool) -> None:
+    """Print the newest attempt's standard output and error."""
+    text = []
+    async for piece in client.logs(task_id, follow=follow):
+        if out.json:
+            text.append(piece)
+        else:
+            click.echo(_for_terminal(piece), nl=False)
+    out.emit({"task_id": task_id, "text": "".join(text)})
+
+
+@task.command(short_help="Cancel a task or a group.", example="parity task cancel 3f0c…")
+@click.argument("task_id")
+@_with_client
+async def cancel(out: Output, client: Client, task_id: str) -> None:
+    """Cancel a task, or every task of a group that has not ended; what was bound for it is free again."""
+    reply = await client.cancel(task_id)
+    out.emit(reply.model_dump(mode="json"), f"{reply.id}: {reply.state}, {len(reply.cancelled)} cancelled")
+
+
+@task.command(short_help="Tell why a task waits.", example="parity task why 3f0c…")
+@click.argument("task_id")
+@_with_client
+async def why(out: Output, client: Client, task_id: str) -> None:
+    """Tell, for each node that did not get it, the constraint that failed."""
+    found = await client.find(task_id)
+    members = found.tasks if isinstance(found, GroupReply) else (found,)
+    waiting = [each.id for each in members if each.state == "pending"] or [members[0].id]
+    replies = [await client.why(each) for each in waiting[:32]]
+    from parity_cli.screens.task import why_screen
+
+    document: dict[str, Any] = {"id": task_id, "tasks": [reply.model_dump(mode="json") for reply in replies]}
+    out.emit(document, lambda: why_screen(replies))
+
+
+def _for_terminal(text: str) -> str:
+    """Return what a task printed: as it is for a program or a file, harmless for a terminal."""
+    from parity_cli.screens.cells import printable
+
+    return printable(text) if sys.stdout.isatty() else text
+
+
+async def _follow(out: Output, client: Client, root_id: str, timeout_s: float | None) -> TaskReply | GroupReply:
+    """Show each step on standard error until the end."""
+    from parity_cli.screens.task import event_line
+
+    def tell(task_id: str, event: EventReply) -> None:
+        out.show(event_line(task_id, event))
+
+    with out.console.status("waiting … Ctrl-C stops watching, not the work"):
+        return await client.wait(root_id, timeout=timeout_s, on_event=tell)

@@ -1,0 +1,51 @@
+"""The market of this machine: its settings, as ``parity market`` reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity_client import Home
+from parity_protocol.settings import config_path
+
+if TYPE_CHECKING:
+    from parity_market.settings import MarketSettings
+
+__all__ = ["MARKET_FILE", "market_file", "market_settings", "write_settings"]
+
+MARKET_FILE = "market.env"  # written by `parity market init`
+
+
+def market_file(home: Home | None = None) -> Path:
+    """Return where ``parity market init`` writes the settings."""
+    return (home or Home()).path / MARKET_FILE
+
+
+def market_settings(path: Path | None = None, **overrides: Any) -> MarketSettings:
+    """Read the market's settings: ``--config-path``, else ``PARITY_CONFIG_PATH``, else ``./.env``, else init's file.
+
+    Raises:
+        ConfigInvalid: Carries every problem at once.
+    """
+    from parity_market.settings import load_settings
+
+    home = Home()
+    chosen = config_path(path)
+    if chosen is None and market_file(home).is_file():
+        chosen = market_file(home)
+    settings = load_settings(chosen, **overrides)
+    if "market_state_dir" not in settings.model_fields_set and os.environ.get("PARITY_HOME"):
+        return load_settings(chosen, **{"market_state_dir": home.path / "market", **overrides})
+    return settings
+
+
+def write_settings(home: Home, file: Path, values: dict[str, str], *, title: str) -> None:
+    """Write a settings file of KEY=value lines, mode 0600; raises as ``Home.write``."""
+    lines = [f"# {title}", *(f"{key}={_quoted(value)}" for key, value in values.items())]
+    home.write(file, ("\n".join(lines) + "\n").encode())
+
+
+def _quoted(value: str) -> str:
+    plain = all(char.isalnum() or char in "-_./:,@%+=" for char in value)
+    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

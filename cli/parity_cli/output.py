@@ -1,0 +1,115 @@
+"""What a command says: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from parity_protocol.errors import ParityError
+
+__all__ = ["Output", "is_interactive", "pass_output"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class Output:
+    """One command's voice.
+
+    Attributes:
+        json: Print one JSON document instead of screens.
+    """
+
+    json: bool = False
+    _console: Console | None = field(default=None, repr=False)
+
+    def emit(self, document: Mapping[str, Any], screen: Callable[[], RenderableType] | str | None = None) -> None:
+        """Print the command's result.
+
+        Args:
+            document: For programs. Amounts are decimal strings of base units, times RFC 3339 in UTC.
+            screen: For people: text, or a function that makes something for rich; None prints nothing for them.
+        """
+        if self.json:
+            click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+        elif isinstance(screen, str):
+            click.echo(screen)
+        elif screen is not None:
+            self._stdout().print(screen())
+
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal something."""
+        click.echo(text, err=True)
+
+    def show(self, screen: RenderableType) -> None:
+        """Show the person at the terminal something made with rich."""
+        self.console.print(screen)
+
+    def warn(self, text: str) -> None:
+        """Warn the person at the terminal."""
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+
+    def failed(self, error: ParityError) -> None:
+        """Tell what went wrong and what to do next; with ``--json`` as a document."""
+        if self.json:
+            told = {"code": error.code, "message": error.message, "hint": error.hint(), "field": error.field}
+            click.echo(json.dumps({"error": told}, indent=2, ensure_ascii=False))
+            return
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        cause = error.__cause__
+        if cause is not None and str(cause) and str(cause) not in error.message and len(str(cause)) < 300:
+            click.echo(f"  because: {cause}", err=True)
+        if error.hint():
+            click.echo(f"  → {error.hint()}", err=True)
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Return if the person agrees; ``yes`` agrees beforehand.
+
+        Raises:
+            click.UsageError: Nobody is there to be asked.
+            click.Abort: The answer is no.
+        """
+        if yes:
+            return
+        if not is_interactive():
+            raise click.UsageError("nobody is here to be asked: add --yes to agree beforehand")
+        if not click.confirm(question, err=True):
+            raise click.Abort
+
+    @property
+    def console(self) -> Console:
+        """A rich console on standard error, for progress."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        return self._console
+
+    def _stdout(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False)
+
+
+def is_interactive() -> bool:
+    """Return whether a person can be asked something."""
+    return sys.stdin.isatty()
+
+
+def pass_output(function: Callable[..., T]) -> Callable[..., T]:
+    """Give a command its ``Output`` as first argument."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> T:
+        return function(click.get_current_context().ensure_object(Output), *args, **kwargs)
+
+    return command

@@ -1,0 +1,1 @@
+"""What people see: functions from documents to rich renderables."""

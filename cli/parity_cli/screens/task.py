@@ -1,0 +1,132 @@
+"""The screens of tasks and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from parity_cli.screens.cells import cell, printable
+from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply, WhyPendingReply
+from parity_protocol.quantities import format_tokens
+
+__all__ = ["event_line", "group_screen", "task_screen", "tasks_screen", "why_screen"]
+
+_COLOUR = {
+    "completed": "green",
+    "failed": "red",
+    "not_verified": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "verifying": "cyan",
+}
+_SHORT = 8  # characters of an id where a line has to hold several
+
+
+def _state(state: str) -> str:
+    colour = _COLOUR.get(state, "default")
+    return f"[{colour}]{cell(state)}[/{colour}]"
+
+
+def event_line(task_id: str, event: EventReply) -> Text:
+    """Return one step of a task for a running display."""
+    node = f"  node {event.node_id[:_SHORT]}" if event.node_id else ""
+    detail = f"  {event.detail}" if event.detail else ""
+    colour = _COLOUR.get(event.state, "default")
+    line = Text(f"{event.at:%H:%M:%S}  {task_id[:_SHORT]}  ")
+    line.append(f"{event.event:<18}", style=colour)
+    line.append(printable(f"{event.state}{node}{detail}"), style="dim")
+    return line
+
+
+def tasks_screen(tasks: Sequence[TaskReply], *, symbol: str, decimals: int) -> RenderableType:
+    """Return the list of tasks."""
+    if not tasks:
+        return Text("no tasks yet: parity task submit --help")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("id", "kind", "state", "reward", "tries", "created", "title"):
+        table.add_column(name, justify="right" if name in ("reward", "tries") else "left", no_wrap=name == "id")
+    for each in tasks:
+        table.add_row(
+            each.id,
+            cell(each.type),
+            _state(each.state),
+            f"{format_tokens(each.reward, decimals=decimals)} {cell(symbol)}",
+            f"{each.attempts}/{each.max_attempts}",
+            f"{each.created_at:%m-%d %H:%M:%S}",
+            cell(each.title),
+        )
+    return table
+
+
+def task_screen(
+    task: TaskReply, events: Sequence[EventReply], receipt: dict[str, Any] | None, *, symbol: str, decimals: int
+) -> RenderableType:
+    """Return everything about one task."""
+    head = Text.from_markup(f"{task.id}  {cell(task.type)}  {_state(task.state)}")
+    facts = _facts()
+    if task.title:
+        facts.add_row("title", cell(task.title))
+    facts.add_row("reward", f"{format_tokens(task.reward, decimals=decimals)} {cell(symbol)}{_payout(task)}")
+    facts.add_row("attempts", f"{task.attempts} of {task.max_attempts}")
+    if task.group_id:
+        facts.add_row("group", f"{task.group_id}, part {task.part + 1} of {task.parts}")
+    if task.runner_id:
+        facts.add_row("node", cell(task.runner_id))
+    if task.result_cid:
+        facts.add_row("result", cell(task.result_cid))
+    if task.failure:
+        facts.add_row("failure", f"[red]{cell(task.failure)}[/red] {cell(task.message)}")
+    if receipt is not None:
+        good = f"[green]valid[/green], signed by operator {cell(receipt.get('operator'))}"
+        facts.add_row("receipt", good if receipt["valid"] else f"[red]not valid[/red]: {cell(receipt['problem'])}")
+    steps = _facts()
+    for event in events:
+        node = f"node {event.node_id[:_SHORT]}  " if event.node_id else ""
+        steps.add_row(f"{event.at:%H:%M:%S.%f}"[:-3], f"{cell(event.event):<18} {node}{cell(event.detail)}")
+    return Group(head, facts, Text(), steps)
+
+
+def group_screen(group: GroupReply, *, symbol: str, decimals: int) -> RenderableType:
+    """Return a group with its tasks."""
+    head = Text.from_markup(f"{group.id}  {cell(group.kind)}  {_state(group.state)}")
+    facts = _facts()
+    facts.add_row("reward", f"{format_tokens(group.reward, decimals=decimals)} {cell(symbol)}")
+    for name, value in sorted(group.metrics.items()):
+        facts.add_row(cell(name), f"{value:g}")
+    if group.result_cid:
+        facts.add_row("result", cell(group.result_cid))
+    if group.message:
+        facts.add_row("message", cell(group.message))
+    return Group(head, facts, Text(), tasks_screen(group.tasks, symbol=symbol, decimals=decimals))
+
+
+def why_screen(replies: Sequence[WhyPendingReply]) -> RenderableType:
+    """Return why tasks wait."""
+    parts: list[RenderableType] = []
+    for reply in replies:
+        parts.append(Text.from_markup(f"{reply.task_id}  {_state(reply.state)}  {cell(reply.summary)}"))
+        table = _facts()
+        for each in reply.refusals:
+            table.add_row(f"{each.count:>4}", f"[bold]{cell(each.rule)}[/bold]  {cell(each.message)}")
+        parts.append(table)
+        parts.append(Text(f"{reply.nodes_seen} nodes seen, {reply.nodes_fit} fit", style="dim"))
+    return Group(*parts)
+
+
+def _payout(task: TaskReply) -> str:
+    if task.payout is None:
+        return ""
+    payout = task.payout
+    more = f" in {payout.tx_hash}" if payout.tx_hash else f": {payout.reason}" if payout.reason else ""
+    return f"  ({cell(payout.state + more)})"
+
+
+def _facts() -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
