@@ -1,0 +1,360 @@
+"""A stack that tests and benchmarks work with: staked nodes whose tasks are scripted, and one driven by hand."""
+
+from __future__ import annotations
+
+import sys
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+
+from parity_blobs import cid_of_bytes
+from parity_cli.demo.processes import STOP_WITHIN_S
+from parity_cli.demo.stack import Node, Stack, StackSettings
+from parity_client import Client, Submission
+from parity_node.fingerprint.machine import measure
+from parity_node.keys import NodeKeys, load_keys
+from parity_node.market.http import HttpMarket
+from parity_node.version import node_version
+from parity_protocol.api.leases import ClaimItem, ClaimReply, ClaimsRequest, FinalReport, PollRequest
+from parity_protocol.api.nodes import EnrolReply, EnrolRequest, enrolment_statement
+from parity_protocol.api.tasks import EventReply, TaskReply
+from parity_protocol.capability import ExecutorState
+from parity_protocol.clock import Clock, SystemClock
+from parity_protocol.errors import Unavailable
+from parity_protocol.join import TrustedMarket
+from parity_protocol.manifest import VerifiedManifest, verify_manifest
+from parity_protocol.receipt import Receipt, Usage, result_hash
+from parity_protocol.report import Outcome, Report, ReportKind, report_id
+from parity_protocol.signing.eip191 import sign_personal
+from parity_protocol.signing.eip712 import Eip712Domain, ReceiptMessage, sign_receipt
+from parity_protocol.signing.jws import b64url_encode
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.task import FINAL_STATES, IsolationTier, TaskKind
+
+__all__ = ["TOWN_SETTINGS", "HandNode", "Taken", "Town"]
+
+TOKEN = 10**18
+STAKE = 25 * TOKEN
+REWARD = TOKEN // 1000  # of one task
+ESCROW = 1_000 * TOKEN
+TOWN_SETTINGS = StackSettings(
+    lease_ttl=timedelta(seconds=3), heartbeat=timedelta(seconds=1), payout_interval=timedelta(milliseconds=500), slots=4
+)
+ENDED = frozenset(str(state) for state in FINAL_STATES)
+NOOP_SPEC = {"type": "command", "command": ["true"]}
+_POLL_S = 0.02
+_AT_ONCE = 16
+
+
+class Town:
+    """Chain, market and nodes, as processes; made by ``open``."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.submitter = EvmKey.generate()
+        self._market: Client | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, folder: Path, *, nodes: int = 3, settings: StackSettings = TOWN_SETTINGS
+    ) -> AsyncGenerator[Town]:
+        """Start chain and market, stake for nodes that do not run yet, and fund a submitter."""
+        town = cls(Stack(folder, settings))
+        stack = town.stack
+        try:
+            async with AsyncExitStack() as opened:
+                opened.push_async_callback(stack.aclose)
+                await stack.start_chain()
+                await stack.make_market()
+                made = [stack.make_node(f"node-{number}") for number in range(nodes)]
+                async with anyio.create_task_group() as group:
+                    for node in made:
+                        group.start_soon(stack.stake, node, STAKE)
+                    group.start_soon(stack.set_aside, town.submitter, ESCROW)
+                    group.start_soon(stack.start_market)
+                town._market = await opened.enter_async_context(Client(stack.join, town.submitter))
+                yield town
+        finally:
+            stack.stop(within_s=1.0)
+
+    @property
+    def market(self) -> Client:
+        """The submitter's client."""
+        assert self._market is not None
+        return self._market
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, running or not."""
+        return self.stack.nodes
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
+
+    async def start(self, *nodes: Node, script: str = "noop", **env: str) -> None:
+        """Start nodes whose tasks follow a script (see ``parity_node.testing.node``), and wait until they get work."""
+        self.launch(*nodes, script=script, **env)
+        await self.stack.until(lambda: self.stack.online(nodes), "the nodes")
+
+    def launch(self, *nodes: Node, script: str = "noop", **env: str) -> None:
+        """Start nodes without waiting for them."""
+        command = [sys.executable, "-m", "parity_node.testing.node", script]
+        for node in nodes:
+            self.stack.start_node(node, command, PARITY_TESTING="1", RUNNER_DISK_FLOOR="0", **env)
+
+    def stop(self, *nodes: Node, within_s: float = STOP_WITHIN_S) -> None:
+        """Drain nodes and wait for their end."""
+        self.stack.processes.stop([node.process for node in nodes if node.process is not None], within_s=within_s)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    async def submit(self, count: int = 1, *, spec: dict[str, Any] | None = None, reward: int = REWARD) -> list[str]:
+        """Submit tasks and return their ids, in order."""
+        found: list[str] = [""] * count
+        limit = anyio.Semaphore(_AT_ONCE)
+
+        async def one(number: int) -> None:
+            async with limit:
+                made: Submission = await self.market.submit(spec or NOOP_SPEC, reward)
+                found[number] = made.task_ids[0]
+
+        async with anyio.create_task_group() as group:
+            for number in range(count):
+                group.start_soon(one, number)
+        return found
+
+    async def ended(self, task_ids: Sequence[str], *, within_s: float = 30.0) -> list[TaskReply]:
+        """Return tasks once all have ended.
+
+        Raises:
+            NotFinished: Some did not in time.
+        """
+        with anyio.fail_after(within_s + 5):
+            return [await self._one_ended(task_id, within_s) for task_id in task_ids]
+
+    async def _one_ended(self, task_id: str, within_s: float) -> TaskReply:
+        found = await self.market.wait(task_id, timeout=within_s)
+        assert isinstance(found, TaskReply)
+        return found
+
+    async def until_state(self, task_id: str, *states: str, within_s: float = 30.0) -> TaskReply:
+        """Return a task once it is in one of ``states``."""
+        deadline = self.stack.clock.monotonic() + within_s
+        while True:
+            task = await self.market.task(task_id)
+            if task.state in states:
+                return task
+            if self.stack.clock.monotonic() >= deadline:
+                raise Unavailable(f"task {task_id} is {task.state}, not {' or '.join(states)}, after {within_s:g} s")
+            await self.stack.clock.sleep(_POLL_S)
+
+    async def events(self, task_id: str) -> tuple[EventReply, ...]:
+        """Return a task's life."""
+        return (await self.market.events(task_id)).events
+
+    async def paid(self, task_ids: Sequence[str], *, within_s: float = 60.0) -> None:
+        """Wait until the pay of these tasks is confirmed on chain."""
+        left = list(task_ids)
+
+        async def confirmed() -> bool:
+            while left:
+                payout = (await self.market.task(left[0])).payout
+                if payout is None or payout.state != "confirmed":
+                    return False
+                left.pop(0)
+            return True
+
+        await self.stack.until(confirmed, "the payouts", within_s=within_s)
+
+    async def credit(self, *nodes: Node) -> int:
+        """Return what these nodes have been paid on chain, base units."""
+        return sum([(await self.stack.chain.account(node.id)).credit for node in nodes])
+
+    # -- by hand -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def hand(self, node: Node, *, clock: Clock | None = None) -> AsyncGenerator[HandNode]:
+        """Drive a node by hand, with its own keys: to do what no agent would."""
+        keys = load_keys(node.state)
+        clock = clock or SystemClock()
+        market = HttpMarket(self.stack.join.url, key=keys.device, clock=clock, identity=self.stack.join.market)
+        try:
+            yield HandNode(market, keys, clock, await market.trust())
+        finally:
+            await market.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A manifest and the lease that was claimed with it."""
+
+    manifest: VerifiedManifest
+    lease: ClaimReply
+
+    @property
+    def task_id(self) -> str:
+        """The task."""
+        return self.manifest.manifest.sub
+
+
+class HandNode:
+    """A node without an agent."""
+
+    def __init__(self, market: HttpMarket, keys: NodeKeys, clock: Clock, trusted: TrustedMarket) -> None:
+        self.market = market
+        self.keys = keys
+        self.trusted = trusted
+        self._clock = clock
+
+    async def enrol(self, *, instance: str | None = None, slots: int = 4) -> EnrolReply:
+        """Enrol as a node that runs ``command`` tasks."""
+        document, now = self.trusted.document, self._clock.now()
+        chain = document.chain
+        device_key = b64url_encode(self.keys.device.public_key.raw)
+        issued_at = int(now.timestamp())
+        statement = enrolment_statement(
+            node_id=self.keys.node_id,
+            device_key=device_key,
+            operator=self.keys.operator.address,
+            market=self.trusted.thumbprint,
+            chain_id=chain.chain_id,
+            vault=chain.vault,
+            issued_at=issued_at,
+        )
+        state = ExecutorState(available=True, isolation=IsolationTier.PROCESS)
+        capability = measure(
+            node_version=node_version(),
+            slots=slots,
+            folder=Path("/"),
+            executors={TaskKind.COMMAND: state},
+            model_types=(),
+            now=now,
+        )
+        return await self.market.enrol(
+            EnrolRequest(
+                node_id=self.keys.node_id,
+                device_key=device_key,
+                operator=self.keys.operator.address,
+                issued_at=issued_at,
+                operator_signature="0x" + sign_personal(statement, self.keys.operator).hex(),
+                instance=instance or self.keys.instance,
+                hostname="by hand",
+                capability=capability,
+            )
+        )
+
+    async def offers(self, *, slots: int = 1, wait_s: float = 5.0) -> list[VerifiedManifest]:
+        """Poll, and verify what comes."""
+        request = PollRequest(instance=self.keys.instance, slots=slots, wait_s=wait_s)
+        return [self.read(token) for token in (await self.market.poll(request)).manifests]
+
+    def read(self, token: str) -> VerifiedManifest:
+        """Verify a manifest as an agent does."""
+        return verify_manifest(
+            token,
+            self.trusted.manifest_keys,
+            issuer=self.trusted.thumbprint,
+            node_id=self.keys.node_id,
+            chain=self.trusted.document.chain,
+            node_version=node_version(),
+            now=self._clock.now(),
+        )
+
+    async def claim(self, manifest: VerifiedManifest, *, claim_id: str | None = None) -> ClaimReply:
+        """Claim a task."""
+        item = ClaimItem(manifest=manifest.token, claim_id=claim_id or str(uuid4()))
+        reply = await self.market.claim(ClaimsRequest(instance=self.keys.instance, claims=(item,)))
+        return reply.claims[0]
+
+    async def take(self, *, slots: int = 1, wait_s: float = 5.0) -> list[Taken]:
+        """Poll and claim all that comes."""
+        return [Taken(offer, await self.claim(offer)) for offer in await self.offers(slots=slots, wait_s=wait_s)]
+
+    def report(
+        self,
+        taken: Taken,
+        data: bytes = b"ok",
+        *,
+        fence: int | None = None,
+        metrics: dict[str, float] | None = None,
+        operator: EvmKey | None = None,
+    ) -> FinalReport:
+        """Return a report of success with a signed receipt; the arguments make it one that no agent would send."""
+        manifest, lease = taken.manifest, taken.lease
+        fence, now = fence or lease.fence, int(self._clock.now().timestamp())
+        cid = str(cid_of_bytes(data))
+        chain = self.trusted.document.chain
+        usage = Usage(wall_ms=1)
+        message = ReceiptMessage(
+            task_id=taken.task_id,
+            node_id=self.keys.node_id,
+            fence=fence,
+            order_hash=bytes.fromhex(manifest.order_hash[2:]),
+            manifest_hash=bytes.fromhex(manifest.hash),
+            result_hash=result_hash(cid),
+            wall_ms=usage.wall_ms,
+            cpu_ms=0,
+            peak_memory_bytes=0,
+            tokens=0,
+            joules=0,
+            finished_at=now,
+        )
+        domain = Eip712Domain.market(chain.chain_id, chain.vault)
+        signature = sign_receipt(domain, message, operator or self.keys.operator)
+        receipt = Receipt(
+            task_id=taken.task_id,
+            node_id=self.keys.node_id,
+            fence=fence,
+            order_hash=manifest.order_hash,
+            manifest_hash="0x" + manifest.hash,
+            result_hash="0x" + result_hash(cid).hex(),
+            usage=usage,
+            finished_at=now,
+            signature="0x" + signature.hex(),
+        )
+        report = Report(
+            id=report_id(lease.lease_id, fence, ReportKind.FINAL, 0),
+            task_id=taken.task_id,
+            lease_id=lease.lease_id,
+            fence=fence,
+            kind=ReportKind.FINAL,
+            seq=0,
+            outcome=Outcome.SUCCEEDED,
+            exit_code=0,
+            started_at=float(now),
+            finished_at=float(now),
+            usage=usage,
+            metrics=metrics or {},
+            result_cid=cid,
+            result_size=len(data),
+        )
+        return FinalReport(report=report, receipt=receipt, result=b64encode(data).decode())
+
+    def failure(self, taken: Taken, reason: str, blame: str, message: str = "") -> FinalReport:
+        """Return a report of failure."""
+        lease, now = taken.lease, self._clock.now().timestamp()
+        return FinalReport(
+            report=Report.model_validate(
+                {
+                    "id": report_id(lease.lease_id, lease.fence, ReportKind.FINAL, 0),
+                    "task_id": taken.task_id,
+                    "lease_id": lease.lease_id,
+                    "fence": lease.fence,
+                    "kind": "final",
+                    "seq": 0,
+                    "outcome": "failed",
+                    "reason": reason,
+                    "blame": blame,
+                    "message": message,
+                    "started_at": now,
+                    "finished_at": now,
+                }
+            )
+        )
