@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import lru_cache
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -43,17 +44,27 @@ def upgrade(connection: sa.Connection) -> None:
     Raises:
         ConfigInvalid: It was made by a newer market.
     """
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
+    newest, known = _revisions()
     current = MigrationContext.configure(connection).get_current_revision()
     if current is not None and current not in known:
         raise ConfigInvalid([f"the database has schema {current}, which this version does not know: update the market"])
-    if current == scripts.get_current_head():
-        return
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if current != newest:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+@lru_cache(maxsize=1)
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """Return the newest revision and all that there are; they are files, and read once."""
+    scripts = ScriptDirectory.from_config(_config())
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 # pysqlite opens transactions of its own before some statements only, and commits before DDL.

@@ -16,7 +16,7 @@ from parity_market.operations.leases import Offer
 from parity_market.operations.steps import load_task
 from parity_market.scheduler import RESERVATION_S, Scheduler
 from parity_market.store import SqliteStore, open_sqlite
-from parity_market.testing import CHAIN_KEY, SPENDER, Bench, capability, command_submission, new_node
+from parity_market.testing import CHAIN_KEY, SPENDER, Bench, capability, command_submission, fl_submission, new_node
 from parity_protocol.capability import Capability
 from parity_protocol.errors import NotFound
 from parity_protocol.lease import Lease
@@ -140,7 +140,7 @@ async def test_waiting_nodes_share_what_comes_at_once(world: World) -> None:
     polls = [asyncio.ensure_future(world.poll(await world.arrive(name), slots=8, wait_s=20)) for name in names]
     await settle()
 
-    await asyncio.gather(*(world.submit(command_submission()) for _ in range(8)))
+    await world.submit(fl_submission(parts=8))
     got = [await until_done(poll) for poll in polls]
 
     assert [len(part) for part in got] == [4, 4]
