@@ -36,7 +36,7 @@ from parity_protocol.signing.eip191 import sign_personal
 from parity_protocol.signing.eip712 import Eip712Domain, ReceiptMessage, sign_receipt
 from parity_protocol.signing.jws import b64url_encode
 from parity_protocol.signing.keys import EvmKey
-from parity_protocol.task import FINAL_STATES, IsolationTier, TaskKind
+from parity_protocol.task import FINAL_STATES, IsolationTier, TaskKind, TaskState
 
 __all__ = ["TOWN_SETTINGS", "HandNode", "Taken", "Town"]
 
@@ -154,6 +154,12 @@ class Town:
             if self.stack.clock.monotonic() >= deadline:
                 raise Unavailable(f"task {task_id} is {task.state}, not {' or '.join(states)}, after {within_s:g} s")
             await self.stack.clock.sleep(_POLL_S)
+
+    async def cancel_open(self) -> None:
+        """Cancel whatever has not ended."""
+        for task in (await self.market.tasks(limit=200)).tasks:
+            if task.state not in ENDED and task.state != TaskState.VERIFYING:
+                await self.market.cancel(task.group_id or task.id)
 
     async def events(self, task_id: str) -> tuple[EventReply, ...]:
         """Return a task's life."""
