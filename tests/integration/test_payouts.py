@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,12 @@ async def until_confirmed(rig: Rig, task_ids: list[str]) -> None:
 
     async def states() -> set[str]:
         unfunded = rig.state.chain_health.unfunded
-        found = [await rig.store.read(lambda tx, t=task: payout_of_task(tx, t, unfunded)) for task in task_ids]
+        found = [await rig.store.read(partial(payout_of_task, task_id=task, unfunded=unfunded)) for task in task_ids]
         return {each.state for each in found if each is not None}
 
     async with asyncio.timeout(WITHIN_S):
         while await states() != {"confirmed"}:
-            await asyncio.sleep(0.1)
+            await rig.state.clock.sleep(0.1)
 
 
 async def paid(rig: Rig) -> dict[str, int]:
@@ -145,7 +146,7 @@ async def test_killing_the_chain_and_the_market_in_the_middle_pays_once(
         escrow = await rig.state.chain.escrow(CREATOR, Address(rig.state.market.spender))
         assert escrow.amount == 100 * TOKEN - sum(earned.values())
         for state in ("signed", "sent", "failed"):
-            open_ones = await rig.store.read(lambda tx, s=state: vouchers.txs_in_state(tx, rig.state.market.chain, s))
+            open_ones = await rig.store.read(partial(vouchers.txs_in_state, chain=rig.state.market.chain, state=state))
             assert open_ones == []
 
 

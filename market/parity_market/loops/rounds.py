@@ -26,6 +26,7 @@ __all__ = ["Rounds", "run"]
 log = structlog.get_logger(__name__)
 
 LOOK_S = 1.0  # at most between two looks at the store
+SCAN_S = 2.0  # at most between two looks at every running group
 PAGE = 64
 FIRST_RETRY_S = 1.0  # after a check or merge that could not be done, doubled by each further one
 MAX_RETRY_S = 60.0
@@ -59,7 +60,8 @@ class Rounds:
         self._federation: Federation = state.federation
         self._failures: dict[str, int] = {}  # by task and fence, or group
         self._not_before: dict[str, float] = {}  # monotonic
-        self._kept: dict[str, tuple[str, ...]] = {}  # group → blobs that it needs
+        self._kept: dict[str, tuple[str, ...]] = {}  # group → blobs that it needs, its data set first
+        self._next_scan = 0.0  # monotonic
 
     async def step(self) -> None:
         """Check every waiting result, then end every group that can end."""
@@ -68,13 +70,21 @@ class Rounds:
         async with asyncio.TaskGroup() as turn:
             for task in ready:
                 turn.create_task(self._verify(task))
+        now = self._state.clock.monotonic()
+        if ready or now >= self._next_scan:
+            self._next_scan = now + SCAN_S
+            await self._scan()
+
+    async def _scan(self) -> None:
+        """Look at every group that has not ended."""
+        running: set[str] = set()
         after = ""
         while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
             for row in page:
-                if self._is_due(row.id):
-                    await self._look_at(row.id)
+                if not self._is_due(row.id) or not await self._look_at(row.id):
+                    running.add(row.id)
             after = page[-1].id
-        await self._let_go(await self._running_ids())
+        await self._let_go(running)
 
     def _is_due(self, name: str) -> bool:
         return self._state.clock.monotonic() >= self._not_before.get(name, 0.0)
@@ -139,28 +149,27 @@ class Rounds:
 
     # -- one group ----------------------------------------------------------------------------------------------------
 
-    async def _look_at(self, group_id: str) -> None:
+    async def _look_at(self, group_id: str) -> bool:
+        """End a group if its tasks allow it; return whether it has ended."""
         group = await self._state.store.read(partial(groups.load, group_id=group_id))
         await self._keep(group)
         end, why = group_end(group.tasks)
         if end is GroupEnd.FAILED:
-            await self._fail(group, why)
-        elif end is GroupEnd.MERGE:
-            await self._merge(group)
+            return await self._fail(group, why)
+        return end is GroupEnd.MERGE and await self._merge(group)
 
-    async def _merge(self, group: Group) -> None:
+    async def _merge(self, group: Group) -> bool:
         state, group_id = self._state, group.row.id
         try:
             with VERIFY_SECONDS.time():
                 merged = await self._federation.merge(group)
         except (InvalidInput, ExecutionFailed) as exc:
-            await self._fail(group, f"the parts cannot be merged: {exc.message}")
-            return
+            return await self._fail(group, f"the parts cannot be merged: {exc.message}")
         except ParityError as exc:
             log.warning("merge_postponed", group_id=group_id, problem=exc.message)
-            if self._failed(group_id) >= MAX_MERGES:
-                await self._fail(group, f"the market could not merge the parts: {exc.message}")
-            return
+            if self._failed(group_id) < MAX_MERGES:
+                return False
+            return await self._fail(group, f"the market could not merge the parts: {exc.message}")
         now = state.clock.now()
         await state.store.write(
             lambda tx: groups.complete(
@@ -168,36 +177,33 @@ class Rounds:
             )
         )
         log.info("group_completed", group_id=group_id, cid=merged.cid, size=merged.size)
+        return True
 
-    async def _fail(self, group: Group, why: str) -> None:
+    async def _fail(self, group: Group, why: str) -> bool:
         state, now = self._state, self._state.clock.now()
         await state.store.write(partial(groups.fail, market=state.market, group_id=group.row.id, reason=why, now=now))
         log.warning("group_failed", group_id=group.row.id, reason=why)
+        return True
 
     # -- what running groups need -------------------------------------------------------------------------------------
 
     async def _keep(self, group: Group) -> None:
         """Spare the data set and the accepted results of a running group from eviction."""
-        spec = parse_spec(group.submission.spec)
-        needed = [getattr(spec, "dataset_cid", "")]
+        known = self._kept.get(group.row.id)
+        needed = [_dataset(group) if known is None else known[0]]
         needed += [task.result_cid or "" for task in group.tasks if task.state is TaskState.COMPLETED]
-        wanted = tuple(cid for cid in needed if cid)
-        for cid in set(wanted) - set(self._kept.get(group.row.id, ())):
+        for cid in set(needed) - set(known or ()) - {""}:
             await self._federation.keep(cid, keep=True)
-        self._kept[group.row.id] = wanted
+        self._kept[group.row.id] = tuple(needed)
 
     async def _let_go(self, running: set[str]) -> None:
         ended = [group_id for group_id in self._kept if group_id not in running]
         released = {cid for group_id in ended for cid in self._kept.pop(group_id)}
-        for cid in released - {cid for cids in self._kept.values() for cid in cids}:
+        for cid in released - {cid for cids in self._kept.values() for cid in cids} - {""}:
             await self._federation.keep(cid, keep=False)
         for group_id in ended:
             self._forget(group_id)
 
-    async def _running_ids(self) -> set[str]:
-        found: set[str] = set()
-        after = ""
-        while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
-            found |= {row.id for row in page}
-            after = page[-1].id
-        return found
+
+def _dataset(group: Group) -> str:
+    return str(getattr(parse_spec(group.submission.spec), "dataset_cid", ""))

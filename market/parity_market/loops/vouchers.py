@@ -6,7 +6,7 @@ from functools import partial
 
 import structlog
 
-from parity_market.operations import following, vouchers
+from parity_market.operations import vouchers
 from parity_market.state import MarketState
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
@@ -56,7 +56,6 @@ async def _sign(state: MarketState) -> int:
     def store(tx: Tx) -> None:
         for row, signature in signed:
             vouchers.put_signature(tx, row, signature)
-            following.drop_superseded(tx, row)
 
     await state.store.write(store)
     return len(signed)

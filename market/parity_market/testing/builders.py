@@ -48,6 +48,7 @@ __all__ = [
     "final_report",
     "fl_submission",
     "new_node",
+    "signed_submission",
 ]
 
 CHAIN_ID = 31_337
@@ -84,6 +85,13 @@ def _submission(spec_text: str, reward: int, creator: EvmKey, nonce: int | None,
     )
     digest = "0x" + order.digest(DOMAIN).hex()
     return NewSubmission(creator.address, spec_text, parse_spec(spec_text), order, digest, reward)
+
+
+def signed_submission(
+    spec_text: str, *, reward: int, deadline: datetime, creator: str = "creator", nonce: int | None = None
+) -> NewSubmission:
+    """Return a signed submission of any spec's text."""
+    return _submission(spec_text, reward, deterministic_evm_key(creator), nonce, deadline)
 
 
 def command_submission(

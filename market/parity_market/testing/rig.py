@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from parity_market.federation import Federation, Offload, run_in_process
 from parity_market.federation_worker import execute
 from parity_market.identity import sign_document
 from parity_market.keys import MarketKeys
-from parity_market.operations import money
+from parity_market.operations import blobs, money
 from parity_market.operations.context import Market
+from parity_market.operations.steps import load_task
 from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
 from parity_market.state import ChainHealth, MarketState
@@ -34,11 +36,15 @@ from parity_market.testing.builders import (
     command_submission,
     final_report,
     new_node,
+    signed_submission,
 )
+from parity_protocol.api.leases import ReportItem
+from parity_protocol.api.tasks import SubmitReply
 from parity_protocol.clock import Clock
 from parity_protocol.ids import Address
 from parity_protocol.signing.eip712 import Eip712Domain
 from parity_protocol.signing.keys import EvmKey
+from parity_protocol.task import FederatedLearningSpec
 from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
 
 __all__ = ["DEPLOYMENT", "Rig", "inline", "open_rig"]
@@ -100,6 +106,33 @@ class Rig:
         assert item.task_state == "completed", item
         return task_id
 
+    async def upload(self, data: bytes, *, owner: str = "creator") -> str:
+        """Store a private file of ``owner``; returns its CID."""
+        cid = str(await self.state.blobs.put_bytes(data))
+        account, now = deterministic_evm_key(owner).address, self.state.clock.now()
+        await self.store.write(
+            lambda tx: blobs.add_ref(tx, cid, account, visibility="private", size=len(data), now=now)
+        )
+        return cid
+
+    async def submit_session(self, spec: Mapping[str, object], *, reward: int = 3 * TOKEN) -> SubmitReply:
+        """Plan and submit a federated session as the route does."""
+        self.bench.now = self.state.clock.now()
+        deadline = self.bench.now + timedelta(hours=1)
+        text = json.dumps({"type": "federated_learning", **spec})
+        new = signed_submission(text, reward=reward, deadline=deadline)
+        assert isinstance(new.spec, FederatedLearningSpec)
+        plan = await self.state.federation.plan(new.spec, creator=new.creator, order_hash=new.order_hash)
+        return await self.bench.submit(replace(new, plan=plan))
+
+    async def deliver(self, name: str, task_id: str, result: bytes) -> ReportItem:
+        """Have the node called ``name`` claim a task and report ``result``, whatever it is worth."""
+        self.bench.now = self.state.clock.now()
+        lease = await self.bench.lease(name, task_id)
+        task = await self.store.read(lambda tx: load_task(tx, task_id))
+        done = final_report(name, lease, order_hash=task.order_hash, result=result, at=self.bench.now)
+        return await self.bench.report(name, done)
+
 
 @asynccontextmanager
 async def open_rig(
@@ -149,7 +182,7 @@ async def open_rig(
             bench.market, chain=pinned, spender=keys.spender.address, signals=scheduler, min_bond=made.market_min_bond
         )
         bench.market = market
-        async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blobs:
+        async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blob_store:
             state = MarketState(
                 settings=made,
                 version="0.1.0",
@@ -163,11 +196,11 @@ async def open_rig(
                 market=market,
                 scheduler=scheduler,
                 authenticator=Authenticator(store, clock, made.authority(_PORT)),
-                blobs=blobs,
+                blobs=blob_store,
                 chain=chain,
                 chain_health=ChainHealth(),
                 federation=Federation(
-                    store, blobs, market, clock, gateways=gateways, offload=offload or run_in_process
+                    store, blob_store, market, clock, gateways=gateways, offload=offload or run_in_process
                 ),
                 clock=clock,
                 public_url=made.public_url(_PORT),
