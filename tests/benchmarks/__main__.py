@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-async def _measure(module: str, quick: bool) -> list[Figure]:  # noqa: FBT001 - passed on by anyio.run
+async def _measure(module: str, quick: bool) -> list[Figure]:
     made: list[Figure] = await importlib.import_module(f"benchmarks.{module}").measure(quick=quick)
     return made
 
