@@ -22,6 +22,8 @@ import pytest
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.command import CommandExecutor
 from parity_node.executors.process import start_time
+from parity_node.executors.sandbox.bwrap import GATE
+from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.testing.inputs import StaticInputs
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import FailureReason
@@ -524,6 +526,36 @@ NODE = textwrap.dedent(
 
 def spawn_node(exec_dir: Path, script: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", NODE, str(exec_dir), script], stdout=subprocess.PIPE, text=True)
+
+
+async def test_a_sandbox_that_lost_its_outer_process_is_ended_by_the_next_node(executor, exec_dir):
+    marker = f"marker-{uuid.uuid4().hex}"
+    held_open = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", *GATE, "true", marker]
+    outer = start_outer(held_open)
+    await appeared(marker, 2)  # the shell behind the gate has no argument of its own yet
+    outer.kill()
+    outer.wait()
+    assert processes_with(marker)
+
+    ended = await anyio.to_thread.run_sync(kill_orphans)
+
+    assert ended >= 1
+    assert await gone(marker)
+    if outer.stdin is not None:
+        outer.stdin.close()
+
+
+async def test_a_sandbox_that_runs_is_no_orphan(executor, exec_dir):
+    handle = await Runner(executor, exec_dir).start(CommandSpec(command=("sh", "-c", "sleep 0.5; echo done")))
+
+    await anyio.to_thread.run_sync(kill_orphans)
+
+    assert output(await executor.wait(handle)) == "done\n"
+    await executor.cleanup(handle)
+
+
+def start_outer(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
 async def test_a_node_killed_with_sigkill_takes_its_tasks_with_it(executor, exec_dir):

@@ -25,6 +25,7 @@ from parity_node.executors.sandbox.cgroup import Cgroup
 from parity_node.executors.sandbox.drop import make_traversable, own, slot_identity
 from parity_node.executors.sandbox.env import task_env
 from parity_node.executors.sandbox.limits import scratch_bytes, task_rlimits
+from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.executors.sandbox.probe import find_missing, try_sandbox
 from parity_node.waiting import within
 from parity_protocol.capability import ExecutorState
@@ -197,6 +198,7 @@ class CommandExecutor:
         if _key(handle) in self._runs:
             return True
         await self.stop(handle)
+        await anyio.to_thread.run_sync(kill_orphans)
         return False
 
     async def cleanup(self, handle: Handle) -> None:
@@ -220,6 +222,7 @@ class CommandExecutor:
 
     async def _try(self) -> ExecutorState:
         adopt_orphans()
+        await anyio.to_thread.run_sync(kill_orphans)
         missing = find_missing() or await try_sandbox(self._exec_dir)
         if missing is not None:
             return ExecutorState(available=False, reason=missing.reason[:500])

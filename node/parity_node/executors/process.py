@@ -155,6 +155,7 @@ class Child:
         argv: Program and arguments.
         env: Its whole environment.
         output: Gets standard output and error, together.
+        stdin: A descriptor to read from; nothing by default.
         pass_fds: Kept open in the child under the same numbers.
         identity: Drops to this user, with no supplementary groups, before the program starts.
         new_group: Lead a process group (and session) of its own.
@@ -170,6 +171,7 @@ class Child:
         env: Mapping[str, str],
         cwd: Path | str,
         output: OutputLog,
+        stdin: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         identity: Identity | None = None,
         new_group: bool = False,
@@ -180,7 +182,7 @@ class Child:
                 argv,
                 env=dict(env),
                 cwd=cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output.write_end,
                 stderr=output.write_end,
                 pass_fds=tuple(pass_fds),

@@ -1,7 +1,8 @@
 """bubblewrap: the command line of one sandbox, and its process.
 
-bwrap waits on a pipe (``--block-fd``) until the process that becomes the task, which it names on another
-(``--json-status-fd``), has joined its cgroup.
+The task's command waits behind a gate: a shell that reads one line from the node and ends if there is none. It opens when
+the control group is joined and the sandbox is sure to die with the node. Without it a node that is killed while bwrap
+sets up leaves a task behind that nobody knows of, because bwrap's own parent-death signal is set late.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 
@@ -22,14 +24,25 @@ from parity_node.executors.sandbox.limits import limit_command, limit_process
 from parity_node.executors.sandbox.seccomp import machine_architecture, seccomp_filter
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-__all__ = ["TASK_HOME", "Sandbox", "SandboxExit", "SandboxProcess", "bwrap_options", "find_bwrap", "inner_command"]
+__all__ = [
+    "GATE",
+    "TASK_HOME",
+    "Sandbox",
+    "SandboxExit",
+    "SandboxProcess",
+    "bwrap_options",
+    "find_bwrap",
+    "inner_command",
+]
 
 TASK_HOME = "/task"
 _SETUP_S = 10.0  # until bwrap's namespaces stand
 _END_S = 2.0  # until a killed tree is gone
+_LOOK_S = 0.000_5
 _MAX_STATUS_BYTES = 16_384
 _ENV = "/usr/bin/env"  # of coreutils
-_LOADS_CODE = re.compile(r"(?:LD_|GLIBC_|MALLOC_|GCONV_PATH|LOCPATH|NLSPATH)")
+GATE: Final = ("/bin/sh", "-c", 'read -r go || exit 1; unset SHLVL OLDPWD; exec "$@" < /dev/null', "gate")
+_LOADS_CODE = re.compile(r"(?:LD_|GLIBC_|MALLOC_|GCONV_PATH|LOCPATH|NLSPATH|BASH|SHELLOPTS|PS4$|ENV$|IFS$)")
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr on most systems
 _ETC = ("ld.so.cache", "alternatives")  # no network, so no certificates
 
@@ -64,13 +77,13 @@ def bwrap_options(sandbox: Sandbox, *, fds: Mapping[str, int]) -> list[str]:
     """Return bwrap's options.
 
     Args:
-        fds: Of ``status``, ``block``, ``seccomp``, ``passwd`` and ``group``.
+        fds: Of ``status``, ``seccomp``, ``passwd`` and ``group``.
     """
     size = str(sandbox.scratch_bytes)
     options = [
         *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
         *("--cap-drop", "ALL", "--hostname", "task", "--clearenv"),
-        *("--json-status-fd", str(fds["status"]), "--block-fd", str(fds["block"])),
+        *("--json-status-fd", str(fds["status"])),
         *("--ro-bind", "/usr", "/usr"),
     ]
     for name in _SYSTEM_FOLDERS:
@@ -99,16 +112,16 @@ def bwrap_options(sandbox: Sandbox, *, fds: Mapping[str, int]) -> list[str]:
 
 
 def inner_command(sandbox: Sandbox) -> list[str]:
-    """Return what bwrap starts: the limits, then the task's command.
+    """Return what bwrap starts: the gate, the limits, then the task's command.
 
-    Variables that make a program load code are set after the limits: in the environment of ``prlimit`` they would run
-    the task's code before it.
+    Variables that make a program load code are set after the limits: in the environment of the shell or ``prlimit`` they
+    would run the task's code before them.
 
     Raises:
         ExecutionFailed: Such a variable comes with a program whose name ``env`` would read as one (``spec_invalid``).
     """
     late = {name: value for name, value in sandbox.env.items() if _LOADS_CODE.match(name)}
-    words = limit_command(sandbox.rlimits)
+    words = [*GATE, *limit_command(sandbox.rlimits)]
     if late:
         if "=" in sandbox.command[0]:
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "a program's name must not contain '='")
@@ -152,15 +165,15 @@ class SandboxProcess:
             raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap started by root contains nothing")
         uid, gid = (sandbox.identity.uid, sandbox.identity.gid) if sandbox.identity else (os.geteuid(), os.getegid())
         status_read, status_write = os.pipe()
-        block_read, block_write = os.pipe()
-        ours, theirs = [block_write], [status_write, block_read]
+        gate_read, gate_write = os.pipe()
+        ours, theirs = [gate_write, gate_read], [status_write]
         try:
             texts = {
                 "seccomp": seccomp_filter(architecture),
                 "passwd": f"task:x:{uid}:{gid}:task:{TASK_HOME}:/bin/sh\n".encode(),
                 "group": f"task:x:{gid}:\n".encode(),
             }
-            fds = {"status": status_write, "block": block_read}
+            fds = {"status": status_write}
             for name, text in texts.items():
                 fds[name] = _memory_file(name, text)
                 theirs.append(fds[name])
@@ -172,6 +185,7 @@ class SandboxProcess:
                 env={},
                 cwd="/",
                 output=output,
+                stdin=gate_read,
                 pass_fds=theirs,
                 identity=sandbox.identity,
             )
@@ -186,7 +200,8 @@ class SandboxProcess:
                 if confine is not None:
                     confine(process.init_pid)
                 limit_process(process.init_pid, sandbox.rlimits)
-                os.write(block_write, b"\n")
+                await process._contained()
+                os.write(gate_write, b"go\n")
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await process.end()
@@ -244,6 +259,16 @@ class SandboxProcess:
         await self.wait()
         raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap could not set up its namespaces")
 
+    async def _contained(self) -> None:
+        """Wait until the sandbox's first process has its parent-death signal, or is gone.
+
+        It sets that before it takes the system-call filter, which others can see.
+        """
+        status = Path(f"/proc/{self.init_pid}/status")
+        with anyio.move_on_after(_SETUP_S):
+            while _is_unfiltered(status):  # noqa: ASYNC110 - the kernel tells nobody
+                await anyio.sleep(_LOOK_S)
+
     def _kill_init(self) -> None:
         if self._init_fd >= 0:
             try:
@@ -287,6 +312,15 @@ class SandboxProcess:
             if fd >= 0:
                 os.close(fd)
         self._status_fd = self._init_fd = -1
+
+
+def _is_unfiltered(status: Path) -> bool:
+    """Whether a process exists that has no system-call filter yet."""
+    try:
+        text = status.read_text()
+    except OSError:
+        return False
+    return "\nSeccomp:\t2\n" not in text and "\nState:\tZ" not in text
 
 
 def _memory_file(name: str, data: bytes) -> int:
