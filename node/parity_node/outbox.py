@@ -84,6 +84,7 @@ class Outbox:
         self._to_report = Signal()
         self._to_upload = Signal()
         self._emptied = Signal()
+        self._hurry = Signal()
         self.last_error = ""
 
     @property
@@ -119,7 +120,8 @@ class Outbox:
         return entry_id in self._waiting
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until nothing is left, at most ``timeout_s``; return whether it is empty."""
+        """Try at once and wait until nothing is left, at most ``timeout_s``; return whether it is empty."""
+        self._hurry.set()
         end = self._clock.monotonic() + timeout_s
         while self._waiting:
             left_s = end - self._clock.monotonic()
@@ -151,7 +153,7 @@ class Outbox:
                 self.last_error = str(exc)
                 pause_s = backoff.after(exc)
                 log.warning("reports_not_sent", waiting=self.rows, error=str(exc), retry_in_s=round(pause_s, 3))
-                await self._clock.sleep(pause_s)
+                await self._hurry.wait_within(self._clock, pause_s)
 
     def _next_batch(self) -> tuple[list[_Waiting], float | None]:
         """Return what can be sent now, else after how many seconds to look again (None: when something comes)."""

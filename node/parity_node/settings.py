@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from parity_protocol.errors import ConfigInvalid, InvalidInput
@@ -50,6 +50,7 @@ def _size(value: Any) -> int:
 Seconds = Annotated[timedelta, _reading(parse_duration)]
 Size = Annotated[int, _reading(_size)]
 Tokens = Annotated[int, _reading(parse_tokens)]
+AddressText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$", to_lower=True)]
 
 
 class NodeSettings(BaseSettings):
@@ -116,7 +117,7 @@ class NodeSettings(BaseSettings):
     )
     runner_policy_max_input: Size | None = Field(None, description="Most input data of one task.")
     runner_policy_min_reward: Tokens = Field(0, description="Least reward of one task, in tokens such as 0.25.")
-    runner_policy_creators: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_comma_list)] = Field(
+    runner_policy_creators: Annotated[frozenset[AddressText] | None, NoDecode, BeforeValidator(_comma_list)] = Field(
         None, description="Addresses of the only submitters to work for, separated by commas. Default: everybody."
     )
 
@@ -200,9 +201,7 @@ class NodeSettings(BaseSettings):
             max_cpus=self.runner_max_cpus,
             max_input_bytes=self.runner_policy_max_input,
             min_reward=self.runner_policy_min_reward,
-            creators=frozenset(c.lower() for c in self.runner_policy_creators)
-            if self.runner_policy_creators is not None
-            else None,
+            creators=self.runner_policy_creators,
         )
 
 
