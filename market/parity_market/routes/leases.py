@@ -16,6 +16,7 @@ from parity_market.operations.context import new_id
 from parity_market.operations.leases import ClaimRequest, Offer
 from parity_market.routing import SMALL_BODY, Call, Endpoint, problem_response
 from parity_market.state import MarketState
+from parity_market.store.base import Tx
 from parity_protocol.api import paths
 from parity_protocol.api.leases import (
     ClaimItem,
@@ -136,8 +137,8 @@ async def _claim(call: Call, instance: str, items: tuple[ClaimItem, ...]) -> lis
         else iter(())
     )
     answers: list[ClaimReply | ParityError] = []
-    for item in wanted:
-        outcome = item if isinstance(item, ParityError) else next(granted)
+    for asked in wanted:
+        outcome = asked if isinstance(asked, ParityError) else next(granted)
         answers.append(outcome if isinstance(outcome, ParityError) else _lease_reply(state, outcome, now))
     return answers
 
@@ -234,15 +235,20 @@ async def report(call: Call) -> ReportReply:
             checked.append(check_final(item, node_id=call.caller.id, domain=state.domain, has_cid=is_file_of))
         except ParityError as exc:
             checked.append(_Refused(item.report.id, exc))
+    good = [one for one in checked if isinstance(one, CheckedReport)]
+
+    def take(tx: Tx) -> list[ReportItem]:
+        return [reports.take(tx, state.market, one, now) for one in good]
+
+    taken = iter(await state.store.write(take)) if good else iter(())  # all of a message share one commit
     items = []
     for one in checked:
         if isinstance(one, _Refused):
             status = BadField.status if isinstance(one.error, Untrusted) else one.error.status
             items.append(ReportItem(id=one.id, status=status, problem=problem_of(one.error)))
         else:
-            taken = await state.store.write(lambda tx, one=one: reports.take(tx, state.market, one, now))
-            items.append(taken)
-            state.federation.report_taken(taken)
+            items.append(next(taken))
+            state.federation.report_taken(items[-1])
     for answered in items:
         REPORTS.labels(str(answered.status)).inc()
     return ReportReply(reports=tuple(items))
