@@ -27,9 +27,11 @@ class Output:
 
     Attributes:
         json: Print one JSON document instead of screens.
+        context: What was done before an error, for the document that tells of it (a task's id).
     """
 
     json: bool = False
+    context: dict[str, Any] = field(default_factory=dict)
     _console: Console | None = field(default=None, repr=False)
 
     def emit(self, document: Mapping[str, Any], screen: Callable[[], RenderableType] | str | None = None) -> None:
@@ -62,12 +64,12 @@ class Output:
         """Tell what went wrong and what to do next; with ``--json`` as a document."""
         if self.json:
             told = {"code": error.code, "message": error.message, "hint": error.hint(), "field": error.field}
-            click.echo(json.dumps({"error": told}, indent=2, ensure_ascii=False))
+            click.echo(json.dumps({**self.context, "error": told}, indent=2, ensure_ascii=False))
             return
         click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
         cause = error.__cause__
-        if cause is not None and str(cause) and str(cause) not in error.message and len(str(cause)) < 300:
-            click.echo(f"  because: {cause}", err=True)
+        if isinstance(cause, OSError) and cause.strerror and cause.strerror not in error.message:
+            click.echo(f"  because: {cause.strerror}", err=True)
         if error.hint():
             click.echo(f"  → {error.hint()}", err=True)
 

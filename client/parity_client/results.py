@@ -126,7 +126,7 @@ async def result_of_group(reply: GroupReply, fetch: Fetch, *, max_bytes: ByteSiz
         cid=reply.result_cid,
         size=None if data is None else len(data),
         data=data,
-        metrics=reply.metrics,
+        metrics=dict(reply.metrics),
     )
 
 

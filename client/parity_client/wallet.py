@@ -29,7 +29,9 @@ class Wallet:
     @classmethod
     def of_key(cls, key: EvmKey) -> Wallet:
         """Return the wallet of a key that is in memory already."""
-        return cls(key.address, lambda: key)
+        wallet = cls(key.address, lambda: key)
+        wallet._key = key
+        return wallet
 
     @classmethod
     def of_keystore(cls, path: Path, passphrase: Callable[[], str]) -> Wallet:
@@ -47,6 +49,11 @@ class Wallet:
             return keystore.load(path, passphrase())
 
         return cls(address, unlock)
+
+    @property
+    def opened(self) -> EvmKey | None:
+        """The key, if it is in memory already."""
+        return self._key
 
     def key(self) -> EvmKey:
         """Return the key, asking for the passphrase the first time.

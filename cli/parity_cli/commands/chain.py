@@ -47,6 +47,7 @@ def serve(
     Every transaction is on disk before it is acknowledged: killing the chain loses nothing, and the next start goes
     on where it was. `parity wallet faucet` hands out its money.
     """
+    import logging
     import sys
 
     import structlog
@@ -56,7 +57,10 @@ def serve(
     from parity_contracts.devnet import serve as run
     from parity_protocol.quantities import parse_duration
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     folder = data or Home().path / "chain"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings = ChainSettings(

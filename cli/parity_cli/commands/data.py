@@ -48,7 +48,9 @@ def add(
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
-            with Progress(*columns, console=out.console, transient=True, disable=out.json) as progress:
+            with Progress(
+                *columns, console=out.console, transient=True, disable=not out.console.is_terminal
+            ) as progress:
                 bar = progress.add_task(f"sending {path.name}", total=size)
                 reply = await client.data.add(
                     path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     context_settings={"ignore_unknown_options": False},
     example="""
     parity task submit --reward 0.1 --wait -- echo hello
-    parity task submit --reward 0.5 --input data=bafy… --timeout 10m -- wc -l data
+    parity task submit --reward 0.5 --input rows=bafy… --timeout 10m -- wc -l inputs/rows
     parity task submit --reward 2 --spec forest.json --wait
     """,
 )
@@ -78,8 +79,8 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 async def submit(out: Output, client: Client, **given: Any) -> None:
     """Sign an order and submit work: a COMMAND (behind --), or any task by --spec.
 
-    A command is an argument list, which no shell reads; say `sh -c '…'` if you want one. Its inputs lie in its folder
-    by their names. A federated-learning spec becomes one task for each part, and its merged result is the group's.
+    A command is an argument list, which no shell reads; say `sh -c '…'` if you want one. Its inputs lie in
+    the folder `inputs` by their names. A federated-learning spec becomes one task for each part, and its merged result is the group's.
     """
     spec = _spec(given)
     submission = await client.submit(
@@ -96,6 +97,7 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
         out.say(f"submitted {submission.kind}{parts}; next: parity task result --wait {submission.id}")
         out.emit(document, submission.id)
         return
+    out.context.update(document)
     out.say(f"submitted {submission.kind} {submission.id}")
     await _follow(out, client, submission.id, None)
     found = await client.result(submission.id)
@@ -167,7 +169,9 @@ async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None
     document = client.document
     out.emit(
         page.model_dump(mode="json"),
-        lambda: tasks_screen(page.tasks, symbol=document.token_symbol, decimals=document.token_decimals),
+        lambda: tasks_screen(
+            page.tasks, symbol=document.token_symbol, decimals=document.token_decimals, now=datetime.now(UTC)
+        ),
     )
     if page.next_cursor and not out.json:
         out.say(f"more: parity task list --limit {limit} --cursor {page.next_cursor}")
@@ -178,13 +182,13 @@ async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None
 @_with_client
 async def show(out: Output, client: Client, task_id: str) -> None:
     """Show a task or a group: state, steps, who did it, what it paid."""
-    found = await client.find(task_id)
+    found, now = await client.find(task_id), datetime.now(UTC)
     from parity_cli.screens.task import group_screen, task_screen
 
     symbol, decimals = client.document.token_symbol, client.document.token_decimals
     if isinstance(found, GroupReply):
         group = found
-        out.emit(group.model_dump(mode="json"), lambda: group_screen(group, symbol=symbol, decimals=decimals))
+        out.emit(group.model_dump(mode="json"), lambda: group_screen(group, symbol=symbol, decimals=decimals, now=now))
         return
     events = (await client.events(task_id)).events
     document = found.model_dump(mode="json") | {"events": [each.model_dump(mode="json") for each in events]}
@@ -262,9 +266,11 @@ def _result_document(found: Result) -> dict[str, Any]:
 
 
 def _result_text(found: Result) -> str:
+    from parity_cli.screens.cells import measure, printable
+
     if found.kind == "task" and found.output is not None and not found.metrics:
         return _for_terminal(found.output).removesuffix("\n")
-    lines = [f"{name:<24} {value:g}" for name, value in sorted(found.metrics.items())]
+    lines = [f"{printable(name):<24} {measure(value)}" for name, value in sorted(found.metrics.items())]
     if found.cid is not None:
         lines.append(f"content  {found.cid}  {format_bytes(found.size or 0)}")
         lines.append(f"next: parity task result {found.id} -o FILE")

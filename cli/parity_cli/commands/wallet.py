@@ -254,7 +254,10 @@ def withdraw(out: Output, amount: str, **common: Any) -> None:
 def show(out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None) -> None:
     """Show the wallet, its money on chain, and what the market says of it. A part that fails hides no other."""
     home = Home()
-    chosen = wallet or home.load().wallet
+    config = home.load()
+    if market is not None:
+        config.market(market)  # a name that was mistyped is not a part that fails
+    chosen = wallet or config.wallet
     address = stored_wallet(home, chosen, passphrase_file).address
     document: dict[str, Any] = {"name": chosen, "address": address, "wallets": home.wallets()}
 

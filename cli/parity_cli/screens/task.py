@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parity_cli.screens.cells import cell, printable
+from parity_cli.screens.cells import cell, measure, printable
 from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply, WhyPendingReply
 from parity_protocol.quantities import format_tokens
 
@@ -23,7 +25,7 @@ _COLOUR = {
     "running": "cyan",
     "verifying": "cyan",
 }
-_SHORT = 8  # characters of an id where a line has to hold several
+_SHORT = 8  # characters of an id where a line has to hold several; a task's begins with the time, so its last ones
 
 
 def _state(state: str) -> str:
@@ -34,32 +36,69 @@ def _state(state: str) -> str:
 def event_line(task_id: str, event: EventReply) -> Text:
     """Return one step of a task for a running display."""
     node = f"  node {event.node_id[:_SHORT]}" if event.node_id else ""
-    detail = f"  {event.detail}" if event.detail else ""
+    detail = f"  {_first_line(event.detail)}" if event.detail else ""
     colour = _COLOUR.get(event.state, "default")
-    line = Text(f"{event.at:%H:%M:%S}  {task_id[:_SHORT]}  ")
+    line = Text(f"{event.at:%H:%M:%S}  {task_id[-_SHORT:]}  ")
     line.append(f"{event.event:<18}", style=colour)
     line.append(printable(f"{event.state}{node}{detail}"), style="dim")
     return line
 
 
-def tasks_screen(tasks: Sequence[TaskReply], *, symbol: str, decimals: int) -> RenderableType:
-    """Return the list of tasks."""
+def tasks_screen(tasks: Sequence[TaskReply], *, symbol: str, decimals: int, now: datetime) -> RenderableType:
+    """Return the list of tasks, one line each at 80 columns."""
     if not tasks:
         return Text("no tasks yet: parity task submit --help")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("id", "kind", "state", "reward", "tries", "created", "title"):
-        table.add_column(name, justify="right" if name in ("reward", "tries") else "left", no_wrap=name == "id")
-    for each in tasks:
-        table.add_row(
+    rows = [
+        (
             each.id,
-            cell(each.type),
-            _state(each.state),
-            f"{format_tokens(each.reward, decimals=decimals)} {cell(symbol)}",
+            each.state,
+            f"{format_tokens(each.reward, decimals=decimals)} {symbol}".strip(),
             f"{each.attempts}/{each.max_attempts}",
-            f"{each.created_at:%m-%d %H:%M:%S}",
-            cell(each.title),
+            _age(now - each.created_at),
         )
-    return table
+        for each in tasks
+    ]
+    names = ("id", "state", "reward", "tries", "age")
+    widths = [max(len(line[at]) for line in (names, *rows)) for at in range(len(names))]
+    lines = [_list_line(names, widths, "what", style="dim")]
+    lines += [
+        _list_line(row, widths, _what(each), style=_COLOUR.get(each.state, "default"))
+        for row, each in zip(rows, tasks, strict=True)
+    ]
+    return Group(*lines)
+
+
+def _list_line(values: Sequence[str], widths: Sequence[int], what: str, *, style: str) -> Text:
+    """Return one line, cut at the terminal's edge; ``style`` is that of the state."""
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for at, (value, width) in enumerate(zip(values, widths, strict=True)):
+        padded = value.ljust(width) if at < 2 else value.rjust(width)
+        line.append(printable(padded), style=style if at == 1 else "")
+        line.append("  ")
+    line.append(printable(_first_line(what)))
+    return line
+
+
+def _what(task: TaskReply) -> str:
+    if task.title:
+        return task.title
+    if isinstance(task.spec.get("command"), list):
+        return shlex.join(str(part) for part in task.spec["command"])
+    part = f" {task.part + 1}/{task.parts}" if task.group_id else ""
+    return f"{task.spec.get('model_type') or task.type}{part}"
+
+
+def _age(span: timedelta) -> str:
+    seconds = max(0, round(span.total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _first_line(text: str) -> str:
+    first, _, rest = text.strip().partition("\n")
+    return f"{first} …" if rest else first
 
 
 def task_screen(
@@ -90,18 +129,18 @@ def task_screen(
     return Group(head, facts, Text(), steps)
 
 
-def group_screen(group: GroupReply, *, symbol: str, decimals: int) -> RenderableType:
+def group_screen(group: GroupReply, *, symbol: str, decimals: int, now: datetime) -> RenderableType:
     """Return a group with its tasks."""
     head = Text.from_markup(f"{group.id}  {cell(group.kind)}  {_state(group.state)}")
     facts = _facts()
     facts.add_row("reward", f"{format_tokens(group.reward, decimals=decimals)} {cell(symbol)}")
     for name, value in sorted(group.metrics.items()):
-        facts.add_row(cell(name), f"{value:g}")
+        facts.add_row(cell(name), measure(value))
     if group.result_cid:
         facts.add_row("result", cell(group.result_cid))
     if group.message:
         facts.add_row("message", cell(group.message))
-    return Group(head, facts, Text(), tasks_screen(group.tasks, symbol=symbol, decimals=decimals))
+    return Group(head, facts, Text(), tasks_screen(group.tasks, symbol=symbol, decimals=decimals, now=now))
 
 
 def why_screen(replies: Sequence[WhyPendingReply]) -> RenderableType:
