@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from parity_protocol.api.leases import ReportItem
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadField,
+    InvalidInput,
     NotFound,
     Overloaded,
     ParityError,
@@ -77,20 +79,29 @@ async def run_in_process(message: bytes) -> bytes:
     Raises:
         WorkerLost: It took too long, too much memory, or crashed.
     """
-    command = [sys.executable, "-m", "parity_market.federation_worker"]
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
-        with anyio.fail_after(WORK_S):
-            done = await anyio.run_process(command, input=message, check=False, env=env)
-    except TimeoutError as exc:
-        raise WorkerLost(f"a federation job was stopped after {WORK_S:g} s") from exc
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "parity_market.federation_worker", stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env
+        )
     except OSError as exc:
         raise WorkerLost(f"a federation job could not run: {exc.strerror}") from exc
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        log.error("federation_worker_lost", status=done.returncode, said=said)
-        raise WorkerLost(f"a federation job ended with status {done.returncode}")
-    return done.stdout
+    try:
+        async with asyncio.timeout(WORK_S):
+            answer, said = await process.communicate(message)
+    except TimeoutError as exc:
+        raise WorkerLost(f"a federation job was stopped after {WORK_S:g} s") from exc
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            with anyio.CancelScope(shield=True):
+                await process.communicate()  # reads what is left, so that its pipes close
+    if process.returncode != 0:
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        log.error("federation_worker_lost", status=process.returncode, said=last)
+        raise WorkerLost(f"a federation job ended with status {process.returncode}")
+    return answer
 
 
 class Federation:
@@ -147,9 +158,11 @@ class Federation:
             raise Overloaded(f"{self._plans} sessions are being planned already", retry_after_s=5.0)
         self._plans += 1
         try:
-            data = await self._dataset(session.dataset_cid, creator)
+            await self._make_available(session.dataset_cid, creator)
             seed = seed_of(session.session_id, spec.seed)
-            doc, _ = await self._work({"do": "plan", "spec": session.to_dict(), "seed": seed}, [data])
+            async with self._turns:
+                data = await self.read(session.dataset_cid, creator, max_bytes=DATA_LIMITS.max_bytes)
+                doc, _ = await self._work({"do": "plan", "spec": session.to_dict(), "seed": seed}, [data])
         finally:
             self._plans -= 1
         plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc)).to_dict()
@@ -162,18 +175,30 @@ class Federation:
             )
         return plan
 
-    async def _dataset(self, cid_text: str, creator: str) -> bytes:
+    async def _make_available(self, cid_text: str, creator: str) -> None:
+        """Make sure that a data set lies here and its submitter may read it.
+
+        Raises:
+            Unprocessable: It does not, and nobody delivered it.
+        """
+        cid = Cid.parse(cid_text)
         try:
-            return await self.read(cid_text, creator, max_bytes=DATA_LIMITS.max_bytes)
+            await self._store.read(partial(blob_operations.readable, cid=cid_text, reader=creator))
+            if await self._has(cid, cid_text):
+                return
         except NotFound:
-            problem = await self._fetch(Cid.parse(cid_text), cid_text, creator)
+            pass
+        problem = await self._fetch(cid, cid_text, creator)
         if problem:
             raise Unprocessable(
                 f"data_unavailable: the data set {cid_text} is not stored here for {creator}, and {problem}",
                 hint="Upload it with `parity data add` first.",
                 field="spec.dataset_cid",
             )
-        return await self.read(cid_text, creator, max_bytes=DATA_LIMITS.max_bytes)
+
+    async def _has(self, cid: Cid, cid_text: str) -> bool:
+        small = await self._store.read(partial(blob_operations.small_blob, cid=cid_text))
+        return small is not None or await self._blobs.stat(cid) is not None
 
     async def _fetch(self, cid: Cid, cid_text: str, creator: str) -> str:
         """Fetch public data for a submitter; return in words why that failed, empty when it did not."""
@@ -210,7 +235,7 @@ class Federation:
             BadCid: Not a CID.
         """
         cid = Cid.parse(cid_text)
-        await self._store.read(lambda tx: blob_operations.readable(tx, cid_text, reader))
+        await self._store.read(partial(blob_operations.readable, cid=cid_text, reader=reader))
         return await self._stored(cid, cid_text, max_bytes=max_bytes)
 
     async def _stored(self, cid: Cid, cid_text: str, *, max_bytes: int) -> bytes:
@@ -245,28 +270,27 @@ class Federation:
             group.cancel_scope.cancel()
         self._woken.clear()
 
-    async def update_of(self, task: TaskRow) -> bytes:
-        """Return the result of a part.
+    async def check(self, group: Group, task: TaskRow) -> str:
+        """Check one part's result, a forest's trees against the data too.
+
+        Returns:
+            Why it is garbage; empty when it is good.
 
         Raises:
-            NotFound: It is not here.
-            TooLarge: It is larger than any update.
+            ParityError: It could not be checked, which is our fault.
         """
-        if task.result_cid is None:
-            raise NotFound(f"task {task.id} has no result")
-        return await self._stored(Cid.parse(task.result_cid), task.result_cid, max_bytes=MAX_UPDATE_BYTES)
-
-    async def check(self, group: Group, part: int, update: bytes) -> None:
-        """Check one part's update, a forest's trees against the data too.
-
-        Raises:
-            BadDocument: It is not an update of this part, or was not made from its data.
-            TooLarge: It is larger than an honest one.
-            ParityError: Anything else is our fault: the session or the data are not as they were.
-        """
-        session, data = await self._open(group)
-        job = {"do": "check", "spec": session.spec.to_dict(), "plan": session.plan.to_dict(), "part": part}
-        await self._work(job, [data, update])
+        async with self._turns:
+            session, data = await self._open(group)
+            try:
+                update = await self._update_of(task)
+            except (NotFound, InvalidInput) as exc:
+                return f"the result cannot be read: {exc.message}"
+            job = {"do": "check", "spec": session.spec.to_dict(), "plan": session.plan.to_dict(), "part": task.part}
+            try:
+                await self._work(job, [data, update])
+            except InvalidInput as exc:
+                return exc.message
+        return ""
 
     async def merge(self, group: Group) -> Merged:
         """Merge all parts, score the result on the hold-out, and store it.
@@ -278,10 +302,11 @@ class Federation:
         total = sum(task.result_size or 0 for task in group.tasks)
         if total > MAX_MERGE_BYTES:
             raise TooLarge(f"the session's updates have {total} bytes together, at most {MAX_MERGE_BYTES} are merged")
-        session, data = await self._open(group)
-        updates = [await self.update_of(task) for task in group.tasks]
-        job = {"do": "finish", "spec": session.spec.to_dict(), "plan": session.plan.to_dict()}
-        metrics, [model] = await self._work(job, [data, *updates])
+        async with self._turns:
+            session, data = await self._open(group)
+            updates = [await self._update_of(task) for task in group.tasks]
+            job = {"do": "finish", "spec": session.spec.to_dict(), "plan": session.plan.to_dict()}
+            metrics, [model] = await self._work(job, [data, *updates])
         cid = await self._blobs.put_bytes(model, pin=True)
         return Merged(str(cid), len(model), metrics)
 
@@ -289,6 +314,11 @@ class Federation:
         session = open_session(group.submission.spec, group.row.plan_doc)
         data = await self.read(session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes)
         return session, data
+
+    async def _update_of(self, task: TaskRow) -> bytes:
+        if task.result_cid is None:
+            raise NotFound(f"task {task.id} has no result")
+        return await self._stored(Cid.parse(task.result_cid), task.result_cid, max_bytes=MAX_UPDATE_BYTES)
 
     async def keep(self, cid_text: str, *, keep: bool) -> None:
         """Spare a blob from eviction while a session needs it, or no longer unless somebody has pinned it."""
@@ -298,8 +328,8 @@ class Federation:
             await self._blobs.pin(Cid.parse(cid_text), keep=keep)
 
     async def _work(self, job: Mapping[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-        async with self._turns:
-            header, out = worker.decode_message(await self._offload(worker.encode_message(job, data)))
+        """Do a job; the caller holds a turn, which bounds both processes and the data in memory."""
+        header, out = worker.decode_message(await self._offload(worker.encode_message(job, data)))
         if "error" in header:
             raise worker.error_of(header["error"])
         return header["doc"], out

@@ -18,7 +18,7 @@ from parity_market.operations.groups import Group
 from parity_market.state import MarketState
 from parity_market.store.base import Tx
 from parity_market.store.rows import TaskRow
-from parity_protocol.errors import ExecutionFailed, InvalidInput, InvalidTransition, NotFound, ParityError
+from parity_protocol.errors import ExecutionFailed, InvalidInput, InvalidTransition, ParityError
 from parity_protocol.task import TaskKind, TaskState, parse_spec
 
 __all__ = ["Rounds", "run"]
@@ -125,16 +125,8 @@ class Rounds:
         if task.group_id is None or task.kind != TaskKind.FEDERATED_LEARNING:
             return f"a {task.kind} task cannot be verified here"
         group = await self._state.store.read(partial(groups.load, group_id=task.group_id))
-        try:
-            update = await self._federation.update_of(task)
-        except (NotFound, InvalidInput) as exc:
-            return f"the result cannot be read: {exc.message}"
         with VERIFY_SECONDS.time():
-            try:
-                await self._federation.check(group, task.part, update)
-            except InvalidInput as exc:
-                return exc.message
-        return ""
+            return await self._federation.check(group, task)
 
     async def _settle(self, task: TaskRow, operation: _Operation) -> None:
         market, now = self._state.market, self._state.clock.now()
