@@ -122,7 +122,7 @@ class Stack:
         command = [sys.executable, "-m", "parity_contracts.devnet", "--data", str(data), "--ready-file", str(ready)]
         command += ["--port", str(self._port("chain")), "--block-interval", self.settings.block_interval]
         command += ["--idle-interval", self.settings.idle_interval]
-        self.chain_process = self.processes.start("chain", command, env=self._environment(), cwd=data)
+        self.chain_process = self.processes.start("chain", command, env=self.environment(), cwd=data)
         await self.until(anyio.Path(ready).exists, "the chain")
         self.rpc_url = str(json.loads(await anyio.Path(ready).read_bytes())["rpc_url"])
         return self.rpc_url
@@ -153,7 +153,7 @@ class Stack:
         """Start the market, or start it again, and wait until it answers."""
         env = {name.upper(): value for name, value in self._market_settings().items() if value}
         self.market_process = self.processes.start(
-            "market", [*PARITY, "market", "serve"], env=self._environment(**env), cwd=self.folder / "market"
+            "market", [*PARITY, "market", "serve"], env=self.environment(**env), cwd=self.folder / "market"
         )
         await self.until(self.market_answers, "the market")
 
@@ -235,7 +235,7 @@ class Stack:
             **self.settings.node,
             **env,
         }
-        node.process = self.processes.start(node.name, command, env=self._environment(**settings), cwd=node.state)
+        node.process = self.processes.start(node.name, command, env=self.environment(**settings), cwd=node.state)
 
     async def online(self, nodes: Sequence[Node]) -> bool:
         """Return whether the market sees all of these nodes and would give them work."""
@@ -283,7 +283,7 @@ class Stack:
         finally:
             self.processes.stop_all(within_s=within_s)
 
-    def _environment(self, **settings: str) -> dict[str, str]:
+    def environment(self, **settings: str) -> dict[str, str]:
         """Return a child's environment; its PARITY_HOME is ours, so that no setting of the user's own is read."""
         return child_environment(PARITY_HOME=str(self.folder / "home"), **settings)
 

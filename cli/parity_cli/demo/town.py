@@ -27,7 +27,7 @@ from parity_protocol.api.nodes import EnrolReply, EnrolRequest, enrolment_statem
 from parity_protocol.api.tasks import EventReply, TaskReply
 from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock, SystemClock
-from parity_protocol.errors import Unavailable
+from parity_protocol.errors import Blame, Unavailable
 from parity_protocol.join import TrustedMarket
 from parity_protocol.manifest import VerifiedManifest, verify_manifest
 from parity_protocol.receipt import Receipt, Usage, result_hash
@@ -219,8 +219,10 @@ class HandNode:
         self.trusted = trusted
         self._clock = clock
 
-    async def enrol(self, *, instance: str | None = None, slots: int = 4) -> EnrolReply:
-        """Enrol as a node that runs ``command`` tasks."""
+    async def enrol(
+        self, *, instance: str | None = None, slots: int = 4, model_types: tuple[str, ...] = ()
+    ) -> EnrolReply:
+        """Enrol as a node that runs ``command`` tasks, and trains the models that are named."""
         document, now = self.trusted.document, self._clock.now()
         chain = document.chain
         device_key = b64url_encode(self.keys.device.public_key.raw)
@@ -239,8 +241,8 @@ class HandNode:
             node_version=node_version(),
             slots=slots,
             folder=Path("/"),
-            executors={TaskKind.COMMAND: state},
-            model_types=(),
+            executors=dict.fromkeys([TaskKind.COMMAND, *([TaskKind.FEDERATED_LEARNING] if model_types else [])], state),
+            model_types=model_types,
             now=now,
         )
         return await self.market.enrol(
@@ -343,24 +345,21 @@ class HandNode:
         )
         return FinalReport(report=report, receipt=receipt, result=b64encode(data).decode())
 
-    def failure(self, taken: Taken, reason: str, blame: str, message: str = "") -> FinalReport:
+    def failure(self, taken: Taken, reason: str, blame: Blame, message: str = "") -> FinalReport:
         """Return a report of failure."""
         lease, now = taken.lease, self._clock.now().timestamp()
-        return FinalReport(
-            report=Report.model_validate(
-                {
-                    "id": report_id(lease.lease_id, lease.fence, ReportKind.FINAL, 0),
-                    "task_id": taken.task_id,
-                    "lease_id": lease.lease_id,
-                    "fence": lease.fence,
-                    "kind": "final",
-                    "seq": 0,
-                    "outcome": "failed",
-                    "reason": reason,
-                    "blame": blame,
-                    "message": message,
-                    "started_at": now,
-                    "finished_at": now,
-                }
-            )
+        report = Report(
+            id=report_id(lease.lease_id, lease.fence, ReportKind.FINAL, 0),
+            task_id=taken.task_id,
+            lease_id=lease.lease_id,
+            fence=lease.fence,
+            kind=ReportKind.FINAL,
+            seq=0,
+            outcome=Outcome.FAILED,
+            reason=reason,
+            blame=blame,
+            message=message,
+            started_at=now,
+            finished_at=now,
         )
+        return FinalReport(report=report)
