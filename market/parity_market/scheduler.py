@@ -108,7 +108,7 @@ class Scheduler:
 
     def _facts(self, tx: ReadTx, node_id: str) -> tuple[int, int]:
         account = tx.one(sql.CHAIN_ACCOUNT, chain=self._chain, account=node_id)
-        held = tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=sql.MAX_PAGE)
+        held = tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=_LOAD_ROWS)
         return (0 if account is None else account.bond), len(held)
 
     async def run(self) -> None:

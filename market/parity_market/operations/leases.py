@@ -104,10 +104,11 @@ def claim(
         NotFound: The node is not enrolled.
         NodeInUse: Another machine with the same key is active.
         StakeTooLow: The node's bond is below the market's minimum.
+        Forbidden: The chain names another operator for the node.
         ChainUnavailable: What its bond is was not confirmed for too long.
     """
-    check_instance(tx, node_id, instance)
-    check_bond(tx, market, node_id, now)
+    node = check_instance(tx, node_id, instance)
+    check_bond(tx, market, node, now)
     answers: list[Lease | ParityError] = []
     for item in items:
         try:

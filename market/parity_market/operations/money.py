@@ -13,9 +13,9 @@ from parity_market.domain.escrow import EscrowView
 from parity_market.operations.context import Market
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
-from parity_market.store.rows import ChainAccountRow, ChainEscrowRow, ChainPaidRow, from_us, to_us
+from parity_market.store.rows import ChainAccountRow, ChainEscrowRow, ChainPaidRow, NodeRow, from_us, to_us
 from parity_protocol.api.tasks import AccountReply
-from parity_protocol.errors import ChainUnavailable, ConfigInvalid, StakeTooLow
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Forbidden, StakeTooLow
 from parity_protocol.quantities import format_tokens
 
 __all__ = [
@@ -134,20 +134,27 @@ def bond_of(tx: ReadTx, market: Market, node_id: str) -> int:
     return 0 if row is None else row.bond
 
 
-def check_bond(tx: ReadTx, market: Market, node_id: str, now: datetime) -> None:
-    """Let only a node with the market's minimum bond have work.
+def check_bond(tx: ReadTx, market: Market, node: NodeRow, now: datetime) -> None:
+    """Let only a node with the market's minimum bond have work, and only under the operator that was staked with.
 
     Raises:
         StakeTooLow: Its bond is below.
+        Forbidden: The chain names another operator than the one that signed its enrolment.
         ChainUnavailable: The view of the chain is too old to tell.
     """
     if market.min_bond == 0:
         return
     _check_fresh(tx, market, now)
-    bond = bond_of(tx, market, node_id)
+    row = tx.one(sql.CHAIN_ACCOUNT, chain=market.chain, account=node.id)
+    bond, operator = (0, "") if row is None else (row.bond, row.operator)
     if bond < market.min_bond:
         raise StakeTooLow(
             f"the node's bond is {format_tokens(bond)} tokens, this market requires {format_tokens(market.min_bond)}"
+        )
+    if operator != node.operator:
+        raise Forbidden(
+            f"the chain names {operator or 'nobody'} as the node's operator, it enrolled with {node.operator}",
+            hint="Run `parity node stake` or `parity node auth` again with the operator key that is in use.",
         )
 
 

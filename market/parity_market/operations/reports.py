@@ -179,6 +179,7 @@ def _succeed(
         usage_doc=report.usage.model_dump_json(),
         metrics_doc=json.dumps(report.metrics) if report.metrics else "{}",
         failure=None,
+        started_us=task.started_us or lease.granted_us,  # the message that says it may have been lost
     )
     if is_simple:
         _pay(tx, market, changed, checked.node_id, checked.receipt_digest, now_us)
@@ -284,6 +285,7 @@ def accept(
         usage_doc=task.usage_doc,
         metrics_doc=json.dumps({**json.loads(task.metrics_doc), **(metrics or {})}),
         failure=None,
+        started_us=task.started_us,
     )
     _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us)
     tx.after_commit(lambda: market.signals.task_changed(task_id))

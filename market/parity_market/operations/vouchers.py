@@ -256,7 +256,8 @@ def earnings(
 def totals_of(tx: ReadTx, node_id: str) -> tuple[int, int]:
     """Return what a node has earned in all and what of it is confirmed on chain, base units."""
     newest = tx.all(sql.VOUCHERS_NEWEST_OF_SOLVER, solver=node_id, limit=1_000_000)
-    waiting = tx.all(sql.EARNINGS_UNVOUCHERED_OF_SOLVER, solver=node_id)
+    chain: str | None = tx.one(sql.META, key="chain")
+    waiting = tx.all(sql.EARNINGS_UNVOUCHERED_OF_SOLVER, solver=node_id, chain=chain)
     earned = sum(row.cumulative for row in newest) + sum(row.amount for row in waiting)
     confirmed = 0
     for row in newest:

@@ -11,7 +11,6 @@ from sqlalchemy.sql import ClauseElement
 from parity_market.store import rows
 from parity_market.store import tables as t
 from parity_market.store.statements import Command, Query, upsert
-from parity_protocol.task import TaskState
 
 R = TypeVar("R", bound=NamedTuple)
 
@@ -121,11 +120,13 @@ TASK_CLAIMED = _update(t.task, ["id"], *_STEP, "fence", "attempts", "last_node")
 TASK_STARTED = _update(t.task, ["id"], *_STEP, "started_us")
 TASK_REPORTED = _update(
     t.task, ["id"], *_STEP, "completed_us", "result_cid", "result_size", "exit_code", "message", "usage_doc",
-    "metrics_doc", "failure",
+    "metrics_doc", "failure", "started_us",
 )  # fmt: skip
-TASK_FREED = _update(t.task, ["id"], *_STEP, "completed_us", "failure", "message", "exit_code", "excluded_doc", "faults_doc", "result_cid", "result_size")  # fmt: skip
+TASK_FREED = _update(
+    t.task, ["id"], *_STEP, "completed_us", "failure", "message", "exit_code", "excluded_doc", "faults_doc",
+    "result_cid", "result_size",
+)  # fmt: skip
 TASK_VERIFY_RETRY = _update(t.task, ["id"], *_STEP, "verify_attempts")
-TASK_METRICS = _update(t.task, ["id"], "metrics_doc", "updated_us")
 
 GROUP = _where(rows.GroupRow, t.task_group, "id")
 GROUP_INSERT = _insert(t.task_group)
@@ -246,7 +247,11 @@ EARNINGS_OF_SOLVER = _rows(
 EARNINGS_UNVOUCHERED_OF_SOLVER = _rows(
     rows.EarningRow,
     t.earning,
-    lambda s: s.where(t.earning.c.solver == _bind("solver"), sa.text("earning.voucher_count IS NULL")),
+    lambda s: s.where(
+        t.earning.c.solver == _bind("solver"),
+        t.earning.c.chain == _bind("chain"),
+        sa.text("earning.voucher_count IS NULL"),
+    ),
 )
 EARNING_VOUCHERED = _update(t.earning, ["id"], "voucher_count", "cumulative")
 
@@ -388,11 +393,6 @@ CHAIN_PAID = _where(rows.ChainPaidRow, t.chain_paid, "chain", "creator", "spende
 CHAIN_PAID_PUT = upsert(
     t.chain_paid, keys=["chain", "creator", "spender", "solver"], update=["paid", "block", "tx_hash"]
 )
-CHAIN_PAID_TO = _rows(
-    rows.ChainPaidRow,
-    t.chain_paid,
-    lambda s: s.where(t.chain_paid.c.chain == _bind("chain"), t.chain_paid.c.solver == _bind("solver")),
-)
 ACCOUNT = _where(rows.AccountRow, t.account, "chain", "creator")
 ACCOUNT_PUT = upsert(t.account, keys=["chain", "creator"], update=["reserved", "earned"])
 ACCOUNTS = _rows(rows.AccountRow, t.account, lambda s: s.where(t.account.c.chain == _bind("chain")))
@@ -461,5 +461,3 @@ NONCE_USE = Command(
 )
 NONCES_EXPIRED_DELETE = Command(sa.delete(t.siwe_nonce).where(t.siwe_nonce.c.expires_us <= _int("now_us")))
 NONCE_COUNT = _scalar(sa.select(sa.func.count()).select_from(t.siwe_nonce))
-
-PENDING = TaskState.PENDING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -78,20 +79,21 @@ async def open_sqlite(path: Path) -> SqliteStore:
     Raises:
         ConfigInvalid: It is no database of ours, or the file system cannot do what durability needs.
     """
-    lock = _lock(path)
-    try:
+    with contextlib.ExitStack() as undo:
+        lock = _lock(path)
+        undo.callback(os.close, lock)
         upgrade_sqlite(path)
-    except BaseException:
-        os.close(lock)
-        raise
-    dialect = sqlite_dialect.dialect(paramstyle="qmark")
-    writer = Writer(
-        _connect(path),
-        dialect,
-        begin="BEGIN IMMEDIATE",
-        on_hook_error=lambda exc: log.error("after_commit_failed", exc_info=exc),
-    )
-    return SqliteStore(writer, _connect(path, read_only=True), dialect, lock)
+        dialect = sqlite_dialect.dialect(paramstyle="qmark")
+        reader = _connect(path, read_only=True)
+        undo.callback(reader.close)
+        writer = Writer(
+            _connect(path),
+            dialect,
+            begin="BEGIN IMMEDIATE",
+            on_hook_error=lambda exc: log.error("after_commit_failed", exc_info=exc),
+        )
+        undo.pop_all()
+        return SqliteStore(writer, reader, dialect, lock)
 
 
 def _lock(path: Path) -> int:

@@ -249,6 +249,15 @@ sa.Index("voucher_of_solver", voucher.c.solver)
 _UNSIGNED = sa.text("signature IS NULL")
 sa.Index("voucher_unsigned", voucher.c.created_us, sqlite_where=_UNSIGNED, postgresql_where=_UNSIGNED)
 
+# Two equal columns, so that SQLite prefers it to ``earning_of_solver``, which is long.
+sa.Index(
+    "earning_new_of_solver",
+    earning.c.solver,
+    earning.c.chain,
+    sqlite_where=_UNVOUCHERED,
+    postgresql_where=_UNVOUCHERED,
+)
+
 chain_tx = _table(
     "chain_tx",
     _key("chain"),

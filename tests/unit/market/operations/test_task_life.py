@@ -213,6 +213,8 @@ class TaskLife(RuleBasedStateMachine):
     @rule(data=st.data(), node=st.sampled_from(NODES))
     def claim(self, data: st.DataObject, node: str) -> None:
         task = self.some_task(data)
+        if task.excluded and data.draw(st.booleans()):
+            node = data.draw(st.sampled_from(sorted(task.excluded)))
         expected = (
             task.state is _S.PENDING
             and node not in task.excluded
@@ -229,6 +231,7 @@ class TaskLife(RuleBasedStateMachine):
         if not expected:
             assert isinstance(answer, ParityError), f"{task} must not be claimed by {node}"
             _COUNTS["claim refused"] += 1
+            _COUNTS["excluded node refused"] += task.state is _S.PENDING and node in task.excluded
             return
         assert isinstance(answer, Lease), answer
         assert answer.fence == task.fence + 1
@@ -582,7 +585,8 @@ class TaskLife(RuleBasedStateMachine):
 
 
 EXPECTED = {
-    "submit", "submit fl", "submission without cover refused", "submit again", "claim", "claim refused", "claim again",
+    "submit", "submit fl", "submission without cover refused", "submit again", "claim", "claim refused",
+    "excluded node refused", "claim again",
     "renew", "stale renewal refused", "start", "release", "report", "report after the lease lapsed",
     "stale report refused", "report again", "failure by task", "failure by node", "failure by dependency",
     "failure by interrupted", "task fault confirmed", "task fault unconfirmed", "accept", "reject", "later",

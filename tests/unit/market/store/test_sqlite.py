@@ -181,6 +181,8 @@ _INDEX_OF = {
     "TASKS_OF_GROUP": "task_by_group",
     "TASKS_OF_CREATOR": "task_by_creator",
     "EARNINGS_NEW": "earning_new",
+    "EARNINGS_UNVOUCHERED_OF_SOLVER": "earning_new_of_solver",
+    "TXS_IN_STATE": "chain_tx_by_state",
     "VOUCHERS_UNSIGNED": "voucher_unsigned",
     "REPORT_FINAL": "report_one_final",
 }

@@ -117,6 +117,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("voucher_count IS NULL"),
         postgresql_where=sa.text("voucher_count IS NULL"),
     )
+    op.create_index(
+        "earning_new_of_solver",
+        "earning",
+        ["solver", "chain"],
+        unique=False,
+        sqlite_where=sa.text("voucher_count IS NULL"),
+        postgresql_where=sa.text("voucher_count IS NULL"),
+    )
     op.create_index("earning_of_solver", "earning", ["solver", "id"], unique=False)
     op.create_table(
         "log_chunk",
