@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 
 from parity_blobs.local import LocalBlobStore
-from parity_contracts.chain.calls import AddFunds, Allow, Approve, Faucet, Stake
+from parity_contracts.chain.calls import AddFunds, Allow, Approve, Faucet, SetOperator, Stake
 from parity_contracts.chain.memory import MemoryChain
 from parity_market.app import create_app
 from parity_market.auth import Authenticator
 from parity_market.federation import Federation
 from parity_market.identity import sign_document
 from parity_market.keys import make_keys
+from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import money
 from parity_market.operations.context import Market
 from parity_market.scheduler import Scheduler
@@ -31,6 +32,7 @@ from parity_market.testing.builders import capability
 from parity_protocol.api import paths
 from parity_protocol.api.nodes import enrolment_statement
 from parity_protocol.api.tasks import NonceReply
+from parity_protocol.ids import Address
 from parity_protocol.order import Order, spec_hash
 from parity_protocol.signing.eip191 import sign_personal
 from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
@@ -107,6 +109,12 @@ class Served:
             Stake(amount=amount, account=node_id, wallet=owner.address, operator=operator.address),
         ):
             await self._send(step, owner)
+
+    async def set_operator(self, name: str, operator: Address) -> None:
+        """Change the operator of the node called ``name`` on chain and let the market see it."""
+        node_id = node_id_of(deterministic_ed25519(name).public_key)
+        await self._send(SetOperator(account=node_id, operator=operator), deterministic_evm_key(name + " owner"))
+        await refresh_account(self.state, node_id)
 
     async def fund(self, account: EvmKey, amount: int) -> None:
         """Deposit ``amount`` and set it aside for this market."""

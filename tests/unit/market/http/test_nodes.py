@@ -97,3 +97,22 @@ async def test_heartbeat_tells_the_markets_time(served: Served) -> None:
     listed = (await served.call("GET", paths.ENROL)).json()["nodes"]
     assert [one["id"] for one in listed] == [node.keyid]
     assert listed[0]["online"] is True
+
+
+async def test_a_bond_under_another_operator_gives_no_lease(served: Served) -> None:
+    account = deterministic_evm_key("submitter")
+    await served.fund(account, 10 * TOKEN)
+    submitter = await served.sign_in(account)
+    node = await served.enrol("node")
+    made = await served.call(
+        "POST", paths.TASKS, served.submission(account, {"type": "command", "command": ["true"]}), by=submitter
+    )
+    poll = {"instance": "ab" * 32, "slots": 1, "wait_s": 0}
+    (manifest,) = (await served.call("POST", paths.LEASE_POLL, poll, by=node)).json()["manifests"]
+    await served.set_operator("node", deterministic_evm_key("another operator").address)
+
+    claim = {"instance": "ab" * 32, "manifest": manifest, "claim_id": "00000000-0000-4000-8000-000000000001"}
+    reply = await served.call("POST", paths.task_path(made.json()["id"], "claim"), claim, by=node)
+
+    assert reply.status_code == 403, reply.text
+    assert "operator" in reply.json()["detail"]
