@@ -429,6 +429,18 @@ async def test_processes_have_a_limit(runner):
 
 
 @pytest.mark.root
+async def test_under_root_every_process_of_a_task_is_in_its_control_group(runner):
+    if not os.access("/sys/fs/cgroup/memory", os.W_OK) and not os.access("/sys/fs/cgroup/cgroup.procs", os.W_OK):
+        pytest.skip("control groups cannot be written here")
+
+    result = await runner.run("sh", "-c", "cat /proc/1/cgroup; echo --; cat /proc/self/cgroup")
+
+    first, own = output(result).split("--\n")
+    assert "parity-node" in own
+    assert first == own
+
+
+@pytest.mark.root
 @needs_python
 async def test_under_root_the_sum_of_memory_has_a_limit(runner):
     if not os.access("/sys/fs/cgroup/memory", os.W_OK) and not os.access("/sys/fs/cgroup/cgroup.procs", os.W_OK):

@@ -1,8 +1,10 @@
 """bubblewrap: the command line of one sandbox, and its process.
 
-The task's command waits behind a gate: a shell that reads one line from the node and ends if there is none. It opens when
-the control group is joined and the sandbox is sure to die with the node. Without it a node that is killed while bwrap
-sets up leaves a task behind that nobody knows of, because bwrap's own parent-death signal is set late.
+bwrap stops twice. First at ``--block-fd``, when it has one process inside: that joins the control group, and what it
+forks later is in it too. Then the task's command waits behind a gate, a shell that reads one line from the node and ends
+if there is none: it opens when the sandbox is sure to die with the node. Without it a node that is killed while bwrap
+sets up leaves a task behind that nobody knows of, because bwrap's own parent-death signal is set late, and the end of
+``--block-fd`` lets it go on.
 """
 
 from __future__ import annotations
@@ -77,13 +79,13 @@ def bwrap_options(sandbox: Sandbox, *, fds: Mapping[str, int]) -> list[str]:
     """Return bwrap's options.
 
     Args:
-        fds: Of ``status``, ``seccomp``, ``passwd`` and ``group``.
+        fds: Of ``status``, ``block``, ``seccomp``, ``passwd`` and ``group``.
     """
     size = str(sandbox.scratch_bytes)
     options = [
         *("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"),
         *("--cap-drop", "ALL", "--hostname", "task", "--clearenv"),
-        *("--json-status-fd", str(fds["status"])),
+        *("--json-status-fd", str(fds["status"]), "--block-fd", str(fds["block"])),
         *("--ro-bind", "/usr", "/usr"),
     ]
     for name in _SYSTEM_FOLDERS:
@@ -165,15 +167,16 @@ class SandboxProcess:
             raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap started by root contains nothing")
         uid, gid = (sandbox.identity.uid, sandbox.identity.gid) if sandbox.identity else (os.geteuid(), os.getegid())
         status_read, status_write = os.pipe()
+        block_read, block_write = os.pipe()
         gate_read, gate_write = os.pipe()
-        ours, theirs = [gate_write, gate_read], [status_write]
+        ours, theirs = [block_write, gate_write, gate_read], [status_write, block_read]
         try:
             texts = {
                 "seccomp": seccomp_filter(architecture),
                 "passwd": f"task:x:{uid}:{gid}:task:{TASK_HOME}:/bin/sh\n".encode(),
                 "group": f"task:x:{gid}:\n".encode(),
             }
-            fds = {"status": status_write}
+            fds = {"status": status_write, "block": block_read}
             for name, text in texts.items():
                 fds[name] = _memory_file(name, text)
                 theirs.append(fds[name])
@@ -200,6 +203,7 @@ class SandboxProcess:
                 if confine is not None:
                     confine(process.init_pid)
                 limit_process(process.init_pid, sandbox.rlimits)
+                os.write(block_write, b"\n")  # from here on it forks
                 await process._contained()
                 os.write(gate_write, b"go\n")
             except BaseException:

@@ -13,7 +13,7 @@ from parity_node.executors.sandbox.env import child_env, task_env
 from parity_node.executors.sandbox.limits import limit_command, scratch_bytes, task_rlimits
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-FDS = {"status": 3, "seccomp": 5, "passwd": 6, "group": 7}
+FDS = {"status": 3, "block": 4, "seccomp": 5, "passwd": 6, "group": 7}
 LIMITS = Limits(wall_time_s=30, cpus=1, memory_bytes=256 << 20, disk_bytes=64 << 20, pids=32)
 
 
