@@ -7,49 +7,25 @@ field's description is rendered into ``.env.sample``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from parity_protocol import settings as reading
 from parity_protocol.errors import ConfigInvalid, InvalidInput
 from parity_protocol.join import JoinString, is_loopback, parse_join, parse_market_url
 from parity_protocol.policy import Policy
-from parity_protocol.quantities import parse_bytes, parse_duration, parse_tokens
+from parity_protocol.settings import CommaList, Seconds, Size, Tokens
 from parity_protocol.task import TaskKind
 
-__all__ = ["NodeSettings", "config_path", "load_settings"]
+__all__ = ["NodeSettings", "load_settings"]
 
 MAX_SLOTS = 256
 
-
-def _reading(parse: Callable[[Any], Any]) -> BeforeValidator:
-    """Turn a parser of ours into a validator: pydantic collects only ``ValueError``."""
-
-    def read(value: Any) -> Any:
-        try:
-            return parse(value)
-        except InvalidInput as exc:
-            raise ValueError(exc.message) from exc
-
-    return BeforeValidator(read)
-
-
-def _comma_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _size(value: Any) -> int:
-    return parse_bytes(int(value) if isinstance(value, str) and value.strip().isdigit() else value)
-
-
-Seconds = Annotated[timedelta, _reading(parse_duration)]
-Size = Annotated[int, _reading(_size)]
-Tokens = Annotated[int, _reading(parse_tokens)]
 AddressText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$", to_lower=True)]
 
 
@@ -112,12 +88,12 @@ class NodeSettings(BaseSettings):
     )
     runner_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")
 
-    runner_policy_kinds: Annotated[frozenset[TaskKind], NoDecode, BeforeValidator(_comma_list)] = Field(
+    runner_policy_kinds: Annotated[frozenset[TaskKind], NoDecode, CommaList] = Field(
         frozenset(TaskKind), description="Kinds of task to take, separated by commas. Default: all that can run here."
     )
     runner_policy_max_input: Size | None = Field(None, description="Most input data of one task.")
     runner_policy_min_reward: Tokens = Field(0, description="Least reward of one task, in tokens such as 0.25.")
-    runner_policy_creators: Annotated[frozenset[AddressText] | None, NoDecode, BeforeValidator(_comma_list)] = Field(
+    runner_policy_creators: Annotated[frozenset[AddressText] | None, NoDecode, CommaList] = Field(
         None, description="Addresses of the only submitters to work for, separated by commas. Default: everybody."
     )
 
@@ -205,44 +181,6 @@ class NodeSettings(BaseSettings):
         )
 
 
-def config_path(given: Path | None = None) -> Path | None:
-    """Return the configuration file to read: ``given``, else ``PARITY_CONFIG_PATH``, else ``./.env`` if it is there.
-
-    Raises:
-        ConfigInvalid: A file was named and is not there.
-    """
-    named = given or (Path(os.environ["PARITY_CONFIG_PATH"]) if os.environ.get("PARITY_CONFIG_PATH") else None)
-    if named is None:
-        return Path(".env") if Path(".env").is_file() else None
-    if not named.expanduser().is_file():
-        raise ConfigInvalid([f"the configuration file {named} does not exist or is not a file"])
-    return named.expanduser()
-
-
 def load_settings(path: Path | None = None, **overrides: Any) -> NodeSettings:
-    """Read the settings.
-
-    Args:
-        path: ``--config-path``.
-        overrides: Values by field name that win over file and environment.
-
-    Raises:
-        ConfigInvalid: Carries every problem at once: key, what came, what was expected.
-    """
-    file = config_path(path)
-    try:
-        return NodeSettings(_env_file=file, **overrides)
-    except ValidationError as exc:
-        raise ConfigInvalid([_describe(problem) for problem in exc.errors(include_url=False)]) from exc
-
-
-def _describe(problem: Any) -> str:
-    place = problem["loc"]
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not place:
-        return message
-    key = str(place[0]).upper()
-    if key == "RUNNER_TUNNEL_SECRET":
-        return f"{key}: {message}"
-    shown = TypeAdapter(object).dump_json(problem.get("input"), fallback=repr).decode()[:80]
-    return f"{key}={shown}: {message}"
+    """Read the settings; as ``parity_protocol.settings.load``."""
+    return reading.load(NodeSettings, path, **overrides)

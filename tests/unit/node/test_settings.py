@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_node.settings import NodeSettings, config_path, load_settings
+from parity_node.settings import NodeSettings, load_settings
 from parity_protocol.errors import ConfigInvalid
+from parity_protocol.settings import config_path
 from parity_protocol.task import TaskKind
 
 JOIN = "https://market.example:8443/#market=" + "A" * 43 + "&cert=" + "0" * 64
