@@ -226,8 +226,8 @@ class Federation:
         )
         return ""
 
-    async def read(self, cid_text: str, reader: str, *, max_bytes: int) -> bytes:
-        """Return a stored file that ``reader`` may read.
+    async def read(self, cid_text: str, reader: str | None, *, max_bytes: int) -> bytes:
+        """Return a stored file that ``reader`` may read; None is anybody.
 
         Raises:
             NotFound: It is not here for this reader.

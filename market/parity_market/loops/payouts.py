@@ -43,6 +43,7 @@ POLL_S = 0.5  # between looks at what is in flight
 RESEND_S = 15.0  # after which a transaction that nobody has mined is sent again
 STUCK_S = 600.0  # after which that is worth an alarm
 ROUND_VOUCHERS = 200  # of one round: at most four transactions in flight
+MAX_LOOKED_AT = 5_000  # vouchers of one look, unfunded ones included
 MAX_ROUND_DELAY_S = 600.0  # after rounds that failed
 FAUCET_S = 3.0  # until what a faucet gave has been mined
 START_UP_S = 5.0  # that start-up spends on sending again
@@ -195,21 +196,24 @@ class Payouts:
     async def _payable(self) -> Sequence[VoucherRow]:
         """Return what to pay now, and let ``ChainHealth.unfunded`` say why the rest must wait."""
         state, chain = self._state, self._state.market.chain
-        unpaid = await state.store.read(partial(vouchers.unpaid_vouchers, chain=chain, limit=ROUND_VOUCHERS))
         unfunded = state.chain_health.unfunded
-        if not unpaid:
-            unfunded.clear()
-            return ()
-        keys = [key_of(row) for row in unpaid]
-        amounts = (await state.chain.paid([PaidKey(k.creator, Address(k.spender), k.solver) for k in keys])).amounts
+        # Vouchers that wait for somebody's money must not stand in the way of younger ones that can be paid.
+        limit = min(ROUND_VOUCHERS + len(unfunded), MAX_LOOKED_AT)
+        unpaid = await state.store.read(partial(vouchers.unpaid_vouchers, chain=chain, limit=limit))
         funding = await state.store.read(partial(following.funding_of, chain=chain, vouchers=unpaid))
-        selected = select_payable(unpaid, dict(zip(keys, amounts, strict=True)), funding, self._refused)
+        seen = await state.store.read(partial(following.paid_of, chain=chain, vouchers=unpaid))
+        selected = select_payable(unpaid, seen, funding, self._refused)
+        chosen = selected.payable[:ROUND_VOUCHERS]
         for key, reason in selected.unfunded.items():
             if unfunded.get(key) != reason:
                 log.warning("payout_unfunded", creator=key.creator, solver=key.solver, reason=reason)
         unfunded.clear()
         unfunded.update(selected.unfunded)
-        return selected.payable
+        if not chosen:
+            return ()
+        keys = [key_of(row) for row in chosen]
+        amounts = (await state.chain.paid([PaidKey(k.creator, Address(k.spender), k.solver) for k in keys])).amounts
+        return select_payable(chosen, dict(zip(keys, amounts, strict=True)), funding, self._refused).payable
 
     async def _pay(self, batch: Sequence[VoucherRow]) -> bool:
         """Prepare, keep and send one transaction; return whether the next may follow."""

@@ -21,6 +21,7 @@ __all__ = [
     "followed_creators",
     "followed_nodes",
     "funding_of",
+    "paid_of",
     "record_seen_chain",
     "solvers_of",
 ]
@@ -163,4 +164,14 @@ def funding_of(tx: ReadTx, chain: str, vouchers: Sequence[VoucherRow]) -> dict[P
         found[key_of(voucher)] = Funding(
             escrow=0 if escrow is None else escrow.escrow, solver_is_open=solver is not None and bool(solver.opened)
         )
+    return found
+
+
+def paid_of(tx: ReadTx, chain: str, vouchers: Sequence[VoucherRow]) -> dict[Paid, int]:
+    """Return what the follower last saw the vault to have paid on each voucher's key."""
+    found = {}
+    for voucher in vouchers:
+        key = key_of(voucher)
+        row = tx.one(sql.CHAIN_PAID, chain=chain, **key._asdict())
+        found[key] = 0 if row is None else row.paid
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
@@ -12,9 +12,11 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import httpx
 import pytest
 
-from parity_blobs import Cid
+from parity_blobs import Cid, cid_of_bytes
+from parity_blobs.gateway import TrustlessGateway
 from parity_contracts.chain.memory import MemoryChain
 from parity_fl.model import decode_model
 from parity_fl.runner import train
@@ -161,6 +163,50 @@ async def test_somebody_elses_private_data_cannot_be_planned_with(tmp_path: Path
         cid = await rig.upload(DATA.encode(), owner="somebody else")
 
         with pytest.raises(Unprocessable, match="may not be read by this account"):
+            await planned(rig, session(cid))
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Let the market's gateway serve these blocks by CID."""
+    blocks: dict[str, bytes] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = blocks.get(request.url.path.removeprefix("/ipfs/"))
+        return httpx.Response(404) if found is None else httpx.Response(200, content=body(found))
+
+    async def body(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr("parity_blobs.gateway.TrustlessGateway", partial(TrustlessGateway, transport=transport))
+    return blocks
+
+
+async def test_public_data_are_fetched_from_a_gateway_and_kept_for_their_submitter(
+    tmp_path: Path, clock: FakeClock, gateway: dict[str, bytes]
+) -> None:
+    cid = str(cid_of_bytes(DATA.encode(), version=1, raw=True))
+    gateway[cid] = DATA.encode()
+    chain = MemoryChain(clock, DEPLOYMENT)
+    async with open_rig(tmp_path, chain, clock, offload=inline, gateways=["https://gateway.test"]) as rig:
+        plan = await planned(rig, session(cid))
+        kept = await rig.state.federation.read(cid, CREATOR, max_bytes=1 << 20)
+        with pytest.raises(NotFound):
+            await rig.state.federation.read(cid, None, max_bytes=1 << 20)
+
+    assert plan["partition"]["n_rows"] == ROWS
+    assert kept == DATA.encode()
+
+
+async def test_bytes_that_are_not_the_data_are_refused(
+    tmp_path: Path, clock: FakeClock, gateway: dict[str, bytes]
+) -> None:
+    cid = str(cid_of_bytes(DATA.encode(), version=1, raw=True))
+    gateway[cid] = DATA.encode() + b"9,9,9\n"
+    chain = MemoryChain(clock, DEPLOYMENT)
+    async with open_rig(tmp_path, chain, clock, offload=inline, gateways=["https://gateway.test"]) as rig:
+        with pytest.raises(Unprocessable, match=cid):
             await planned(rig, session(cid))
 
 

@@ -526,3 +526,27 @@ async def test_another_chain_stops_the_market(rig: Rig) -> None:
 
     with pytest.raises(ConfigInvalid, match="genesis"):
         await Follower(rig.state, check=other).step()
+
+
+async def test_vouchers_that_cannot_be_paid_do_not_hold_up_younger_ones(
+    rig: Rig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payouts, "ROUND_VOUCHERS", 1)
+    await prepared(rig, escrow=TOKEN)
+    await rig.earn("n1")
+    await rig.on_chain(OWNER, RequestRelease(CREATOR, Address(SPENDER), TOKEN))
+    await later(clock, 120)
+    await rig.on_chain(OWNER, FinishRelease(CREATOR, Address(SPENDER)))
+    paying = Payouts(rig.state)
+    await pay_all(rig, paying)  # the oldest voucher has no money behind it
+    other = await rig.allow(5 * TOKEN, creator="other")
+    await refresh_account(rig.state, other)
+    task_id = await rig.earn("n1", creator="other")
+
+    await later(clock)
+    await pay_all(rig, paying)
+
+    found = await payout(rig, task_id)
+    assert found is not None
+    assert found.state == "confirmed"
+    assert KEY in rig.state.chain_health.unfunded
