@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -331,9 +330,9 @@ class ExecutionRunner:
         crashpoint("cleanup.begun")
         if executor is not None and handle is not None:
             await self._bounded("cleanup", lambda: executor.cleanup(handle))
-        folder = anyio.Path(self._exec_dir / row.id)
-        if await folder.exists():
-            await anyio.to_thread.run_sync(_remove_tree, Path(folder))
+        folder = self._exec_dir / row.id
+        if not _remove_if_empty(folder):
+            await anyio.to_thread.run_sync(_remove_tree, folder)
         crashpoint("cleanup.done")
         self._complete(row.id, "cleaned")
 
@@ -342,7 +341,7 @@ class ExecutionRunner:
     def _job(self, live: Running) -> Job:
         row, manifest = live.row, live.work.manifest
         folder = self._exec_dir / row.id
-        with contextlib.suppress(FileNotFoundError):  # what an earlier process had begun to prepare
+        if not _remove_if_empty(folder):  # what an earlier process had begun to prepare
             _remove_tree(folder)
         return Job(
             execution_id=row.id,
@@ -420,6 +419,17 @@ class ExecutionRunner:
 
 def _handle_of(row: Execution) -> Handle | None:
     return Handle.from_json(row.handle) if row.handle is not None else None
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    """Remove an empty folder; return whether there is none now. A thread for each short task's would cost more."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _remove_tree(folder: Path) -> None:

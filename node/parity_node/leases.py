@@ -20,6 +20,7 @@ __all__ = ["HeldLease", "LeaseKeeper", "LossReason"]
 
 RENEWALS_PER_TTL = 3
 CALL_TIMEOUT_S = 10.0
+WAKE_INTERVAL_S = 1.0
 _IDLE_S = 3_600.0
 
 log = structlog.get_logger(__name__)
@@ -141,7 +142,9 @@ class LeaseKeeper:
             for lease in [held for held in self._held.values() if held.deadline <= now]:
                 self._lose(lease, LossReason.DEADLINE)
             self._next_deadline = min((held.deadline for held in self._held.values()), default=now + _IDLE_S)
-            await self._wake_deadlines.wait_within(self._clock, max(0.0, self._next_deadline - now))
+            # Timers stand still while the machine sleeps and the deadline's clock does not: look each second.
+            pause_s = min(self._next_deadline - now, WAKE_INTERVAL_S) if self._held else _IDLE_S
+            await self._wake_deadlines.wait_within(self._clock, max(0.0, pause_s))
 
     def _lose(self, lease: HeldLease, reason: LossReason) -> None:
         del self._held[lease.lease_id]

@@ -103,9 +103,13 @@ class LogShipper:
         if feed is None:
             return
         try:
+            if feed.read == 0 and not await feed.executor.logs(feed.handle, 0):
+                return  # most short tasks print nothing
             await within(self._clock, FINAL_LOG_TIMEOUT_S, lambda: self._drain(feed))
         except (ParityError, TimeoutError) as exc:
             log.info("log_not_sent", task_id=feed.task_id, error=str(exc))
+        except Exception:  # a log is never worth the report that follows it
+            log.exception("log_not_read", task_id=feed.task_id)
         finally:
             self.discard(execution_id)
 

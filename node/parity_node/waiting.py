@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 
-from parity_protocol.clock import Clock
+from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import Unavailable
 
 __all__ = ["Backoff", "Signal", "event_within", "within"]
@@ -71,6 +71,10 @@ async def event_within(event: anyio.Event, clock: Clock, seconds: float) -> bool
     """Wait for ``event`` at most ``seconds`` of ``clock``; return whether it was set."""
     if event.is_set():
         return True
+    if isinstance(clock, SystemClock):  # whose time is the event loop's: a timer costs less than a task
+        with anyio.move_on_after(seconds):
+            await event.wait()
+        return event.is_set()
     async with anyio.create_task_group() as group:
 
         async def time_out() -> None:
@@ -89,6 +93,9 @@ async def within(clock: Clock, seconds: float, call: Callable[[], Awaitable[T]])
     Raises:
         TimeoutError: It took longer than ``seconds`` of ``clock`` and was cancelled.
     """
+    if isinstance(clock, SystemClock):
+        with anyio.fail_after(seconds):
+            return await call()
     found: list[T] = []
     failures: list[Exception] = []
     async with anyio.create_task_group() as group:

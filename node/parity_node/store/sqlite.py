@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -20,12 +22,15 @@ from parity_protocol.errors import Internal
 __all__ = ["SqliteNodeStore"]
 
 BALLAST_BYTES = 4 << 20  # freed when the disk is full: SQLite needs room even to delete
+NOTE_DELAY_S = 0.002
 JTI_KEEP_S = 3_600  # a jti is remembered this long after its manifest expired
 
 _COLUMNS = tuple(field.name for field in fields(Execution))
 _CHANGEABLE = frozenset(_COLUMNS) - {"id", "task_id", "jti", "claim_id", "manifest", "manifest_hash"}
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM execution"  # noqa: S608 - names from our own dataclass
 _INSERT = f"INSERT INTO execution ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +46,8 @@ class SqliteNodeStore(NodeStore):
         self._path = path
         self._ballast = path.with_name(path.name + ".ballast")
         self._ballast_bytes = ballast_bytes
+        self._notes: dict[str, dict[str, object]] = {}  # by execution, later changes over earlier ones
+        self._forgotten: list[str] = []
         self._fill_ballast()
         self._writer = GroupCommitWriter(self._connect, on_error=_log_failure, on_full=self._free_ballast)
 
@@ -51,26 +58,21 @@ class SqliteNodeStore(NodeStore):
             db.execute("DELETE FROM seen WHERE expires_at < ?", (now - JTI_KEEP_S,))
             return [_record_one(db, execution) for execution in executions]
 
-        return await self._writer.write(operation)
+        return await self._write(operation)
 
     def note(self, execution_id: str, **changes: object) -> None:
         """Change fields of an execution soon; see the port."""
         unknown = changes.keys() - _CHANGEABLE
         if unknown or not changes:
             raise Internal(f"an execution has no changeable {', '.join(sorted(unknown)) or 'nothing'}")
-        assignments = ", ".join(f"{name} = ?" for name in changes)
-        values = [_to_column(value) for value in changes.values()]
-        sql = f"UPDATE execution SET {assignments} WHERE id = ?"  # noqa: S608 - names were checked above
-        self._writer.post(lambda db: db.execute(sql, (*values, execution_id)))
+        self._expect_flush()
+        self._notes.setdefault(execution_id, {}).update(changes)
 
     def forget(self, execution_id: str) -> None:
         """Drop an execution; see the port."""
-
-        def operation(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM outbox WHERE execution_id = ? AND is_final = 0", (execution_id,))
-            db.execute("DELETE FROM execution WHERE id = ?", (execution_id,))
-
-        self._writer.post(operation)
+        self._expect_flush()
+        self._notes.pop(execution_id, None)
+        self._forgotten.append(execution_id)
 
     async def collect(self, entry: OutboxEntry, *, phase: Phase | None) -> None:
         """Queue a report and move its execution; see the port."""
@@ -84,7 +86,7 @@ class SqliteNodeStore(NodeStore):
             if phase is not None:
                 db.execute("UPDATE execution SET phase = ? WHERE id = ?", (phase.value, entry.execution_id))
 
-        await self._writer.write(operation)
+        await self._write(operation)
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """Take answered reports from the queue; see the port."""
@@ -98,7 +100,7 @@ class SqliteNodeStore(NodeStore):
                 )
                 db.execute("DELETE FROM outbox WHERE id = ?", (entry_id,))
 
-        await self._writer.write(operation)
+        await self._write(operation)
 
     async def load(self) -> Snapshot:
         """Return what is kept; see the port."""
@@ -111,7 +113,7 @@ class SqliteNodeStore(NodeStore):
             outbox = tuple(OutboxEntry(a, b, bytes(c), bool(d), e, f, g) for a, b, c, d, e, f, g in rows)
             return Snapshot(executions, outbox, dict(db.execute("SELECT key, value FROM pin").fetchall()))
 
-        return await self._writer.write(operation)
+        return await self._write(operation)
 
     async def pin(self, key: str, value: str) -> str:
         """Store a value once; see the port."""
@@ -120,11 +122,51 @@ class SqliteNodeStore(NodeStore):
             db.execute("INSERT INTO pin (key, value) VALUES (?, ?) ON CONFLICT (key) DO NOTHING", (key, value))
             return str(db.execute("SELECT value FROM pin WHERE key = ?", (key,)).fetchone()[0])
 
-        return await self._writer.write(operation)
+        return await self._write(operation)
 
     async def close(self) -> None:
         """Finish and close; see the port."""
+        if not self._writer.is_closed:
+            self._flush_notes()
         await self._writer.close()
+
+    async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``operation`` in one commit with everything noted before it."""
+        return await self._writer.write(operation, before=self._take_notes())
+
+    def _expect_flush(self) -> None:
+        """Write what is noted within ``NOTE_DELAY_S``, or with the next durable write if that comes first.
+
+        Each step of a short task would otherwise wake the writer, and make the durable write behind it wait for a
+        commit of its own.
+        """
+        if self._writer.is_closed:
+            raise Internal("the journal is closed")
+        if not self._notes and not self._forgotten:
+            asyncio.get_running_loop().call_later(NOTE_DELAY_S, self._flush_notes)
+
+    def _flush_notes(self) -> None:
+        operation = self._take_notes()
+        if operation is not None:
+            self._writer.post(operation)
+
+    def _take_notes(self) -> Callable[[sqlite3.Connection], None] | None:
+        notes, forgotten = self._notes, self._forgotten
+        if not notes and not forgotten:
+            return None
+        self._notes, self._forgotten = {}, []
+
+        def operation(db: sqlite3.Connection) -> None:
+            for execution_id, changes in notes.items():
+                assignments = ", ".join(f"{name} = ?" for name in changes)
+                values = [_to_column(value) for value in changes.values()]
+                sql = f"UPDATE execution SET {assignments} WHERE id = ?"  # noqa: S608 - names were checked in note
+                db.execute(sql, (*values, execution_id))
+            for execution_id in forgotten:
+                db.execute("DELETE FROM outbox WHERE execution_id = ? AND is_final = 0", (execution_id,))
+                db.execute("DELETE FROM execution WHERE id = ?", (execution_id,))
+
+        return operation
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, isolation_level=None, timeout=10.0, cached_statements=256)

@@ -53,40 +53,44 @@ class GroupCommitWriter:
         self._connect = connect
         self._on_error = on_error
         self._on_full = on_full
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._is_closed = False
+        self.is_closed = False
         self._thread.start()
         failure = self._opened.get()
         if failure is not None:
             raise failure
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, before: Operation | None = None) -> T:
         """Run ``operation`` and return its value after the commit.
 
         Cancelling the caller does not take the operation back.
+
+        Args:
+            before: Runs just before, in a savepoint of its own and in the same commit.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put(_Job(operation, loop, future))
+        first = [_Job(before, None, None)] if before is not None else []
+        self._put([*first, _Job(operation, loop, future)])
         return await future
 
     def post(self, operation: Operation) -> None:
         """Run ``operation`` in its turn without waiting."""
-        self._put(_Job(operation, None, None))
+        self._put([_Job(operation, None, None)])
 
     async def close(self) -> None:
         """Finish what is queued, then close the connection; idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
-    def _put(self, job: _Job) -> None:
-        if self._is_closed:
+    def _put(self, jobs: list[_Job]) -> None:
+        if self.is_closed:
             raise Internal("the journal is closed")
-        self._queue.put(job)
+        self._queue.put(jobs)
 
     def _run(self) -> None:
         try:
@@ -98,18 +102,13 @@ class GroupCommitWriter:
         is_open = True
         while is_open:
             batch: list[_Job] = []
-            job = self._queue.get()
-            while job is not None and len(batch) < MAX_BATCH:
-                batch.append(job)
-                try:
-                    job = self._queue.get_nowait()
-                except queue.Empty:
+            jobs = self._queue.get()
+            while jobs is not None:
+                batch += jobs
+                if len(batch) >= MAX_BATCH or self._queue.empty():
                     break
-            else:
-                if job is None:
-                    is_open = False
-                else:
-                    batch.append(job)
+                jobs = self._queue.get()
+            is_open = jobs is not None
             self._commit(connection, batch)
         connection.close()
 
