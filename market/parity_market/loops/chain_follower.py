@@ -152,7 +152,8 @@ class Follower:
     async def _learn(self) -> tuple[set[str], set[str]]:
         """Return the nodes and creators that are followed from now on."""
         store, market = self._state.store, self._state.market
-        counts = await store.read(partial(following.followed_counts, chain=market.chain, spender=market.spender))
+        creators_now = await store.read(partial(following.creators_count, chain=market.chain, spender=market.spender))
+        counts = (len(self._state.scheduler.presence), creators_now)
         if counts == self._counts:
             return set(), set()
         nodes = set(await store.read(following.followed_nodes)) - self._nodes

@@ -33,10 +33,10 @@ async def forget(state: MarketState) -> int:
 
 async def measure(state: MarketState) -> None:
     """Set the gauges from the store and from memory."""
-    counts, live = await state.store.read(views.counts)
+    counts, leases = await state.store.read(views.counts)
     for task_state in TaskState:
         TASKS.labels(str(task_state)).set(counts.get(str(task_state), 0))
-    LEASES_LIVE.set(live)
+    LEASES_LIVE.set(leases)
     NODES_ONLINE.set(sum(1 for _ in state.scheduler.presence.online()))
     if state.chain_health.head is not None:
         CHAIN_HEAD.set(state.chain_health.head)

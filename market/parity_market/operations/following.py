@@ -17,7 +17,7 @@ __all__ = [
     "SeenCreator",
     "SeenNode",
     "SeenPaid",
-    "followed_counts",
+    "creators_count",
     "followed_creators",
     "followed_nodes",
     "funding_of",
@@ -62,9 +62,9 @@ class SeenCreator:
         return sum(item.paid for item in self.paid)
 
 
-def followed_counts(tx: ReadTx, chain: str, spender: str) -> tuple[int, int]:
-    """Return how many nodes and creators are followed; neither number ever falls."""
-    return tx.one(sql.NODE_COUNT) or 0, tx.one(sql.CHAIN_ESCROW_COUNT, chain=chain, spender=spender) or 0
+def creators_count(tx: ReadTx, chain: str, spender: str) -> int:
+    """Return of how many creators the escrow is followed; it never falls."""
+    return tx.one(sql.CHAIN_ESCROW_COUNT, chain=chain, spender=spender) or 0
 
 
 def followed_nodes(tx: ReadTx) -> list[str]:
