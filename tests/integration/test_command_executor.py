@@ -372,6 +372,66 @@ async def test_system_calls_that_escapes_use_are_refused_and_ordinary_ones_work(
     assert lines == expected
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'bwrap: No permissions to create a new namespace' >&2; exit 1", "No permissions"),
+        ("exit 0", "could not set up"),
+        ('exec "$REAL" --ro-bind /nonexistent /x "$@"', "/nonexistent"),
+    ],
+)
+async def test_a_bubblewrap_that_does_not_work_makes_it_unavailable_and_says_why(exec_dir, monkeypatch, script, said):
+    real = shutil.which("bwrap")
+    programs = exec_dir / "programs"
+    programs.mkdir(mode=0o755)
+    fake = programs / "bwrap"
+    fake.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    executor = CommandExecutor(exec_dir=exec_dir, inputs=StaticInputs(), clock=SystemClock(), enabled=True)
+
+    state = await executor.describe()
+
+    assert not state.available
+    assert said in state.reason
+    assert left_in(exec_dir) == ["programs"]
+
+
+@pytest.mark.root
+async def test_a_folder_that_the_slots_user_cannot_reach_makes_it_unavailable_and_says_why(exec_dir):
+    hidden = exec_dir / "hidden" / "exec"
+    hidden.mkdir(parents=True, mode=0o711)
+    hidden.parent.chmod(0o700)
+    executor = CommandExecutor(exec_dir=hidden, inputs=StaticInputs(), clock=SystemClock(), enabled=True)
+
+    state = await executor.describe()
+
+    assert not state.available
+    assert "Permission denied" in state.reason
+    assert left_in(hidden) == []
+
+
+async def test_an_input_that_vanished_fails_the_task_as_the_nodes_fault(executor, exec_dir, inputs):
+    cid = inputs.add(b"x")
+    job = job_in(exec_dir, CommandSpec(command=("true",), inputs=(CidInput(cid=cid),)), limits())
+    handle = await executor.prepare(job)
+    (job.folder / "inputs" / "data").unlink()
+
+    result = await executor.wait(await executor.start(handle))
+
+    assert (result.outcome, result.reason) == (Outcome.FAILED, FailureReason.SANDBOX_FAILED)
+    assert "inputs/data" in result.message
+    await executor.cleanup(handle)
+
+
+async def test_keys_pressed_at_the_nodes_terminal_do_not_reach_the_task(executor, exec_dir):
+    handle = await Runner(executor, exec_dir).start(CommandSpec(command=("sleep", "30")))
+    outer = executor._runs[str(handle.state["execution_id"])].process.child.pid
+
+    assert os.getsid(outer) != os.getsid(0)
+    await executor.cleanup(handle)
+
+
 # -- limits --------------------------------------------------------------------------------------------------------
 
 

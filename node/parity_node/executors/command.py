@@ -20,10 +20,11 @@ from parity_node.data import InputSource
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
 from parity_node.executors.process import OutputLog, adopt_orphans, boot_id, kill_tree_of, same_process
-from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, SandboxExit, SandboxProcess, find_bwrap
+from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, find_bwrap
 from parity_node.executors.sandbox.cgroup import Cgroup
 from parity_node.executors.sandbox.drop import make_traversable, own, slot_identity
 from parity_node.executors.sandbox.env import task_env
+from parity_node.executors.sandbox.launch import SandboxExit, SandboxProcess
 from parity_node.executors.sandbox.limits import scratch_bytes, task_rlimits
 from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.executors.sandbox.probe import find_missing, try_sandbox

@@ -1,47 +1,28 @@
-"""bubblewrap: the command line of one sandbox, and its process.
-
-bwrap stops twice. First at ``--block-fd``, when it has one process inside: that joins the control group, and what it
-forks later is in it too. Then the task's command waits behind a gate, a shell that reads one line from the node and ends
-if there is none: it opens when the sandbox is sure to die with the node. Without it a node that is killed while bwrap
-sets up leaves a task behind that nobody knows of, because bwrap's own parent-death signal is set late, and the end of
-``--block-fd`` lets it go on.
-"""
+"""bubblewrap's command line for one sandbox."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import anyio
-
-from parity_node.executors.process import Child, Exit, Identity, OutputLog, reap, start_time
-from parity_node.executors.sandbox.limits import limit_command, limit_process
-from parity_node.executors.sandbox.seccomp import machine_architecture, seccomp_filter
+from parity_node.executors.process import Identity
+from parity_node.executors.sandbox.limits import limit_command
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = [
     "GATE",
     "TASK_HOME",
     "Sandbox",
-    "SandboxExit",
-    "SandboxProcess",
     "bwrap_options",
     "find_bwrap",
     "inner_command",
 ]
 
 TASK_HOME = "/task"
-_SETUP_S = 10.0  # until bwrap's namespaces stand
-_END_S = 2.0  # until a killed tree is gone
-_LOOK_S = 0.000_5
-_MAX_STATUS_BYTES = 16_384
 _ENV = "/usr/bin/env"  # of coreutils
 GATE: Final = ("/bin/sh", "-c", 'read -r go || exit 1; unset SHLVL OLDPWD; exec "$@" < /dev/null', "gate")
 _LOADS_CODE = re.compile(r"(?:LD_|GLIBC_|MALLOC_|GCONV_PATH|LOCPATH|NLSPATH|BASH|SHELLOPTS|PS4$|ENV$|IFS$)")
@@ -59,14 +40,6 @@ class Sandbox:
     scratch_bytes: int  # of each of /task, /tmp and /dev/shm
     rlimits: Mapping[int, int]
     identity: Identity | None  # None: the node's own, ordinary user
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxExit:
-    """How it ended. ``code`` is None when the command never started; 128 + n is signal n."""
-
-    code: int | None
-    usage: Exit
 
 
 def find_bwrap() -> Path | None:
@@ -133,208 +106,3 @@ def inner_command(sandbox: Sandbox) -> list[str]:
 
 def _early_env(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not _LOADS_CODE.match(name)}
-
-
-class SandboxProcess:
-    """A running sandbox; ``launch`` makes it."""
-
-    def __init__(self, child: Child, status_fd: int) -> None:
-        self.child = child
-        self.init_pid = 0  # first process of the sandbox's pid namespace: when it dies the kernel kills the rest
-        self.init_started: int | None = None
-        self._init_fd = -1
-        self._status_fd = status_fd
-        self._status = bytearray()
-        self._exit: SandboxExit | None = None
-        self._ending = anyio.Lock()
-
-    @classmethod
-    async def launch(
-        cls, bwrap: Path, sandbox: Sandbox, output: OutputLog, *, confine: Callable[[int], None] | None = None
-    ) -> SandboxProcess:
-        """Start a sandbox and return once its command is let go; call it on the event loop's thread.
-
-        Args:
-            confine: Called with the pid that becomes the task, before the command starts; joins it to a cgroup.
-
-        Raises:
-            ExecutionFailed: The sandbox could not be set up (``sandbox_failed``, with bwrap's words).
-        """
-        architecture = machine_architecture()
-        if architecture is None:
-            raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"no system-call filter for {os.uname().machine}")
-        if sandbox.identity is None and os.geteuid() == 0:
-            raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap started by root contains nothing")
-        uid, gid = (sandbox.identity.uid, sandbox.identity.gid) if sandbox.identity else (os.geteuid(), os.getegid())
-        status_read, status_write = os.pipe()
-        block_read, block_write = os.pipe()
-        gate_read, gate_write = os.pipe()
-        ours, theirs = [block_write, gate_write, gate_read], [status_write, block_read]
-        try:
-            texts = {
-                "seccomp": seccomp_filter(architecture),
-                "passwd": f"task:x:{uid}:{gid}:task:{TASK_HOME}:/bin/sh\n".encode(),
-                "group": f"task:x:{gid}:\n".encode(),
-            }
-            fds = {"status": status_write, "block": block_read}
-            for name, text in texts.items():
-                fds[name] = _memory_file(name, text)
-                theirs.append(fds[name])
-            # In a file, not in argv: everybody on this machine can read a process's argv, and the environment is in it.
-            options = _memory_file("options", b"\0".join(os.fsencode(each) for each in bwrap_options(sandbox, fds=fds)))
-            theirs.append(options)
-            child = Child(
-                [str(bwrap), "--args", str(options), "--", *inner_command(sandbox)],
-                env={},
-                cwd="/",
-                output=output,
-                stdin=gate_read,
-                pass_fds=theirs,
-                identity=sandbox.identity,
-            )
-            os.set_blocking(status_read, False)
-            process = cls(child, status_read)
-            status_read = -1
-            try:
-                for fd in theirs:
-                    os.close(fd)
-                theirs = []
-                await process._set_up()
-                if confine is not None:
-                    confine(process.init_pid)
-                limit_process(process.init_pid, sandbox.rlimits)
-                os.write(block_write, b"\n")  # from here on it forks
-                await process._contained()
-                os.write(gate_write, b"go\n")
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await process.end()
-                raise
-        finally:
-            for fd in (status_read, *ours, *theirs):
-                if fd >= 0:
-                    os.close(fd)
-        return process
-
-    async def wait(self) -> SandboxExit:
-        """Return when the command has ended and nothing of its tree is left; may be called again."""
-        async with self._ending:
-            if self._exit is None:
-                outer = await self.child.wait()
-                self._kill_init()
-                inner = await self._init_gone()
-                self._read_status()
-                code = self._member("exit-code")
-                usage = Exit(
-                    outer.status,
-                    outer.cpu_ms + (inner.cpu_ms if inner else 0),
-                    inner.peak_memory_bytes if inner else 0,  # the outer one's is that of the node it was forked from
-                )
-                self._exit = SandboxExit(code, usage)
-                self._close()
-                await self.child.output.finish()
-        return self._exit
-
-    def kill(self) -> None:
-        """End the whole tree at once; ``wait`` tells when it is gone."""
-        self._kill_init()
-        self.child.kill()
-
-    async def end(self) -> None:
-        """End the whole tree and return when it is gone, or after a bounded time; idempotent."""
-        self.kill()
-        with anyio.move_on_after(_END_S):
-            await self.wait()
-
-    # -- the process inside --------------------------------------------------------------------------------------
-
-    async def _set_up(self) -> None:
-        """Wait until bwrap names the process that becomes the task."""
-        with anyio.move_on_after(_SETUP_S):
-            while self._read_status():
-                pid = self._member("child-pid")
-                if pid is not None:
-                    self.init_pid = pid
-                    self.init_started = start_time(pid)
-                    self._init_fd = os.pidfd_open(pid)
-                    return
-                await anyio.wait_readable(self._status_fd)
-        self.kill()
-        await self.wait()
-        raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap could not set up its namespaces")
-
-    async def _contained(self) -> None:
-        """Wait until the sandbox's first process has its parent-death signal, or is gone.
-
-        It sets that before it takes the system-call filter, which others can see.
-        """
-        status = Path(f"/proc/{self.init_pid}/status")
-        with anyio.move_on_after(_SETUP_S):
-            while _is_unfiltered(status):  # noqa: ASYNC110 - the kernel tells nobody
-                await anyio.sleep(_LOOK_S)
-
-    def _kill_init(self) -> None:
-        if self._init_fd >= 0:
-            try:
-                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-
-    async def _init_gone(self) -> Exit | None:
-        if self._init_fd < 0:
-            return None
-        await anyio.wait_readable(self._init_fd)
-        return await reap(self.init_pid)
-
-    # -- bwrap's status pipe -------------------------------------------------------------------------------------
-
-    def _read_status(self) -> bool:
-        """Take what bwrap wrote; return whether more can come."""
-        while len(self._status) < _MAX_STATUS_BYTES:
-            try:
-                data = os.read(self._status_fd, _MAX_STATUS_BYTES)
-            except BlockingIOError:
-                return True
-            if not data:
-                return False
-            self._status += data
-        return False
-
-    def _member(self, name: str) -> int | None:
-        for line in bytes(self._status).split(b"\n"):
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            value = found.get(name) if isinstance(found, dict) else None
-            if isinstance(value, int):
-                return value
-        return None
-
-    def _close(self) -> None:
-        for fd in (self._status_fd, self._init_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._status_fd = self._init_fd = -1
-
-
-def _is_unfiltered(status: Path) -> bool:
-    """Whether a process exists that has no system-call filter yet."""
-    try:
-        text = status.read_text()
-    except OSError:
-        return False
-    return "\nSeccomp:\t2\n" not in text and "\nState:\tZ" not in text
-
-
-def _memory_file(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -58,6 +58,8 @@ class Cgroup:
         try:
             for folder in self._folders:
                 (folder / "cgroup.procs").write_text(str(pid))
+        except ProcessLookupError:  # it has ended already; whoever waits for it finds out why
+            return
         except OSError as exc:
             raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"cannot join a control group: {exc.strerror}") from exc
 

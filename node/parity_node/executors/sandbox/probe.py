@@ -17,9 +17,10 @@ import anyio
 
 from parity_node.executors.base import Limits
 from parity_node.executors.process import OutputLog
-from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, SandboxProcess, find_bwrap
+from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, find_bwrap
 from parity_node.executors.sandbox.drop import make_traversable, own, slot_identity
 from parity_node.executors.sandbox.env import task_env
+from parity_node.executors.sandbox.launch import SandboxProcess
 from parity_node.executors.sandbox.limits import PRLIMIT, scratch_bytes, task_rlimits
 from parity_node.executors.sandbox.seccomp import machine_architecture
 from parity_protocol.errors import ParityError
