@@ -31,6 +31,7 @@ class PresentNode:
     online: bool  # False after a graceful stop
     bond: int  # base units
     running: int = 0  # live leases
+    version: int = 0  # grows with every change of what dispatch compares, age apart
 
 
 class Presence:
@@ -56,6 +57,7 @@ class Presence:
     def load(self, row: NodeRow, *, bond: int, running: int) -> None:
         """Take a node over from the store at start-up."""
         capability = Capability.model_validate_json(row.capability_doc)
+        known = self._nodes.get(row.id)
         self._nodes[row.id] = PresentNode(
             node_id=row.id,
             instance=row.instance,
@@ -67,6 +69,7 @@ class Presence:
             online=bool(row.online),
             bond=bond,
             running=running,
+            version=0 if known is None else known.version + 1,
         )
 
     def enrolled(self, row: NodeRow, *, bond: int) -> None:
@@ -91,10 +94,12 @@ class Presence:
         node.online = not going_offline
         if free_slots is not None:
             node.free_slots = free_slots
-        if draining is not None:
+        if draining is not None and draining != node.draining:
             node.draining = draining
+            node.version += 1
         if capability is not None:
             node.capability = capability
+            node.version += 1
         self._dirty.add(node_id)
         return True
 
@@ -104,6 +109,7 @@ class Presence:
         if node is None or node.bond == bond:
             return False
         node.bond = bond
+        node.version += 1
         return True
 
     def add_running(self, node_id: str, change: int) -> None:

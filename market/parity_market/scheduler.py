@@ -27,6 +27,7 @@ from parity_market.store.base import MarketStore, ReadTx
 from parity_market.store.rows import TaskRow, from_us
 from parity_protocol.api.nodes import WhyNoWorkReply
 from parity_protocol.api.tasks import WhyPendingReply
+from parity_protocol.capability import MAX_CAPABILITY_AGE_S
 from parity_protocol.clock import Clock
 from parity_protocol.errors import FailureReason, NotFound, Overloaded
 from parity_protocol.policy import Denial
@@ -59,6 +60,7 @@ class _Bucket:
     needs: Needs
     heap: list[tuple[int, str]] = field(default_factory=list)  # (created, task id); entries may be out of date
     refusals: RefusalCounts = field(default_factory=RefusalCounts)
+    verdicts: dict[str, tuple[int, Denial | None]] = field(default_factory=dict)  # by node: its version, and why not
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +138,7 @@ class Scheduler:
     # -- polling --------------------------------------------------------------------------------------------------
 
     async def poll(self, node_id: str, slots: int, wait_s: float) -> list[Offer]:
-        """Wait for work for a node.
+        """Wait for work for a node; an earlier poll of the same node ends.
 
         Args:
             slots: How many tasks it can start now; it gets at most so many.
@@ -156,6 +158,7 @@ class Scheduler:
         node = self.presence.get(node_id)
         assert node is not None
         until = self._clock.monotonic() + wait_s
+        self._supersede(node_id)
         while True:
             waiter = _Waiter(node, slots, until, asyncio.get_running_loop().create_future())
             self._waiters.append(waiter)
@@ -178,8 +181,15 @@ class Scheduler:
             for task_id in waiter.taken:
                 if task_id not in kept:  # the store knows better: it is not pending any more
                     self.task_gone(task_id)
-            if offered or self._clock.monotonic() >= until:
+            if offered or self._clock.monotonic() >= waiter.until:
                 return offered
+
+    def _supersede(self, node_id: str) -> None:
+        """End an earlier poll of a node: it was killed or lost its connection, and would be offered what nobody reads."""
+        for waiter in self._waiters:
+            if waiter.node.node_id == node_id and not waiter.future.done():
+                waiter.until = self._clock.monotonic()
+                waiter.future.set_result(None)
 
     # -- signals --------------------------------------------------------------------------------------------------
 
@@ -259,6 +269,8 @@ class Scheduler:
         if not self._buckets:
             return
         hungry = deque(waiter for waiter in self._waiters if not waiter.future.done())
+        for waiter in hungry:
+            waiter.node = self.presence.get(waiter.node.node_id) or waiter.node  # it may have enrolled again
         fitting = {id(waiter): self._fitting(waiter.node) for waiter in hungry}
         while hungry:
             waiter = hungry.popleft()
@@ -274,17 +286,21 @@ class Scheduler:
                 waiter.future.set_result(None)
 
     def _fitting(self, node: PresentNode) -> list[_Bucket]:
-        view = self.presence.view(node)
-        counts = self._counts_of(node.node_id)
+        view, counts, now = self.presence.view(node), self._counts_of(node.node_id), self._clock.now()
+        is_stale = view.capability_age_s > MAX_CAPABILITY_AGE_S
         found = []
         for bucket in self._buckets.values():
-            denial = check_fit(bucket.needs, view)
+            # Anybody can submit tasks of a thousand different sizes, so each is compared with a node only once.
+            verdict = bucket.verdicts.get(node.node_id)
+            if verdict is None or verdict[0] != node.version or is_stale:
+                verdict = (node.version, check_fit(bucket.needs, view))
+                if not is_stale:
+                    bucket.verdicts[node.node_id] = verdict
+            denial = verdict[1]
             if denial is None:
                 found.append(bucket)
             else:
-                task_id = bucket.heap[0][1]
-                now = self._clock.now()
-                counts.add(denial, task_id=task_id, node_id=None, at=now)
+                counts.add(denial, task_id=bucket.heap[0][1], node_id=None, at=now)
                 bucket.refusals.add(denial, task_id=None, node_id=node.node_id, at=now)
         return found
 

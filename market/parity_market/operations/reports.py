@@ -126,7 +126,7 @@ def _store(tx: Tx, checked: CheckedReport, now: datetime) -> None:
             task_id=report.task_id,
             node_id=checked.node_id,
             digest=checked.digest,
-            doc=report.model_dump_json(exclude_defaults=True),
+            doc=report.model_dump_json(),
             received_us=to_us(now),
         ),
     )

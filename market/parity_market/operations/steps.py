@@ -63,6 +63,8 @@ def step(
     else:
         tx.insert_many(sql.EVENT_INSERT, made)
     tx.run(command, key_id=task.id, state=state, seq=seq, updated_us=now_us, **changes)
+    if state in FINAL_STATES and not tx.run(sql.TASK_COUNTED, key_state=state):
+        tx.insert(sql.TASK_COUNT_INSERT, (state, 1))
     return task._replace(state=state, seq=seq, updated_us=now_us, **changes)
 
 

@@ -284,5 +284,6 @@ def proof(tx: ReadTx, task_id: str) -> ProofReply:
 
 
 def counts(tx: ReadTx) -> tuple[dict[str, int], int]:
-    """Return how many tasks are in each state, and how many leases are live."""
-    return dict(tx.all(sql.TASK_COUNTS)), tx.one(sql.LEASES_LIVE_COUNT) or 0
+    """Return how many tasks are in each state, and how many leases are live; final states are counted as they come."""
+    found = [*tx.all(sql.TASK_COUNTS_LIVE), *tx.all(sql.TASK_COUNTS_FINAL)]
+    return dict(found), tx.one(sql.LEASES_LIVE_COUNT) or 0

@@ -108,10 +108,23 @@ TASKS_PAST_DEADLINE = _rows(
         .limit(_int("limit"))
     ),
 )
-TASK_COUNTS: Query[tuple[str, int]] = Query(
-    sa.select(sa.cast(t.task.c.state, sa.Text), sa.func.count()).group_by(t.task.c.state),
-    lambda values: (values[0], values[1]),
+
+
+def _counted(values: Sequence[Any]) -> tuple[str, int]:
+    return str(values[0]), int(values[1])
+
+
+# Answered by the partial index: the cost does not grow with history.
+TASK_COUNTS_LIVE: Query[tuple[str, int]] = Query(
+    sa.select(t.task.c.state, sa.func.count()).where(LIVE_STATES).group_by(t.task.c.state), _counted
 )
+TASK_COUNTS_FINAL: Query[tuple[str, int]] = Query(sa.select(t.task_count.c.state, t.task_count.c.count), _counted)
+TASK_COUNTED = Command(
+    sa.update(t.task_count)
+    .where(t.task_count.c.state == _bind("key_state", t.task_count.c.state.type))
+    .values(count=t.task_count.c.count + 1)
+)
+TASK_COUNT_INSERT = _insert(t.task_count)
 
 # One update per step of a task's life: only what that step changes is written.
 _STEP = ("state", "seq", "updated_us")

@@ -132,6 +132,8 @@ sa.Index(
 _LIVE = sa.text("state IN ('pending', 'leased', 'running', 'verifying')")
 sa.Index("task_live", task.c.state, task.c.deadline_us, sqlite_where=_LIVE, postgresql_where=_LIVE)
 
+task_count = _table("task_count", _key("state", StateText), _needed("count", sa.BigInteger))  # of final states
+
 task_group = _table(
     "task_group",
     _key("id"),

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from parity_market.operations import leases, money, reports, tasks
+from parity_market.operations import leases, money, reports, tasks, views
 from parity_market.operations.leases import ClaimRequest
 from parity_market.operations.tasks import NewSubmission
 from parity_market.store import SqliteStore, open_sqlite
@@ -548,6 +548,12 @@ class TaskLife(RuleBasedStateMachine):
             assert attempts <= task.max_attempts
         live = self.select("SELECT task_id, fence FROM lease WHERE live = 1")
         assert sorted(live) == sorted((task.id, task.fence) for task in self.tasks if task.live)
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        counts, live = self.call(self.store.read(views.counts))
+        assert counts == Counter(str(task.state) for task in self.tasks)
+        assert live == sum(task.live for task in self.tasks)
 
     @invariant()
     def accepted_results_are_kept_and_paid_once(self) -> None:

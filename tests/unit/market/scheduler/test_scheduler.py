@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_market.domain.dispatch import Needs, NodeView, check_fit
 from parity_market.operations import leases, nodes
 from parity_market.operations.context import Market
 from parity_market.operations.leases import Offer
@@ -20,6 +21,7 @@ from parity_market.testing import CHAIN_KEY, SPENDER, Bench, capability, command
 from parity_protocol.capability import Capability
 from parity_protocol.errors import NotFound
 from parity_protocol.lease import Lease
+from parity_protocol.policy import Denial
 from parity_protocol.task import TaskKind
 from parity_protocol.testing.clock import FakeClock
 
@@ -182,6 +184,54 @@ async def test_a_caller_that_goes_away_gives_its_offers_back(world: World) -> No
     await asyncio.gather(polling, return_exceptions=True)
 
     assert await world.poll(bob) == [reply.id]
+
+
+async def test_a_new_poll_of_a_node_ends_its_earlier_one(world: World) -> None:
+    ada = await world.arrive("ada")
+    lost = asyncio.ensure_future(world.poll(ada, wait_s=20))
+    await settle()
+    alive = asyncio.ensure_future(world.poll(ada, wait_s=20))
+    await settle()
+
+    reply = await world.submit(command_submission())
+
+    assert await until_done(lost) == []
+    assert await until_done(alive) == [reply.id]
+
+
+async def test_a_node_that_can_do_more_now_gets_what_waited_for_it(world: World) -> None:
+    ada = await world.arrive("ada", offers=capability(kinds=frozenset({TaskKind.LLM})))
+    polling = asyncio.ensure_future(world.poll(ada, wait_s=20))
+    await settle()
+    reply = await world.submit(command_submission())
+    await settle()
+    refused = not polling.done()
+
+    world.scheduler.presence.heard(ada, capability=capability())
+    world.scheduler.node_changed(ada)
+
+    assert refused
+    assert await until_done(polling) == [reply.id]
+
+
+async def test_a_thousand_kinds_of_tasks_are_compared_with_a_node_once_each(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await world.arrive("ada", offers=capability(memory_bytes=1 << 30))
+    compared = Counter[str]()
+
+    def count(needs: Needs, node: NodeView) -> Denial | None:
+        compared[needs.to_doc()] += 1
+        return check_fit(needs, node)
+
+    monkeypatch.setattr("parity_market.scheduler.check_fit", count)
+    for number in range(50):
+        await world.submit(command_submission(reward=0, resources={"memory_bytes": (2 << 30) + number}))
+    for _ in range(5):
+        assert await world.poll(ada) == []
+
+    assert set(compared.values()) == {1}
+    assert len(compared) == 50
 
 
 async def test_a_task_that_comes_back_wakes_a_waiting_node(world: World) -> None:

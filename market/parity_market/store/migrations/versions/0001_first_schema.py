@@ -237,6 +237,13 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "task_count",
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("state"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "task_event",
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("seq", sa.Integer(), nullable=False),
