@@ -46,6 +46,7 @@ FLUSH_TIMEOUT_S = 5.0  # for reports that wait when a drained node stops
 GOODBYE_TIMEOUT_S = 2.0
 PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could not run
 FULL_PAUSE_S = 1.0
+GATHER_S = 0.002
 
 log = structlog.get_logger(__name__)
 
@@ -138,6 +139,7 @@ class Agent:
         )
         self._waiting = anyio.CancelScope()  # of the acquire loop: what a drain may interrupt
         self._told_obstacle = ""
+        self._had_offers = False
         self._acquiring_ended = anyio.Event()
         self._drain_asked = anyio.Event()
         self._grace_s = settings.runner_grace.total_seconds()
@@ -324,7 +326,13 @@ class Agent:
             await self._parts.clock.sleep(FULL_PAUSE_S)
             self.measure()
             return ()
-        return await self._acquirer.poll(min(free, self._room()))
+        if self._had_offers and free < self.slots.count:
+            # The market is busy and slots become free one after the other: asking for several at once costs less.
+            await self._parts.clock.sleep(GATHER_S)
+            free = self.slots.free
+        offers = await self._acquirer.poll(max(1, min(free, self._room())))
+        self._had_offers = bool(offers)
+        return offers
 
     def _obstacle(self) -> str:
         if self._room() <= 0:

@@ -268,13 +268,17 @@ class ExecutionRunner:
             broken = ExecutionResult(Outcome.FAILED, FailureReason.NODE_FAULT, "the executor's result is malformed")
             entry, report = self._report(live, broken, None, finished_at)
         crashpoint("result.written")
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._logs.finish, row.id)
-            await self._journal(entry)
-        live.row = replace(row, phase=Phase.COLLECTED)
-        crashpoint("result.journalled")
-        self._starts.discard(row.lease_id)
-        self._outbox.add(entry, report)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._logs.finish, row.id)
+                await self._journal(live, entry)
+        finally:
+            if (
+                live.row.phase is Phase.COLLECTED
+            ):  # even when the lease was lost meanwhile: the market decides by the fence
+                crashpoint("result.journalled")
+                self._starts.discard(row.lease_id)
+                self._outbox.add(entry, report)
         crashpoint("report.enqueued")
         outcome = "succeeded" if report.report.outcome is Outcome.SUCCEEDED else str(report.report.reason)
         self._on_ended(row.kind, outcome, max(0.0, finished_at - (row.started_at or finished_at)))
@@ -293,12 +297,13 @@ class ExecutionRunner:
             finished_at=finished_at,
         )
 
-    async def _journal(self, entry: OutboxEntry) -> None:
+    async def _journal(self, live: Running, entry: OutboxEntry) -> None:
         """Make a report durable; on a full disk wait for room as long as the lease lasts."""
         while True:
             try:
                 with anyio.CancelScope(shield=True):  # written or not, but known
                     await self._store.collect(entry, phase=Phase.COLLECTED)
+                    live.row = replace(live.row, phase=Phase.COLLECTED)
                 return
             except StorageFull as exc:
                 log.error("result_not_journalled", report=entry.id, error=exc.message)  # noqa: TRY400 - says enough

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from parity_node.crashpoints import crashpoint
@@ -27,6 +28,7 @@ __all__ = ["MAX_REPORT_BATCH", "Outbox", "Settled"]
 MAX_REPORT_BATCH = 64  # reports in one message
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 1_800.0
+GATHER_TURNS = 3  # of the event loop
 
 log = structlog.get_logger(__name__)
 
@@ -141,6 +143,8 @@ class Outbox:
     async def _report_loop(self) -> None:
         backoff = Backoff(0.2, 30.0)
         while True:
+            for _ in range(GATHER_TURNS):  # results that share a commit arrive one after the other
+                await anyio.lowlevel.checkpoint()
             batch, pause_s = self._next_batch()
             if not batch:
                 await _wait(self._to_report, self._clock, pause_s)

@@ -581,3 +581,78 @@ async def test_control_answers_status_drain_and_logs(node, market: MarketSimulat
     assert status["state"] == "online"
     assert logs["text"] == "ello"
     assert task.state is TaskState.COMPLETED
+
+
+# -- what only time brings ---------------------------------------------------------------------------------------
+
+
+async def test_machine_that_slept_past_its_lease_stops_the_task_within_a_second_of_waking(
+    node, market: MarketSimulator, clock: FakeClock
+) -> None:
+    task = market.offer()
+
+    async with node(executor=ScriptedExecutor(clock, run_for_s=7200)) as running:
+        await running.until(lambda: task.state is TaskState.RUNNING)
+        clock._elapsed += 3600  # timers stand still while a machine sleeps, CLOCK_BOOTTIME does not
+        await running.until(lambda: running.executor.stopped == [task.id], within_s=1.1)
+
+    assert task.reports == {}
+
+
+async def test_lease_that_is_lost_while_the_result_is_journalled_leaves_the_verdict_to_the_market(
+    node, market: MarketSimulator, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, task = MemoryNodeStore(), market.offer()
+    collect = store.collect
+
+    async with node(store=store, executor=ScriptedExecutor(clock, run_for_s=5)) as running:
+        await running.until(lambda: task.state is TaskState.RUNNING)
+
+        async def collect_slowly(*args, **kwargs) -> None:
+            await clock.sleep(40)
+            await collect(*args, **kwargs)
+
+        monkeypatch.setattr(store, "collect", collect_slowly)
+        market.cancel(task)
+        await running.until(lambda: market.calls.get("report", 0) > 0, within_s=120)
+        await running.until(running.is_idle)
+
+    assert task.earnings == 0
+    assert (await store.load()).executions == ()
+    assert (await store.load()).outbox == ()
+
+
+async def test_heartbeats_carry_what_the_node_does(node, market: MarketSimulator, clock: FakeClock) -> None:
+    task = market.offer()
+
+    async with node(executor=ScriptedExecutor(clock, run_for_s=3600)) as running:
+        await running.until(lambda: task.state is TaskState.RUNNING)
+        await running.pass_time(35)
+
+    beat = market.heartbeats[-1]
+    assert (beat.running, beat.free_slots, beat.draining) == ((task.id,), 1, False)
+
+
+async def test_capability_is_measured_again_before_the_market_forgets_it(node, market: MarketSimulator) -> None:
+    async with node() as running:
+        await running.pass_time(200)
+
+    measured = [beat.capability.measured_at for beat in market.heartbeats if beat.capability is not None]
+    assert len(measured) >= 1
+    assert measured[-1] - running.agent.started_at.timestamp() >= 100
+
+
+async def test_executor_that_cannot_run_is_announced_with_its_reason_and_tried_again(
+    node, market: MarketSimulator, clock: FakeClock
+) -> None:
+    executor = ScriptedExecutor(clock, available=False)
+    task = market.offer()
+
+    async with node(executor=executor) as running:
+        await running.until(lambda: "executor" in running.agent.metrics.refusals)
+        executor.available = True
+        await running.until(lambda: task.state is TaskState.COMPLETED, within_s=400, step_s=1)
+
+    (request,) = market.nodes.values()
+    assert not request.capability.executors[executor.kind].available
+    assert "script says so" in running.agent.metrics.refusals["executor"].message
