@@ -31,7 +31,7 @@ def demo(output: Output, keep: bool) -> int:
     """
     from rich.console import Console
 
-    from parity_cli.demo.run import run_demo
+    from parity_cli.demo.run import Interrupted, run_demo
     from parity_cli.demo.screen import next_steps, render
     from parity_cli.demo.story import Demo
     from parity_cli.demo.summary import Summary
@@ -48,5 +48,8 @@ def demo(output: Output, keep: bool) -> int:
         console.print(next_steps(str(stack.folder) if keep else None, stack.join.url, stack.rpc_url))
         sys.stdout.flush()
 
-    summary = run_demo(console, keep=keep, told=told)
+    try:
+        summary = run_demo(console, keep=keep, told=told)
+    except Interrupted:
+        raise KeyboardInterrupt from None
     return OK if summary.ok else FAILED_CHECK

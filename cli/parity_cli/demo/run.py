@@ -56,6 +56,8 @@ def run_demo(console: Console, *, keep: bool, told: Told, clock: Clock | None = 
         console.print(f"the logs of all processes: {folder / 'logs'}", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # it ends already, in bounded time
         demo.stack.stop(within_s=INTERRUPTED_WITHIN_S) if quick else demo.stack.stop()
         if not keeps_folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -93,8 +95,15 @@ async def _run(demo: Demo, keep: bool, told: Told) -> Summary:
     finally:
         with anyio.CancelScope(shield=True):
             await demo.stack.aclose()
-    if failure:
-        raise failure[0]
+    if failure and not caught:
+        raise _leaf(failure[0])
     if not found:
         raise Interrupted(caught[0] if caught else signal.SIGINT)
     return found[0]
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """Return the error itself out of groups, which say nothing to people."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

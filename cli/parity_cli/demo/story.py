@@ -65,12 +65,24 @@ class Demo:
         Raises:
             ParityError: Something did not work at all; what is only untrue is in the summary.
         """
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch)
+            summary = await self._tell()
+            group.cancel_scope.cancel()
+        return summary
+
+    async def _watch(self) -> None:
+        """End the demo at once when a process ends that should not."""
+        while True:
+            self.stack.processes.check()
+            await self.stack.clock.sleep(_POLL_S)
+
+    async def _tell(self) -> Summary:
         show, stack = self._show, self.stack
         data, epochs = await self._set_up()
         async with Client(stack.join, self.submitter, clock=stack.clock) as market:
             works = await self._add_data(market, data, epochs)
-            with anyio.fail_after(WORK_WITHIN_S):
-                done = await self._work(market, works)
+            done = await self._work(market, works)
             with show.step("pay", "vouchers on their way to the chain") as step:
                 await self._paid(market, done)
                 step.detail = "every earning is confirmed on chain"
