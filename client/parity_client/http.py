@@ -95,7 +95,7 @@ class MarketHttp:
             trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60.0),
             headers={"user-agent": "parity-client"},
         )
 
