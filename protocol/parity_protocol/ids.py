@@ -28,9 +28,9 @@ __all__ = [
     "checked_node_id",
 ]
 
-TaskId = NewType("TaskId", str)  # UUID version 4 in its 36-character form, given by the market
-GroupId = NewType("GroupId", str)  # UUID version 4
-LeaseId = NewType("LeaseId", str)  # UUID version 4
+TaskId = NewType("TaskId", str)  # UUID in its 36-character form, given by the market; sorts by creation
+GroupId = NewType("GroupId", str)  # UUID, as a task's
+LeaseId = NewType("LeaseId", str)  # UUID, as a task's
 ClaimId = NewType("ClaimId", str)  # UUID version 4, made and journalled by the node
 NodeId = NewType("NodeId", str)  # lower-case hex sha256 of the node's first Ed25519 public key, 64 characters
 AccountId = NewType("AccountId", str)  # what the vault knows an account by: a node id or a lower-case 0x… address

@@ -202,8 +202,11 @@ def renew(tx: Tx, market: Market, node_id: str, items: Sequence[RenewItem], now:
     return answers
 
 
-def _held(tx: ReadTx, node_id: str, item: RenewItem) -> tuple[TaskRow, LeaseRow]:
+def _held(tx: ReadTx, node_id: str, item: RenewItem, *, may_have_ended: bool = False) -> tuple[TaskRow, LeaseRow]:
     """Return the task and the live lease that ``item`` names.
+
+    Args:
+        may_have_ended: The lease with the newest fence counts although it was reported or lapsed.
 
     Raises:
         TaskCancelled: The task was cancelled.
@@ -215,7 +218,7 @@ def _held(tx: ReadTx, node_id: str, item: RenewItem) -> tuple[TaskRow, LeaseRow]
         raise TaskCancelled(f"task {item.task_id} was cancelled")
     current = (
         lease is not None
-        and lease.live
+        and (lease.live or may_have_ended)
         and (lease.id, lease.fence, lease.node_id) == (item.lease_id, item.fence, node_id)
     )
     if task is None or lease is None or not current:
@@ -292,7 +295,7 @@ def append_logs(
     sizes: dict[tuple[str, int], int] = {}
     for item in items:
         try:
-            _held(tx, node_id, item)
+            _held(tx, node_id, item, may_have_ended=True)  # the last words may come after the report
         except ParityError as exc:
             answers.append(exc)
             continue

@@ -387,9 +387,23 @@ async def test_logs_beyond_the_cap_are_dropped_and_said_to_be(bench: Bench) -> N
 
 async def test_logs_under_an_old_fence_are_refused(bench: Bench) -> None:
     lease, _ = await leased(bench)
-    await bench.store.write(lambda tx: leases.reap(tx, bench.market, bench.now + timedelta(seconds=31)))
+    bench.now += timedelta(seconds=31)
+    await bench.store.write(lambda tx: leases.reap(tx, bench.market, bench.now))
+    assert await append(bench, lease, 0, "nobody else has it") is None
 
-    assert isinstance(await append(bench, lease, 0, "late"), ParityError)
+    await bench.lease("bob", lease.task_id)
+
+    assert isinstance(await append(bench, lease, 18, "late"), ParityError)
+
+
+async def test_the_last_words_may_come_after_the_report(bench: Bench) -> None:
+    lease, order_hash = await leased(bench)
+    await bench.report("ada", final_report("ada", lease, order_hash=order_hash))
+
+    assert await append(bench, lease, 0, "bye\n") is None
+    shown = await bench.store.read(lambda tx: views.logs(tx, lease.task_id))
+
+    assert (shown.text, shown.done) == ("bye\n", True)
 
 
 async def test_metrics_are_kept_as_they_came(bench: Bench) -> None:
