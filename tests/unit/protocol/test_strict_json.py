@@ -110,7 +110,9 @@ def test_flaw_before_a_syntax_error_is_still_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, [math.inf], {"a": "\ud800"}, {"a": object()}, {1: 2, "b": 3}, b"bytes"], ids=repr
+    "value",
+    [math.nan, [math.inf], {"a": "\ud800"}, {"a": object()}, {1: 2, "b": 3}, b"bytes"],
+    ids=["nan", "infinity", "lone surrogate", "not JSON", "key not text", "bytes"],
 )
 def test_what_could_not_be_read_back_is_not_written(value: object) -> None:
     with pytest.raises(BadDocument):
