@@ -71,15 +71,25 @@ class GatewayInputs:
     def __init__(self, gateway: TrustlessGateway, store: BlobStore) -> None:
         self._gateway = gateway
         self._store = store
+        self._fetching: dict[Cid, anyio.Lock] = {}  # so that the parts of one session fetch their data once
 
     async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
         """See ``InputSource.fetch``."""
         try:
             root = Cid.parse(cid)
-            await self._gateway.fetch_into(root, self._store, max_bytes=max_bytes + _dag_overhead(max_bytes))
+            await self._get(root, max_bytes + _dag_overhead(max_bytes))
             return (await export_path(self._store, root, target, max_bytes=max_bytes, is_durable=False)).size
         except ParityError as exc:
             raise ExecutionFailed(_reason(exc), f"input {cid}: {exc.message}") from exc
+
+    async def _get(self, root: Cid, max_bytes: int) -> None:
+        lock = self._fetching.setdefault(root, anyio.Lock())
+        try:
+            async with lock:
+                await self._gateway.fetch_into(root, self._store, max_bytes=max_bytes)
+        finally:
+            if not lock.locked():
+                self._fetching.pop(root, None)
 
 
 class MarketInputs:

@@ -98,11 +98,14 @@ async def run(executor: FederatedExecutor, job: Job) -> tuple[ExecutionResult, b
 
 
 def is_gone(pid: object, started: object) -> bool:
+    """Whether nothing of the process runs; a dead one may still wait for whoever adopted it."""
     assert isinstance(pid, int)
-    return start_time(pid) != started
+    if start_time(pid) != started:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-async def gone(pid: object, started: object, within_s: float = 2.0) -> bool:
+async def gone(pid: object, started: object, within_s: float = 20.0) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if is_gone(pid, started):

@@ -254,11 +254,11 @@ def _result(folder: JobFolder, run: _Run, ended: SandboxExit, *, is_late: bool, 
         return failed(FailureReason.DISK_FULL, "the node's disk is full")
     if output.is_truncated:
         return failed(FailureReason.OUTPUT_TOO_LARGE, f"the task printed more than its {output.max_bytes} bytes")
+    if oom_kills:
+        return failed(FailureReason.OUT_OF_MEMORY, f"the task used more than its {limits.memory_bytes} bytes of memory")
     tail = printable_tail(folder.read_tail())
     if code is None:
         return failed(FailureReason.SANDBOX_FAILED, f"the sandbox could not start the task: {tail}")
-    if oom_kills:
-        return failed(FailureReason.OUT_OF_MEMORY, f"the task used more than its {limits.memory_bytes} bytes of memory")
     if code == _SIGNALLED + _SIGXCPU:
         return failed(FailureReason.TIMEOUT, "the task used more processor time than its wall time allows")
     if code != 0:

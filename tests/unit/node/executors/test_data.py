@@ -3,8 +3,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -140,3 +143,22 @@ async def test_the_store_is_opened_by_the_first_input_and_used_by_the_next(tmp_p
 
     assert len(requests) == 1
     assert (tmp_path / "y").read_bytes() == DATA
+
+
+async def test_content_that_two_tasks_need_at_once_is_fetched_once(tmp_path):
+    requests: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        await anyio.lowlevel.checkpoint()
+        return httpx.Response(200, stream=httpx.ByteStream(DATA))
+
+    gateway = TrustlessGateway(["https://market.test"], transport=httpx.MockTransport(answer), clock=FakeClock())
+    async with gateway:
+        inputs = GatewayInputs(gateway, MemoryBlobStore(max_bytes=1 << 20))
+        async with anyio.create_task_group() as group:
+            for name in ("x", "y", "z"):
+                group.start_soon(partial(inputs.fetch, CID, tmp_path / name, max_bytes=1_000))
+
+    assert len(requests) == 1
+    assert [(tmp_path / name).read_bytes() for name in ("x", "y", "z")] == [DATA] * 3
