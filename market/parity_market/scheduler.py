@@ -11,7 +11,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -20,7 +20,7 @@ from parity_market.followers import Followers
 from parity_market.operations import leases, nodes
 from parity_market.operations.leases import Offer
 from parity_market.operations.steps import read_names
-from parity_market.presence import Presence, PresentNode
+from parity_market.presence import MISSED_HEARTBEATS, Presence, PresentNode
 from parity_market.refusals import RefusalCounts, why_no_work, why_pending
 from parity_market.store import sql
 from parity_market.store.base import MarketStore, ReadTx
@@ -90,7 +90,9 @@ class Scheduler:
         self._waiters: deque[_Waiter] = deque()
         self._matching = False
         self._rescan_at = 0.0
+        self._settled_at = clock.monotonic() + MISSED_HEARTBEATS * heartbeat.total_seconds()
         self._node_refusals: dict[str, RefusalCounts] = {}
+        self._is_closing = False
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,14 @@ class Scheduler:
         while True:
             await self._clock.sleep(TICK_S)
             await self.tick()
+
+    def close(self) -> None:
+        """Answer everybody who waits, now and from now on: the market is about to stop."""
+        self._is_closing = True
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+        self.followers.close()
 
     async def tick(self) -> None:
         """End what has timed out: reservations, polls, followers; once a second look at the store."""
@@ -164,7 +174,7 @@ class Scheduler:
             self._waiters.append(waiter)
             try:
                 self._kick()
-                if wait_s > 0:
+                if wait_s > 0 and not self._is_closing:
                     await waiter.future
                 else:
                     self._match()
@@ -181,7 +191,7 @@ class Scheduler:
             for task_id in waiter.taken:
                 if task_id not in kept:  # the store knows better: it is not pending any more
                     self.task_gone(task_id)
-            if offered or self._clock.monotonic() >= waiter.until:
+            if offered or self._is_closing or self._clock.monotonic() >= waiter.until:
                 return offered
 
     def _supersede(self, node_id: str) -> None:
@@ -220,7 +230,20 @@ class Scheduler:
         self.presence.add_running(node_id, -1)
 
     def other_can_run(self, needs: Needs, excluded: AbstractSet[str]) -> bool:
-        """Return whether an online node outside ``excluded`` could run such a task."""
+        """Return whether a node outside ``excluded`` could run such a task.
+
+        Just after the start nobody has been heard yet; a node that spoke first must not be able to say that a task is
+        faulty with nobody there to disagree, so until the others had time to come they count as there.
+        """
+        if self._clock.monotonic() < self._settled_at:
+            return any(
+                node.node_id not in excluded
+                and check_fit(needs, replace(self.presence.view(node), capability_age_s=0.0)) is None
+                for node in self.presence.enrolled_and_not_left()
+            )
+        return self._online_other(needs, excluded)
+
+    def _online_other(self, needs: Needs, excluded: AbstractSet[str]) -> bool:
         return any(
             node.node_id not in excluded and check_fit(needs, self.presence.view(node)) is None
             for node in self.presence.online()
@@ -336,7 +359,7 @@ class Scheduler:
         if (
             entry.lost_by == node.node_id
             and self._clock.monotonic() - entry.back_since < self._lease_ttl_s
-            and self.other_can_run(needs, {node.node_id})
+            and self._online_other(needs, {node.node_id})
         ):
             return Denial("lost_lease", "it lost its lease on this task, so other nodes go first for one lease time")
         return None

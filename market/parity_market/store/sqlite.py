@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_MS = 5_000
+BUSY_TIMEOUT_MS = 1_000  # the event loop waits with it, so a person's long transaction must not stop the leases
 CACHE_KIB = 16_384
 CHECKPOINT_PAGES = 2_000  # 8 MiB of WAL before it is written back
 STATEMENT_CACHE = 256  # prepared statements per connection

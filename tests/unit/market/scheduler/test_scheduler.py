@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_market.domain.dispatch import Needs, NodeView, check_fit
+from parity_market.domain.dispatch import Needs, NodeView, check_fit, needs_of
 from parity_market.operations import leases, nodes
 from parity_market.operations.context import Market
 from parity_market.operations.leases import Offer
@@ -445,6 +445,22 @@ async def test_a_follower_gets_what_there_is_when_its_time_is_over(world: World)
     await world.pass_time(3.3)
 
     assert await asyncio.wait_for(following, 5) == 1
+
+
+async def test_just_after_a_start_silent_nodes_count_as_possible_witnesses(world: World) -> None:
+    ada, bob = await world.arrive("ada"), await world.arrive("bob")
+    await world.clock.advance(timedelta(minutes=10))
+    restarted = World(world.store, world.clock)  # type: ignore[arg-type]  # the same SQLite store
+    await restarted.scheduler.load()
+    wanted = needs_of(command_submission().spec)
+    restarted.scheduler.presence.heard(ada)
+
+    at_first = restarted.scheduler.other_can_run(wanted, {ada})
+    alone = restarted.scheduler.other_can_run(wanted, {ada, bob})
+    await restarted.pass_time(31)
+    later = restarted.scheduler.other_can_run(wanted, {ada})
+
+    assert (at_first, alone, later) == (True, False, False)
 
 
 async def test_live_leases_are_counted_per_node(world: World) -> None:
