@@ -19,6 +19,7 @@ from starlette.responses import Response
 from parity_market.auth import Access, Caller
 from parity_market.bodies import parse_body, read_body
 from parity_market.metrics import REQUESTS
+from parity_market.route_table import RouteTable, Run
 from parity_market.state import MarketState
 from parity_protocol.api.paths import API
 from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem, problem_of
@@ -117,14 +118,15 @@ class Endpoint:
     alias: bool = True
 
 
-def mount(app: FastAPI, state: MarketState, endpoints: Sequence[Endpoint]) -> None:
-    """Add the endpoints to ``app``, under both prefixes."""
+def mount(app: FastAPI, table: RouteTable, state: MarketState, endpoints: Sequence[Endpoint]) -> None:
+    """Add the endpoints under both prefixes: to ``table``, which answers, and to ``app``, which documents them."""
     for endpoint in endpoints:
         paths = [endpoint.path]
         if endpoint.alias and endpoint.path.startswith(API):
             paths.append("/api" + endpoint.path.removeprefix(API))
         run = _runner(state, endpoint)
         for index, path in enumerate(paths):
+            table.add(endpoint.method, path, run)
             app.add_api_route(
                 path,
                 run,
@@ -157,7 +159,7 @@ def _schema(endpoint: Endpoint) -> dict[str, Any]:
     return extra
 
 
-def _runner(state: MarketState, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _runner(state: MarketState, endpoint: Endpoint) -> Run:
     name = endpoint.path
 
     async def run(request: Request) -> Response:
