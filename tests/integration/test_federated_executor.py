@@ -247,6 +247,22 @@ async def test_the_process_gets_nothing_of_the_nodes_environment(executor, input
     await executor.cleanup(handle)
 
 
+@pytest.mark.root
+async def test_training_has_no_network(executor, inputs, tmp_path):
+    data = to_csv(load_diabetes())
+    job = Session(linear(inputs.add(data), epochs=100_000), data, tmp_path).job(0)
+    handle = await executor.start(await executor.prepare(job))
+    while b"training" not in await executor.logs(handle, 0):  # noqa: ASYNC110 - another process writes it
+        await anyio.sleep(0.02)
+
+    assert network_of(handle.state["pid"]) != network_of("self")
+    await executor.cleanup(handle)
+
+
+def network_of(pid: object) -> Path:
+    return Path(f"/proc/{pid}/ns/net").readlink()
+
+
 NODE = textwrap.dedent(
     """
     import asyncio, json, sys
