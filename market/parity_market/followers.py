@@ -24,6 +24,7 @@ class Followers:
         self._clock = clock
         self._waiting: dict[str, dict[asyncio.Future[None], float]] = {}
         self._count = 0
+        self._is_closing = False
 
     def __len__(self) -> int:
         return self._count
@@ -44,7 +45,7 @@ class Followers:
             future = self._register(name, until)
             try:
                 found = await read()
-                if is_ready(found) or self._clock.monotonic() >= deadline:
+                if is_ready(found) or self._is_closing or self._clock.monotonic() >= deadline:
                     return found
                 await future
             finally:
@@ -55,6 +56,12 @@ class Followers:
         for future in self._waiting.get(name, ()):
             if not future.done():
                 future.set_result(None)
+
+    def close(self) -> None:
+        """Answer everybody who waits, now and from now on: the market is about to stop."""
+        self._is_closing = True
+        for name in list(self._waiting):
+            self.changed(name)
 
     def tick(self) -> None:
         """Wake those whose time has come."""

@@ -167,7 +167,8 @@ async def _serve(
     async with open_market(settings, port=port, version=version) as state:
         await state.scheduler.load()
         await loops.start_up(state)
-        server = uvicorn.Server(
+        server = _Server(
+            state.scheduler.close,
             uvicorn.Config(
                 create_app(state, _lifespan(state, ready, port)),
                 log_config=None,
@@ -180,11 +181,24 @@ async def _serve(
                 h11_max_incomplete_event_size=65_536,
                 ssl_certfile=str(folder / CERTIFICATE) if settings.serves_tls() else None,
                 ssl_keyfile=str(folder / CERTIFICATE_KEY) if settings.serves_tls() else None,
-            )
+            ),
         )
         await server.serve(sockets=[listener])
         if not server.started:
             raise ConfigInvalid(["the market could not start; the log says why"])
+
+
+class _Server(uvicorn.Server):
+    """Ends the long polls before it waits for open requests to end."""
+
+    def __init__(self, stop_waiting: Callable[[], None], config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop_waiting = stop_waiting
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        self._stop_waiting()
+        await super().shutdown(sockets)
 
 
 def _lifespan(state: MarketState, ready: Callable[[str], None] | None, port: int) -> Lifespan:

@@ -17,6 +17,7 @@ from parity_market.operations.leases import ClaimRequest, Offer
 from parity_market.routing import SMALL_BODY, Call, Endpoint, problem_response
 from parity_market.state import MarketState
 from parity_market.store.base import Tx
+from parity_market.waiting import while_connected
 from parity_protocol.api import paths
 from parity_protocol.api.leases import (
     ClaimItem,
@@ -81,7 +82,7 @@ async def poll(call: Call) -> PollReply:
     body: PollRequest = call.body
     state, node_id = call.state, call.caller.id
     await state.store.read(lambda tx: nodes.check_instance(tx, node_id, body.instance))
-    offered = await state.scheduler.poll(node_id, body.slots, body.wait_s)
+    offered = await while_connected(call.request, state.scheduler.poll(node_id, body.slots, body.wait_s))
     now = state.clock.now()
     return PollReply(manifests=tuple(make_manifest(state, offer, node_id, now) for offer in offered))
 

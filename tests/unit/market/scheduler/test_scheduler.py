@@ -475,3 +475,14 @@ async def test_live_leases_are_counted_per_node(world: World) -> None:
     await world.store.write(lambda tx: leases.reap(tx, world.market, world.now + TTL))
 
     assert (held, node.running) == (2, 0)
+
+
+async def test_a_market_that_stops_answers_every_poll_at_once(world: World) -> None:
+    alder = await world.arrive("alder")
+    polling = asyncio.ensure_future(world.poll(alder, wait_s=20))
+    await settle()
+
+    world.scheduler.close()
+
+    assert await asyncio.wait_for(polling, 5) == []
+    assert await asyncio.wait_for(world.poll(alder, wait_s=20), 5) == []
