@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from parity_blobs.local import LocalBlobStore
@@ -26,6 +28,7 @@ from parity_market.operations.steps import load_task
 from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
 from parity_market.state import ChainHealth, MarketState
+from parity_market.store.migrate import upgrade_sqlite
 from parity_market.store.sqlite import SqliteStore, open_sqlite
 from parity_market.testing.builders import (
     CHAIN_ID,
@@ -134,6 +137,15 @@ class Rig:
         return await self.bench.report(name, done)
 
 
+@cache
+def _empty_database() -> bytes:
+    """Return a database without a row: running the migrations costs more than most tests."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "market.sqlite"
+        upgrade_sqlite(path)
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def open_rig(
     folder: Path,
@@ -161,7 +173,10 @@ async def open_rig(
         deterministic_evm_key("transaction"),
     )
     deployment = chain.deployment
-    store = await open_sqlite(folder / "market.sqlite")
+    database = folder / "market.sqlite"
+    if not database.exists():
+        database.write_bytes(_empty_database())
+    store = await open_sqlite(database)
     try:
         pinned = await store.write(
             lambda tx: money.pin_chain(
