@@ -37,7 +37,16 @@ from parity_node.version import node_version
 from parity_node.waiting import Backoff, event_within
 from parity_protocol.capability import Capability, ExecutorState
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, FailureReason, ParityError, StakeTooLow, StorageFull
+from parity_protocol.errors import (
+    BadField,
+    FailureReason,
+    Forbidden,
+    NotFound,
+    ParityError,
+    StakeTooLow,
+    StorageFull,
+    Unauthenticated,
+)
 from parity_protocol.task import TaskKind
 
 __all__ = ["Agent", "AgentParts"]
@@ -266,16 +275,34 @@ class Agent:
             group.start_soon(partial(supervise, "health", serve, clock=clock))
 
     async def _probe(self, kinds: list[TaskKind]) -> None:
-        for kind in kinds:
+        """Let executors try a run, all at the same time."""
+        async with anyio.create_task_group() as group:
+            for kind in kinds:
+                group.start_soon(self._probe_one, kind)
+
+    async def _probe_one(self, kind: TaskKind) -> None:
+        try:
             state = await self._parts.executors[kind].describe()
-            if self._executor_states.get(kind) != state:
-                log.info("executor_probed", kind=kind, available=state.available, isolation=state.isolation, reason=state.reason)  # fmt: skip
-            self._executor_states[kind] = state
+        except Exception as exc:
+            log.exception("executor_failed", verb="describe", kind=kind)
+            state = ExecutorState(available=False, reason=f"its trial run broke: {type(exc).__name__}")
+        if self._executor_states.get(kind) != state:
+            log.info(
+                "executor_probed",
+                kind=kind,
+                available=state.available,
+                isolation=state.isolation,
+                reason=state.reason,
+            )
+        self._executor_states[kind] = state
 
     async def _probe_loop(self) -> None:
         while True:
             await self._parts.clock.sleep(PROBE_INTERVAL_S)
-            await self._probe([kind for kind, state in self._executor_states.items() if not state.available])
+            before = dict(self._executor_states)
+            await self._probe([kind for kind, state in before.items() if not state.available])
+            if self._executor_states != before:
+                self.presence.announce()
 
     # -- working -------------------------------------------------------------------------------------------------
 
@@ -305,8 +332,9 @@ class Agent:
                     idle.reset()
                 else:
                     pause_s = idle.after()
-            except StakeTooLow:
-                self.presence.doubt()
+            except (StakeTooLow, Forbidden, NotFound, Unauthenticated) as exc:
+                self.presence.doubt()  # a heartbeat finds out what we are to the market now
+                pause_s = failed.after(exc)
             except (ParityError, TimeoutError) as exc:
                 pause_s = failed.after(exc)
                 level = log.error if isinstance(exc, StorageFull) else log.info

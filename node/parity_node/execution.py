@@ -337,7 +337,10 @@ class ExecutionRunner:
             await self._bounded("cleanup", lambda: executor.cleanup(handle))
         folder = self._exec_dir / row.id
         if not _remove_if_empty(folder):
-            await anyio.to_thread.run_sync(_remove_tree, folder)
+            try:
+                await anyio.to_thread.run_sync(_remove_tree, folder)
+            except OSError as exc:  # the next start sweeps it away
+                log.warning("folder_not_removed", path=str(folder), reason=exc.strerror)
         crashpoint("cleanup.done")
         self._complete(row.id, "cleaned")
 

@@ -103,6 +103,11 @@ class Presence:
         """Send a heartbeat now, since something about the node changed."""
         self._beat_now.set()
 
+    def announce(self) -> None:
+        """Send a heartbeat with the node's capability now, since that changed."""
+        self._capability_sent_at = float("-inf")
+        self._beat_now.set()
+
     async def introduce(self) -> None:
         """Check the market's identity and enrol.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -65,7 +66,7 @@ async def store_result(result: ExecutionResult, folder: Path, execution_id: str)
             raise ExecutionFailed(FailureReason.NODE_FAULT, "the executor brought no result")
         return await anyio.to_thread.run_sync(_store_large, data, path, folder, execution_id)
     except OSError as exc:
-        if exc.errno == 28:
+        if exc.errno == errno.ENOSPC:
             raise StorageFull("no room for a result") from exc
         raise ExecutionFailed(FailureReason.NODE_FAULT, f"the result cannot be read: {exc.strerror}") from exc
 
@@ -74,8 +75,8 @@ def failure_of(error: Exception) -> ExecutionResult:
     """Return the failed result that an executor's error stands for; an error that is not ours is the node's fault."""
     if isinstance(error, ExecutionFailed):
         return ExecutionResult(Outcome.FAILED, error.reason, error.message)
-    if isinstance(error, StorageFull):
-        return ExecutionResult(Outcome.FAILED, FailureReason.DISK_FULL, error.message)
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return ExecutionResult(Outcome.FAILED, FailureReason.DISK_FULL, str(error))
     if isinstance(error, ParityError):
         reason = FailureReason.DEPENDENCY_UNAVAILABLE if error.retryable else FailureReason.NODE_FAULT
         return ExecutionResult(Outcome.FAILED, reason, error.message)

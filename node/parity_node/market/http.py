@@ -13,6 +13,7 @@ import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from parity_blobs.http_transport import KeepAliveTransport
 from parity_node.market.base import MarketClient, MarketDirectory
 from parity_protocol.api import paths
 from parity_protocol.api.leases import (
@@ -45,6 +46,7 @@ MAX_UPLOAD_BYTES = 1 << 30
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 20.0  # added to the time that a long poll may wait
 MAX_RETRY_AFTER_S = 300.0
+MAX_CONNECTIONS = 16
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -79,12 +81,10 @@ class HttpMarket(MarketClient, MarketDirectory):
         self._authority = urlsplit(url).netloc
         self._client = httpx.AsyncClient(
             base_url=url,
-            verify=verify if verify is not None else True,
-            transport=transport,
+            transport=transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0),
         )
 
     async def aclose(self) -> None:

@@ -110,6 +110,7 @@ class ScriptedExecutor(Executor):
 
     async def describe(self) -> ExecutorState:
         """Say what the script says."""
+        self._maybe_fail("describe")
         return ExecutorState(
             available=self.available,
             isolation=IsolationTier.PROCESS,

@@ -89,6 +89,11 @@ def node(market: MarketSimulator, clock: FakeClock, folders: Folders, monkeypatc
     """Return a context manager that runs a node inside its block; leaving it kills the node like SIGKILL would."""
     monkeypatch.setattr(Agent, "_watch_signals", _no_signals)
     monkeypatch.setattr("parity_node.agent.serve_control", _no_control)
+    return node_factory(market, clock, folders)
+
+
+def node_factory(market: MarketSimulator, clock: FakeClock, folders: Folders) -> NodeFactory:
+    """Return what the fixture ``node`` returns, for a market of the test's own; it needs that fixture beside it."""
 
     @asynccontextmanager
     async def run(

@@ -307,6 +307,17 @@ async def test_executor_that_breaks_is_the_nodes_fault(node, market: MarketSimul
     assert running.agent.slots.free == 2
 
 
+async def test_executor_whose_trial_run_breaks_is_unavailable_and_does_not_stop_the_agent(
+    node, market: MarketSimulator, clock: FakeClock
+) -> None:
+    market.offer()
+
+    async with node(executor=ScriptedExecutor(clock, fail_in="describe")) as running:
+        await running.until(lambda: "executor" in running.agent.metrics.refusals)
+
+    assert "RuntimeError" in running.agent.metrics.refusals["executor"].message
+
+
 @pytest.mark.parametrize("method", ["stop", "cleanup"])
 async def test_executor_that_cannot_clean_up_does_not_hold_up_the_agent(
     node, market: MarketSimulator, clock: FakeClock, method: str
@@ -439,6 +450,26 @@ async def test_stake_that_falls_away_pauses_polling_until_the_next_heartbeat(nod
         market.fail_next("poll", StakeTooLow())
         task = market.offer()
         await running.until(lambda: task.state is TaskState.COMPLETED)
+
+
+async def test_market_that_refuses_every_poll_is_not_hammered(node, market: MarketSimulator) -> None:
+    async with node() as running:
+        market.fail_next("poll", *[StakeTooLow()] * 10_000)
+        before = market.calls["poll"]
+        await running.pass_time(60)
+
+    assert market.calls["poll"] - before < 60
+
+
+async def test_disk_that_is_full_is_named_as_the_reason(node, market: MarketSimulator, clock: FakeClock) -> None:
+    task = market.offer(max_attempts=1)
+    error = OSError(28, "No space left on device")
+
+    async with node(executor=ScriptedExecutor(clock, fail_in="prepare", error=error)) as running:
+        await running.until(lambda: task.state is TaskState.FAILED)
+
+    (report,) = (item.report for item in task.reports.values())
+    assert report.reason == "disk_full"
 
 
 async def test_market_that_forgot_the_node_gets_it_introduced_again(node, market: MarketSimulator) -> None:
@@ -655,4 +686,6 @@ async def test_executor_that_cannot_run_is_announced_with_its_reason_and_tried_a
 
     (request,) = market.nodes.values()
     assert not request.capability.executors[executor.kind].available
+    announced = [beat.capability.executors[executor.kind].available for beat in market.heartbeats if beat.capability]
+    assert announced[-1]
     assert "script says so" in running.agent.metrics.refusals["executor"].message
