@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, DataLimits
-from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
+from parity_protocol.strict_json import check_depth
 
 __all__ = ["Dataset", "LabelMap", "Labels", "label_classes", "load_dataset", "parse_csv", "parse_json", "targets"]
 
 Labels: TypeAlias = NDArray[np.float64] | NDArray[np.str_]
 
+_JSON_DEPTH: Final = 3  # an object of lists of rows
 _CHUNK_CELLS: Final = 1 << 18  # cells are Python strings for a moment: about 16 MB of them at a time
 
 
@@ -119,12 +121,13 @@ def parse_json(data: bytes, *, limits: DataLimits = DATA_LIMITS) -> Dataset:
     if data.count(b",") > limits.max_json_cells or data.count(b"[") > limits.max_rows + 2:
         _fail(f"too much data: at most {limits.max_json_cells} cells in {limits.max_rows} rows are allowed in JSON")
     try:
+        check_depth(data, _JSON_DEPTH)  # the parser's own guard depends on a limit that programs change
         document = json.loads(
             data.decode("utf-8"), object_pairs_hook=_only_object, parse_int=float, parse_constant=_no_constant
         )
     except UnicodeDecodeError as exc:
         _fail(f"failed to parse JSON data: not UTF-8 at byte {exc.start}")
-    except RecursionError:
+    except BadDocument:
         _fail("failed to parse JSON data: nested too deeply")
     except ValueError as exc:
         _fail(f"failed to parse JSON data: {exc}")

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from parity_protocol.errors import BadDocument, TooLarge
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_DIGITS", "JsonValue", "dumps", "loads"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_DIGITS", "JsonValue", "check_depth", "dumps", "loads"]
 
 MAX_BYTES = 262_144  # of one document
 MAX_DEPTH = 32  # arrays and objects inside each other
@@ -78,7 +78,7 @@ def loads(
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise BadDocument(f"the document is not UTF-8: bad byte at offset {exc.start}") from exc
-    _check_depth(data, max_depth)
+    check_depth(data, max_depth)
     try:
         value: JsonValue = _decoder(max_digits).decode(text)
     except json.JSONDecodeError as exc:
@@ -106,7 +106,12 @@ def dumps(value: object) -> bytes:
         raise BadDocument(f"the value cannot be written as JSON: {type(exc).__name__}") from exc
 
 
-def _check_depth(data: bytes, max_depth: int) -> None:
+def check_depth(data: bytes, max_depth: int) -> None:
+    """Refuse deep nesting in one pass, before a recursive parser sees it.
+
+    Raises:
+        BadDocument: Arrays and objects are nested deeper than ``max_depth``.
+    """
     if data.count(b"[") + data.count(b"{") <= max_depth:
         return
     depth = 0
