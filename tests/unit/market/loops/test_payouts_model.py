@@ -137,7 +137,11 @@ class World:
             case "mine":
                 self.chain.mine()
             case "crash":
-                self.chain.dies = POINTS[number % len(POINTS)]
+                point = POINTS[number % len(POINTS)]
+                if point == "at the receipt":
+                    await self._pay(rig)
+                    self.chain.mine()
+                self.chain.dies = point
                 await self._pay(rig)
             case "away":
                 self.chain.go_offline()
