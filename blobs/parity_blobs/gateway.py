@@ -21,6 +21,7 @@ import httpx
 from parity_blobs.base import BlobStat, BlobStore
 from parity_blobs.car import CAR_MEDIA_TYPE, CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
+from parity_blobs.http_transport import KeepAliveTransport
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, DagVerifier, Order
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import (
@@ -128,7 +129,7 @@ class TrustlessGateway:
         self._health = {each.url: _Health() for each in self._gateways}
         self._http = httpx.AsyncClient(
             verify=verify,
-            transport=transport,
+            transport=transport or _transport(verify),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s),
@@ -367,3 +368,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _transport(verify: ssl.SSLContext | bool) -> httpx.AsyncBaseTransport | None:  # noqa: FBT001 - as httpx spells it
+    """Return our own transport, except where TLS is not to be verified: httpx knows how to do that."""
+    if verify is False:
+        return None
+    return KeepAliveTransport(verify=verify if isinstance(verify, ssl.SSLContext) else None)

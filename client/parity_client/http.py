@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from parity_blobs.http_transport import KeepAliveTransport
 from parity_client.session import Session
 from parity_protocol import strict_json
 from parity_protocol.api.problem import Problem, error_of
@@ -37,6 +38,7 @@ MAX_REPLY_BYTES = 32 << 20
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 20.0  # added to the time that a request asks the market to wait
 MAX_RETRY_AFTER_S = 60.0
+MAX_CONNECTIONS = 64
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -90,8 +92,7 @@ class MarketHttp:
         self._clock = clock
         self._client = httpx.AsyncClient(
             base_url=url,
-            verify=True if verify is None else verify,
-            transport=transport,
+            transport=transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS),
             trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
