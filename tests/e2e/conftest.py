@@ -23,4 +23,5 @@ async def town(whole_town: Town) -> AsyncIterator[Town]:
     yield whole_town
     running = [node.process for node in whole_town.nodes if node.process is not None]
     whole_town.stack.processes.stop(running, within_s=2.0)
+    await whole_town.revive()
     await whole_town.cancel_open()

@@ -17,7 +17,7 @@ import anyio
 from parity_blobs import cid_of_bytes
 from parity_cli.demo.processes import STOP_WITHIN_S
 from parity_cli.demo.stack import Node, Stack, StackSettings
-from parity_client import Client, Submission
+from parity_client import Client, Retry, Submission
 from parity_node.fingerprint.machine import measure
 from parity_node.keys import NodeKeys, load_keys
 from parity_node.market.http import HttpMarket
@@ -49,6 +49,7 @@ TOWN_SETTINGS = StackSettings(
 )
 ENDED = frozenset(str(state) for state in FINAL_STATES)
 NOOP_SPEC = {"type": "command", "command": ["true"]}
+PATIENT = Retry(attempts=40, most_s=0.5)  # a market that is started again is away for some seconds
 _POLL_S = 0.02
 _AT_ONCE = 16
 
@@ -80,7 +81,7 @@ class Town:
                         group.start_soon(stack.stake, node, STAKE)
                     group.start_soon(stack.set_aside, town.submitter, ESCROW)
                     group.start_soon(stack.start_market)
-                town._market = await opened.enter_async_context(Client(stack.join, town.submitter))
+                town._market = await opened.enter_async_context(Client(stack.join, town.submitter, retry=PATIENT))
                 yield town
         finally:
             stack.stop(within_s=1.0)
@@ -95,6 +96,13 @@ class Town:
     def nodes(self) -> list[Node]:
         """All nodes, running or not."""
         return self.stack.nodes
+
+    async def revive(self) -> None:
+        """Start chain and market again if they were ended."""
+        stack = self.stack
+        for child, start in ((stack.chain_process, stack.start_chain), (stack.market_process, stack.start_market)):
+            if child is None or not child.is_running:
+                await start()
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +196,7 @@ class Town:
     @asynccontextmanager
     async def hand(self, node: Node, *, clock: Clock | None = None) -> AsyncGenerator[HandNode]:
         """Drive a node by hand, with its own keys: to do what no agent would."""
-        keys = load_keys(node.state)
+        keys = load_keys(node.state, hostname=node.name)
         clock = clock or SystemClock()
         market = HttpMarket(self.stack.join.url, key=keys.device, clock=clock, identity=self.stack.join.market)
         try:
