@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parity_client import Home
+from parity_protocol.errors import BadField
 from parity_protocol.settings import config_path
 
 if TYPE_CHECKING:
@@ -47,5 +48,7 @@ def write_settings(home: Home, file: Path, values: dict[str, str], *, title: str
 
 
 def _quoted(value: str) -> str:
+    if "${" in value or "\n" in value:
+        raise BadField(f"a setting cannot hold '${{' or a line end: {value[:80]!r}", field="settings")
     plain = all(char.isalnum() or char in "-_./:,@%+=" for char in value)
     return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

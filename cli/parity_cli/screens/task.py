@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -83,7 +82,7 @@ def _what(task: TaskReply) -> str:
     if task.title:
         return task.title
     if isinstance(task.spec.get("command"), list):
-        return shlex.join(str(part) for part in task.spec["command"])
+        return " ".join(str(part) for part in task.spec["command"])
     part = f" {task.part + 1}/{task.parts}" if task.group_id else ""
     return f"{task.spec.get('model_type') or task.type}{part}"
 

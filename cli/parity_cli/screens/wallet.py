@@ -31,13 +31,13 @@ def wallet_screen(document: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("wallet", cell(document["name"]), checksum_address(document["address"]))
+    table.add_column(style="dim", overflow="fold")
+    table.add_row("wallet", "", f"{cell(document['name'])}  {checksum_address(document['address'])}")
     if "error" in document:
         table.add_row("market", "", f"[red]{cell(document['error'])}[/red]")
         return table
     market = document["market"]
-    table.add_row("market", cell(market["name"]), cell(market["url"]))
+    table.add_row("market", "", f"{cell(market['name'])}  {cell(market['url'])}")
     decimals, symbol = document["decimals"], document["symbol"]
 
     def amount(value: str) -> str:

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parity_client.testing import FakeMarket
+
+if TYPE_CHECKING:
+    from .conftest import Parity
+else:
+    Parity = Any
+
+HELLO_V0 = "QmZULkCELmmk5XNfCgTnCyFgAVxBRBXyDHGGMVoLFLiXEN"  # echo hello | ipfs add
+HELLO_V1 = "bafkreicysg23kiwv34eg2d7qweipxwosdo2py4ldv42nbauguluen5v6am"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "hello.txt"
+    path.write_text("hello\n")
+    return path
+
+
+def test_cid_computes_what_ipfs_add_prints_and_sends_nothing(parity: Parity, file: Path) -> None:
+    assert parity("data", "cid", str(file)).out.strip() == HELLO_V1
+    assert parity("data", "cid", "--cid-version", "0", str(file)).out.strip() == HELLO_V0
+    assert parity("data", "cid", "--cid-version", "0", "--raw-leaves", str(file)).out.strip() == HELLO_V1
+    assert parity("data", "cid", str(file), "--json").json["size"] == 6
+    assert parity("data", "cid", str(file.parent / "missing")).code == 22
+
+
+def test_a_file_goes_in_and_comes_out(parity: Parity, joined: FakeMarket, file: Path, tmp_path: Path) -> None:
+    added = parity("data", "add", "--public", str(file))
+    info = parity("data", "info", HELLO_V1, "--json")
+    got = parity("data", "get", HELLO_V1, "-o", str(tmp_path / "copy"), "--json")
+    again = parity("data", "get", HELLO_V1, "-o", str(tmp_path / "copy"))
+
+    assert added.out == HELLO_V1 + "\n"
+    assert info.json["visibility"] == "public"
+    assert got.json == {"cid": HELLO_V1, "path": str(tmp_path / "copy"), "kind": "file", "size": 6}
+    assert (tmp_path / "copy").read_text() == "hello\n"
+    assert again.code == 20
+
+
+def test_what_is_too_large_or_missing_is_refused(
+    parity: Parity, joined: FakeMarket, file: Path, tmp_path: Path
+) -> None:
+    parity("data", "add", str(file))
+
+    assert parity("data", "get", HELLO_V1, "-o", str(tmp_path / "copy"), "--max-size", "5").code == 21
+    assert parity("data", "get", HELLO_V0, "-o", str(tmp_path / "copy")).code == 22
+    assert parity("data", "get", "nonsense").code == 23
+    assert parity("data", "add", str(tmp_path)).code == 20
+    assert not (tmp_path / "copy").exists()
