@@ -26,7 +26,7 @@ __all__ = ["Dataset", "LabelMap", "Labels", "label_classes", "load_dataset", "pa
 
 Labels: TypeAlias = NDArray[np.float64] | NDArray[np.str_]
 
-_JSON_DEPTH: Final = 3  # an object of lists of rows
+_JSON_DEPTH: Final = 8  # an object of lists of rows has 3; a little more is told better by what follows
 _CHUNK_CELLS: Final = 1 << 18  # cells are Python strings for a moment: about 16 MB of them at a time
 
 
