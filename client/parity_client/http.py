@@ -35,6 +35,7 @@ from parity_protocol.signing.http_signatures import sign_request
 __all__ = ["MarketHttp", "Retry", "Upload", "parse_reply", "retrying"]
 
 MAX_REPLY_BYTES = 32 << 20
+MAX_REPLY_VALUES = 2_000_000  # a page of 200 tasks with their specs
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 20.0  # added to the time that a request asks the market to wait
 MAX_RETRY_AFTER_S = 60.0
@@ -207,7 +208,7 @@ def parse_reply(model: type[M], data: bytes) -> M:
         BadDocument: It is something else.
     """
     try:
-        strict_json.loads(data, max_bytes=MAX_REPLY_BYTES)
+        strict_json.loads(data, max_bytes=MAX_REPLY_BYTES, max_values=MAX_REPLY_VALUES)
         return model.model_validate_json(data)
     except (InvalidInput, ValidationError) as exc:
         raise BadDocument(f"the market's answer is not a {model.__name__}: {str(exc)[:200]}") from exc

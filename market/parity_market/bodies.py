@@ -19,6 +19,7 @@ from parity_protocol.wire import parse_as
 __all__ = ["BODY_TIMEOUT_S", "declared_length", "parse_body", "read_body"]
 
 BODY_TIMEOUT_S = 30.0  # for a whole JSON body to arrive
+MAX_VALUES = 40_000  # members and items of one body: 256 reports with every metric have 30,000
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,7 +71,8 @@ def parse_body(model: type[M], body: bytes, *, max_bytes: int) -> M:
 
     Raises:
         BadDocument: Not JSON that is accepted here; the message says where.
+        TooLarge: More values than any message has.
         BadField: A field is missing, unknown or wrong; ``field`` names it.
     """
-    strict_json.loads(body, max_bytes=max_bytes)
+    strict_json.loads(body, max_bytes=max_bytes, max_values=MAX_VALUES)
     return parse_as(model, body)

@@ -19,10 +19,11 @@ from typing import TypeAlias
 
 from parity_protocol.errors import BadDocument, TooLarge
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_DIGITS", "JsonValue", "check_depth", "dumps", "loads"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_DIGITS", "MAX_VALUES", "JsonValue", "check_depth", "dumps", "loads"]
 
 MAX_BYTES = 262_144  # of one document
 MAX_DEPTH = 32  # arrays and objects inside each other
+MAX_VALUES = 100_000  # members and items together: a value costs far more memory and time than its two bytes
 MAX_DIGITS = 40  # characters of one number without its sign: a 128-bit integer has 39, a double's shortest form 24
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
@@ -32,7 +33,7 @@ _MAX_STEP = 64  # characters of one member name in a pointer
 
 # The closing quote is optional so that an unterminated string is consumed once: with a mandatory one, every quote in
 # it would start another search to the end.
-_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_STRING_OR_MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -52,7 +53,12 @@ class _Flaw(str):
 
 
 def loads(
-    data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, max_digits: int = MAX_DIGITS
+    data: bytes,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = MAX_DEPTH,
+    max_digits: int = MAX_DIGITS,
+    max_values: int = MAX_VALUES,
 ) -> JsonValue:
     """Read one JSON document.
 
@@ -61,12 +67,13 @@ def loads(
         max_bytes: Longest ``data``.
         max_depth: Deepest nesting of arrays and objects; a scalar has depth 0.
         max_digits: Longest number, in characters without its sign.
+        max_values: Most members and items in all.
 
     Returns:
         The value; an object has each member once, and no string holds NUL or a lone surrogate.
 
     Raises:
-        TooLarge: ``data`` is longer than ``max_bytes``.
+        TooLarge: ``data`` is longer than ``max_bytes``, or has more than ``max_values`` values.
         BadDocument: Anything else; ``field`` is the JSON pointer (RFC 6901) of the place where one can be named, cut
             to a bounded length and to ASCII.
     """
@@ -78,7 +85,7 @@ def loads(
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise BadDocument(f"the document is not UTF-8: bad byte at offset {exc.start}") from exc
-    check_depth(data, max_depth)
+    _check_shape(data, max_depth, max_values)
     try:
         value: JsonValue = _decoder(max_digits).decode(text)
     except json.JSONDecodeError as exc:
@@ -112,17 +119,35 @@ def check_depth(data: bytes, max_depth: int) -> None:
     Raises:
         BadDocument: Arrays and objects are nested deeper than ``max_depth``.
     """
-    if data.count(b"[") + data.count(b"{") <= max_depth:
+    if data.count(b"[") + data.count(b"{") > max_depth:
+        _check_shape(data, max_depth, len(data))
+
+
+def _check_shape(data: bytes, max_depth: int, max_values: int) -> None:
+    """Refuse deep nesting and a great many values before anything is built of them, in a time bounded by ``max_values``.
+
+    Fifteen megabytes of ``[]`` are five million lists, and as many complaints of a model that expected something else:
+    a minute and gigabytes for one request.
+    """
+    opened = data.count(b"[") + data.count(b"{")
+    if opened <= max_depth and opened + data.count(b",") <= max_values:
         return
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(data):
+    depth = values = strings = 0
+    for match in _STRING_OR_MARK.finditer(data):
         token = match[0]
-        if token in (b"[", b"{"):
-            depth += 1
-            if depth > max_depth:
-                raise BadDocument(f"the document is nested deeper than {max_depth} at offset {match.start()}")
+        if token == b"," or token in (b"[", b"{"):
+            values += 1
+            if token != b",":
+                depth += 1
+                if depth > max_depth:
+                    raise BadDocument(f"the document is nested deeper than {max_depth} at offset {match.start()}")
         elif token in (b"]", b"}"):
             depth -= 1
+        else:
+            strings += 1
+        # Two strings to a value at most, so anything with more is no JSON, and need not be read to its end.
+        if values > max_values or strings > 2 * max_values + 2:
+            raise TooLarge(f"the document has more than the {max_values} values that are accepted here")
 
 
 @lru_cache(maxsize=8)

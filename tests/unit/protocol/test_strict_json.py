@@ -125,3 +125,24 @@ def test_values_that_contain_themselves_are_not_written() -> None:
 
     with pytest.raises(BadDocument):
         strict_json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" + b"[]," * 200_000 + b"[]]",
+        b'["' + b'","' * 200_000 + b'"]',
+        b"{" + b",".join(b'"%d":1' % number for number in range(200_000)) + b"}",
+        b"[" + b'"' * 1_000_000 + b"," * 200_000,
+    ],
+    ids=["lists", "strings", "members", "quotes"],
+)
+def test_a_great_many_values_are_refused_before_they_are_built(data: bytes) -> None:
+    with pytest.raises(TooLarge, match="100000 values"):
+        strict_json.loads(data, max_bytes=16 << 20)
+
+
+def test_marks_inside_strings_are_no_values() -> None:
+    text = "[{,}]" * 50_000
+
+    assert strict_json.loads(json.dumps([text]).encode(), max_bytes=1 << 20, max_values=2) == [text]

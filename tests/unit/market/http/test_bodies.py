@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import perf_counter
 
 import pytest
 
@@ -121,3 +122,15 @@ async def test_page_size_is_bounded(served: Served, query: str) -> None:
 async def test_every_route_answers_under_both_prefixes(served: Served) -> None:
     for path in ("/api/v1/health", "/api/health", "/health", "/api/status", "/api/v1/status"):
         assert (await served.call("GET", path)).status_code == 200
+
+
+async def test_millions_of_tiny_values_in_a_large_body_are_refused_at_once(served: Served) -> None:
+    node = await served.enrol("node")
+    bomb = b'{"reports":[' + b"[]," * 5_000_000 + b"[]]}"
+
+    started = perf_counter()
+    reply = await served.call("POST", paths.REPORTS, raw=bomb, by=node)
+
+    assert reply.status_code == 413
+    assert "values" in reply.json()["detail"]
+    assert perf_counter() - started < 5  # it took a minute, and 5 GB, to complain of every one
