@@ -34,6 +34,7 @@ from parity_market.store.rows import TaskRow
 from parity_protocol.api.leases import ReportItem
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
+    BadDocument,
     BadField,
     InvalidInput,
     NotFound,
@@ -329,7 +330,11 @@ class Federation:
 
     async def _work(self, job: Mapping[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         """Do a job; the caller holds a turn, which bounds both processes and the data in memory."""
-        header, out = worker.decode_message(await self._offload(worker.encode_message(job, data)))
+        answer = await self._offload(worker.encode_message(job, data))
+        try:
+            header, out = worker.decode_message(answer)
+        except BadDocument as exc:
+            raise WorkerLost(f"a federation job gave no answer: {exc.message}") from exc
         if "error" in header:
             raise worker.error_of(header["error"])
         return header["doc"], out

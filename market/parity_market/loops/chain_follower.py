@@ -22,7 +22,7 @@ from parity_market.operations.following import SeenCreator, SeenNode, SeenPaid
 from parity_market.state import MarketState
 from parity_market.store import sql
 from parity_market.store.rows import from_us
-from parity_protocol.errors import ChainUnavailable
+from parity_protocol.errors import ChainUnavailable, Unprocessable
 from parity_protocol.signing.eip712 import account_key
 
 __all__ = ["Follower", "check_chain", "refresh_account", "run"]
@@ -103,7 +103,7 @@ class Follower:
                 await self._check(self._state)
                 self._is_checked = True
             await self._follow()
-        except ChainUnavailable as exc:
+        except (ChainUnavailable, Unprocessable) as exc:  # the latter: it no longer has the block, for instance
             if health.problem != exc.message:
                 log.warning("chain_unavailable", problem=exc.message)
             health.problem = exc.message
@@ -220,7 +220,7 @@ async def refresh_account(state: MarketState, account_id: str) -> AccountState |
                 await _refresh_creator(state, account_id)
                 return None
             return await _refresh_node(state, account_id)
-    except (ChainUnavailable, TimeoutError) as exc:
+    except (ChainUnavailable, Unprocessable, TimeoutError) as exc:
         log.warning("account_not_refreshed", account=account_id, problem=str(exc) or "timed out")
         return None
 

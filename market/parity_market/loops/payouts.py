@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 import structlog
 
-from parity_contracts.chain.base import PaidKey, Quote, TxReceipt
+from parity_contracts.chain.base import PaidKey, TxReceipt
 from parity_contracts.chain.calls import Redeem
 from parity_contracts.deploy import faucet
 from parity_market.domain.settlement import (
@@ -219,10 +219,14 @@ class Payouts:
         """Prepare, keep and send one transaction; return whether the next may follow."""
         state, chain = self._state, self._state.market.chain
         call = Redeem(tuple(wire_voucher(row) for row in batch))
-        quote = await state.chain.quote(call, self._key.address)
+        try:
+            quote = await state.chain.quote(call, self._key.address)
+        except Unprocessable as exc:  # some endpoints do not even estimate for a sender without ether
+            await self._cannot_send(batch, exc.message)
+            return False
         if quote.holdings.wei < quote.max_cost_wei:
-            self._cannot_pay_gas(batch, quote)
-            await self._fund()
+            has, needs = quote.holdings.wei, quote.max_cost_wei
+            await self._cannot_send(batch, f"it has {has} wei, and a payout may cost {needs}")
             return False
         last = await state.store.read(partial(vouchers.last_nonce, chain=chain, sender=self._key.address))
         decision = choose_nonce(last, quote.nonce)
@@ -264,14 +268,12 @@ class Payouts:
 
     # -- gas ----------------------------------------------------------------------------------------------------------
 
-    def _cannot_pay_gas(self, batch: Sequence[VoucherRow], quote: Quote) -> None:
-        text = (
-            f"the market's transaction key {self._key.address} cannot pay the gas: "
-            f"it has {quote.holdings.wei} wei, a payout may cost {quote.max_cost_wei}"
-        )
+    async def _cannot_send(self, batch: Sequence[VoucherRow], problem: str) -> None:
+        text = f"the market's transaction key {self._key.address} cannot pay the gas: {problem}"
         log.error("payouts_without_gas", problem=text)
         for row in batch:
             self._state.chain_health.unfunded[key_of(row)] = text
+        await self._fund()
 
     async def _fund(self) -> None:
         self._failures += 1

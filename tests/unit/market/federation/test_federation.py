@@ -364,6 +364,27 @@ async def test_a_result_that_kills_the_worker_twice_counts_as_garbage(tmp_path: 
     assert states == [TaskState.VERIFYING, TaskState.PENDING]
 
 
+async def test_a_worker_without_an_answer_is_not_blamed_on_the_node(tmp_path: Path, clock: FakeClock) -> None:
+    is_mute = False
+
+    async def worker(message: bytes) -> bytes:
+        return b"" if is_mute else await inline(message)
+
+    async with open_rig(tmp_path, MemoryChain(clock, DEPLOYMENT), clock, offload=worker) as rig:
+        await rig.bench.open("n1")
+        group = await submitted(rig)
+        await rig.deliver("n1", group.tasks[0].id, trained(group, 0))
+        is_mute = True
+        rounds = Rounds(rig.state)
+        await rounds.step()
+        once = (await task_of(rig, group.tasks[0].id)).state
+        is_mute = False
+        await clock.advance(timedelta(seconds=5))
+        await rounds.step()
+
+        assert (once, (await task_of(rig, group.tasks[0].id)).state) == (TaskState.VERIFYING, TaskState.COMPLETED)
+
+
 async def test_data_that_vanished_are_the_markets_fault_and_retries_are_bounded(rig: Rig, clock: FakeClock) -> None:
     group = await submitted(rig)
     cid = json.loads(group.submission.spec)["dataset_cid"]

@@ -22,7 +22,7 @@ from parity_market.store.rows import ChainEscrowRow
 from parity_market.testing.builders import SPENDER, TOKEN, command_submission, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.tasks import AccountReply
-from parity_protocol.errors import ChainUnavailable, EscrowTooLow, StakeTooLow
+from parity_protocol.errors import ChainUnavailable, EscrowTooLow, StakeTooLow, Unprocessable
 from parity_protocol.ids import Address
 from parity_protocol.testing.clock import FakeClock
 from parity_protocol.testing.keys import deterministic_evm_key
@@ -309,3 +309,18 @@ async def test_many_accounts_are_read_a_few_at_a_time_and_a_failure_ends_it(
     monkeypatch.setattr(chain, "account", failing)
     assert not await Follower(rig.state).step()
     assert rig.state.chain_health.problem == "gone in the middle"
+
+
+async def test_an_endpoint_that_forgot_the_block_is_a_problem_and_no_crash(
+    rig: Rig, chain: MemoryChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await enrolled(rig)
+
+    async def pruned(name: str, *, at: int | None = None) -> AccountState:
+        raise Unprocessable("missing trie node")
+
+    monkeypatch.setattr(chain, "account", pruned)
+
+    assert not await Follower(rig.state).step()
+    assert rig.state.chain_health.problem == "missing trie node"
+    assert await refresh_account(rig.state, NODE) is None

@@ -37,6 +37,11 @@ async def task_of(rig: Rig, task_id: str) -> TaskRow:
     return await rig.store.read(lambda tx: load_task(tx, task_id))
 
 
+async def committed(rig: Rig) -> None:
+    """Return when everything that was handed to the store before is on disk."""
+    await rig.store.write(lambda tx: None)
+
+
 # -- supervise --------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +131,7 @@ async def test_a_lapsed_lease_is_taken_back_when_it_lapses(rig: Rig, clock: Fake
     states = []
     for wait in (ttl - timedelta(seconds=0.5), timedelta(seconds=0.6)):
         await clock.advance(wait)
-        await asyncio.sleep(0.05)  # the commit is a thread's
-        await clock.advance(timedelta())
+        await committed(rig)
         states.append((await task_of(rig, task_id)).state)
     running.cancel()
 
@@ -255,10 +259,10 @@ async def test_all_loops_together_pay_for_work(rig: Rig, clock: FakeClock) -> No
     await refresh_account(rig.state, CREATOR)
     await loops.start_up(rig.state)
     running = asyncio.create_task(loops.run_all(rig.state))
-    await advance(clock, 2)
+    await advance(rig, clock, 2)
     await rig.earn("n1", 3 * TOKEN)
 
-    await advance(clock, 30)
+    await advance(rig, clock, 30)
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
@@ -269,8 +273,8 @@ async def test_all_loops_together_pay_for_work(rig: Rig, clock: FakeClock) -> No
         await task_of(rig, "none")
 
 
-async def advance(clock: FakeClock, seconds: int) -> None:
+async def advance(rig: Rig, clock: FakeClock, seconds: int) -> None:
     """Let time pass, and the store's thread do its commits."""
     for _ in range(seconds * 2):
         await clock.advance(timedelta(seconds=0.5))
-        await asyncio.sleep(0.01)
+        await committed(rig)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from parity_contracts.chain.base import PaidKey
-from parity_contracts.chain.calls import Faucet, FinishRelease, Redeem, RequestRelease
+from parity_contracts.chain.base import PaidKey, Quote
+from parity_contracts.chain.calls import Call, Faucet, FinishRelease, Redeem, RequestRelease
 from parity_contracts.chain.memory import MemoryChain
 from parity_market.loops import payouts, starting, vouchers
 from parity_market.loops.chain_follower import Follower, refresh_account
@@ -21,7 +21,7 @@ from parity_market.store.rows import ChainTxRow
 from parity_market.testing.builders import SPENDER, TOKEN, new_node
 from parity_market.testing.rig import Rig, inline, open_rig
 from parity_protocol.api.nodes import PayoutState
-from parity_protocol.errors import ChainUnavailable, ConfigInvalid
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Unprocessable
 from parity_protocol.ids import Address
 from parity_protocol.testing.clock import FakeClock
 from parity_protocol.testing.keys import deterministic_evm_key
@@ -432,6 +432,28 @@ async def test_without_ether_the_faucet_is_asked_and_the_payout_goes_on(
     assert asked == [SENDER]
     assert "cannot pay the gas" in reason
     assert await paid_on_chain(rig) == TOKEN
+
+
+async def test_an_endpoint_that_does_not_estimate_without_ether_asks_the_faucet_too(
+    rig: Rig, chain: MemoryChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepared(rig)
+    await rig.earn("n1")
+    await vouchers.step(rig.state)
+    asked: list[str] = []
+
+    async def refuse(call: Call, sender: Address) -> Quote:
+        raise Unprocessable("not enough ether for the transaction")
+
+    async def faucet(address: Address) -> str:
+        asked.append(address)
+        return "0x" + "00" * 32
+
+    monkeypatch.setattr(chain, "quote", refuse)
+    await Payouts(rig.state, faucet=faucet).step()
+
+    assert asked == [SENDER]
+    assert "not enough ether" in rig.state.chain_health.unfunded[KEY]
 
 
 async def test_without_ether_and_faucet_the_reason_is_shown(rig: Rig, chain: MemoryChain, clock: FakeClock) -> None:
