@@ -149,9 +149,14 @@ class Stack:
         self._chain = await Web3Chain.connect(self.rpc_url, made.deployment)
         return made.deployment
 
-    async def start_market(self) -> None:
-        """Start the market, or start it again, and wait until it answers."""
-        env = {name.upper(): value for name, value in self._market_settings().items() if value}
+    async def start_market(self, **settings: str) -> None:
+        """Start the market, or start it again, and wait until it answers.
+
+        Args:
+            settings: More of them, by field name.
+        """
+        wanted = {**self._market_settings(), **settings}
+        env = {name.upper(): value for name, value in wanted.items() if value}
         self.market_process = self.processes.start(
             "market", [*PARITY, "market", "serve"], env=self.environment(**env), cwd=self.folder / "market"
         )

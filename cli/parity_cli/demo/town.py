@@ -97,6 +97,13 @@ class Town:
         """All nodes, running or not."""
         return self.stack.nodes
 
+    async def restart_market(self, **settings: str) -> None:
+        """Start the market again with more settings, by field name; they hold until the next start."""
+        stack = self.stack
+        if stack.market_process is not None:
+            stack.processes.stop([stack.market_process])
+        await stack.start_market(**settings)
+
     async def revive(self) -> None:
         """Start chain and market again if they were ended."""
         stack = self.stack
