@@ -149,7 +149,9 @@ install_locked() {
 uv_pip() {
   local command=$1
   shift
-  UV_PYTHON_DOWNLOADS=never "$UV" pip "$command" --quiet --python "$VENV_PYTHON" "$@"
+  # The system's certificates, by the name of newer and of older versions: a company's own authority is only there.
+  UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}" \
+    UV_PYTHON_DOWNLOADS=never "$UV" pip "$command" --quiet --python "$VENV_PYTHON" "$@"
 }
 
 # uv does not read pip's settings; whoever configured a mirror or an own certificate for pip means it for uv too.
