@@ -7,21 +7,53 @@ with 500.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from parity_protocol import strict_json
-from parity_protocol.errors import BadDocument, InvalidInput, TooLarge, Unreachable
+from parity_protocol.errors import BadDocument, InvalidInput, Overloaded, TooLarge, Unreachable
 from parity_protocol.wire import parse_as
 
-__all__ = ["BODY_TIMEOUT_S", "declared_length", "parse_body", "read_body"]
+__all__ = ["BODY_TIMEOUT_S", "BodyBudget", "declared_length", "parse_body", "read_body"]
 
 BODY_TIMEOUT_S = 30.0  # for a whole JSON body to arrive
 MAX_VALUES = 40_000  # members and items of one body: 256 reports with every metric have 30,000
 
+MAX_HELD = 256 << 20  # bytes of all bodies in memory at once
+
 M = TypeVar("M", bound=BaseModel)
+
+
+class BodyBudget:
+    """Bytes of bodies that are in memory now: many callers at once must not take more than a few do."""
+
+    def __init__(self, max_bytes: int = MAX_HELD) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that counts bytes while they are held; what it counted is given back at the end.
+
+        The function raises ``Overloaded`` when there is no room for so many.
+        """
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            if self._held + size > self._max_bytes:
+                raise Overloaded("too many large requests at once", retry_after_s=1.0)
+            self._held += size
+            held += size
+
+        try:
+            yield take
+        finally:
+            self._held -= held
 
 
 def declared_length(request: Request, max_bytes: int) -> int | None:
@@ -41,10 +73,14 @@ def declared_length(request: Request, max_bytes: int) -> int | None:
     return int(text)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, take: Callable[[int], None]) -> bytes:
     """Read the whole body.
 
+    Args:
+        take: Counts what is held in memory, see ``BodyBudget.counting``.
+
     Raises:
+        Overloaded: Other bodies take all the memory there is for them.
         TooLarge: Over ``max_bytes``.
         InvalidInput: It did not arrive within ``BODY_TIMEOUT_S``.
         Unreachable: The caller went away.
@@ -58,6 +94,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 size += len(piece)
                 if size > max_bytes:
                     raise TooLarge(f"the body has more than the {max_bytes} bytes accepted here", field="body")
+                take(len(piece))
                 pieces.append(piece)
     except TimeoutError as exc:
         raise InvalidInput(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", field="body") from exc

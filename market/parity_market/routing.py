@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import structlog
@@ -24,7 +25,7 @@ from parity_market.state import MarketState
 from parity_protocol.api.paths import API
 from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem, problem_of
 from parity_protocol.errors import BadField, ClockSkew, Internal, ParityError, Unavailable
-from parity_protocol.signing.http_signatures import RequestSignature
+from parity_protocol.signing.http_signatures import RequestSignature, check_body
 from parity_protocol.wire import explain
 
 __all__ = ["MAX_WAIT_S", "SMALL_BODY", "Call", "Endpoint", "mount", "problem_response"]
@@ -186,15 +187,19 @@ def _runner(state: MarketState, endpoint: Endpoint) -> Run:
 
 
 async def _answer(state: MarketState, endpoint: Endpoint, request: Request) -> Response:
-    raw = b""
-    if not endpoint.streams_body and endpoint.method != "GET":
-        raw = await read_body(request, endpoint.max_body)
-    caller, signature = Caller(), None
-    if endpoint.access is not Access.ENROLLING:
-        body_to_check = None if endpoint.streams_body else raw
-        caller, signature = await state.authenticator.caller(request, endpoint.access, body_to_check)
-    body = None if endpoint.body is None else parse_body(endpoint.body, raw, max_bytes=endpoint.max_body)
-    answer = await endpoint.handler(Call(state, request, caller, body, raw, signature))
+    with state.bodies.counting() as take:
+        raw = b""
+        caller, signature = Caller(), None
+        if endpoint.access is not Access.ENROLLING:
+            # Before a byte of the body is kept: a stranger must not fill the memory. The signed digest ties the two.
+            has_body = endpoint.method != "GET"
+            caller, signature = await state.authenticator.caller(request, endpoint.access, None if has_body else b"")
+        if not endpoint.streams_body and endpoint.method != "GET":
+            raw = await read_body(request, endpoint.max_body, take)
+            if signature is not None:
+                check_body(signature, sha256(raw).digest())
+        body = None if endpoint.body is None else parse_body(endpoint.body, raw, max_bytes=endpoint.max_body)
+        answer = await endpoint.handler(Call(state, request, caller, body, raw, signature))
     if isinstance(answer, Response):
         return answer
     return Response(answer.model_dump_json(), status_code=endpoint.status, media_type="application/json")

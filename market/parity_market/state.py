@@ -9,6 +9,7 @@ from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.base import Chain
 from parity_contracts.deployment import Deployment
 from parity_market.auth import Authenticator
+from parity_market.bodies import BodyBudget
 from parity_market.federation import Federation
 from parity_market.identity import Identity
 from parity_market.keys import MarketKeys
@@ -54,3 +55,4 @@ class MarketState:
     clock: Clock
     public_url: str
     started_at: datetime
+    bodies: BodyBudget = field(default_factory=BodyBudget)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import MutableMapping
 from time import perf_counter
 
 import pytest
 
-from parity_market.app import ENDPOINTS
+from parity_market.app import ENDPOINTS, create_app
 from parity_market.auth import Access
+from parity_market.bodies import BodyBudget
 from parity_market.testing.served import Served
 from parity_protocol.api import paths
+from parity_protocol.errors import Overloaded
 from parity_protocol.testing.keys import deterministic_evm_key
 
 HOSTILE: dict[str, bytes] = {
@@ -134,3 +137,57 @@ async def test_millions_of_tiny_values_in_a_large_body_are_refused_at_once(serve
     assert reply.status_code == 413
     assert "values" in reply.json()["detail"]
     assert perf_counter() - started < 5  # it took a minute, and 5 GB, to complain of every one
+
+
+class _Receive:
+    """An ASGI ``receive`` of a body in ``count`` pieces that notes how many were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self.read = 0
+
+    async def __call__(self) -> dict[str, object]:
+        self.read += 1
+        self._left -= 1
+        return {"type": "http.request", "body": b" " * 65_536, "more_body": self._left > 0}
+
+
+async def _status(served: Served, path: str, headers: dict[str, str], receive: _Receive) -> int:
+    sent: list[MutableMapping[str, object]] = []
+
+    async def send(message: MutableMapping[str, object]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    }
+    await create_app(served.state)(scope, receive, send)
+    return int(str(sent[0]["status"]))
+
+
+async def test_a_body_is_not_read_for_a_stranger(served: Served) -> None:
+    node = await served.enrol("node")
+    headers = served.sign("POST", paths.REPORTS, b"", node)
+    headers["Signature-Input"] = headers["Signature-Input"].replace(node.keyid, "ef" * 32)
+    unsigned, forged = _Receive(100), _Receive(100)
+
+    for scope_headers, pieces in (({}, unsigned), (headers, forged)):
+        assert await _status(served, paths.REPORTS, scope_headers, pieces) == 401
+        assert pieces.read == 0
+
+
+def test_large_bodies_of_many_callers_do_not_fill_the_memory() -> None:
+    budget = BodyBudget(max_bytes=100)
+
+    with budget.counting() as take, budget.counting() as other:
+        take(60)
+        with pytest.raises(Overloaded):
+            other(60)
+        other(40)
+    with budget.counting() as take:
+        take(100)
