@@ -80,7 +80,7 @@ async def test_data_that_a_gateway_delivers_under_a_wrong_cid_are_refused_with_b
 
 
 async def test_data_that_rot_at_the_market_are_never_trained_on_nor_paid_for(town: Town) -> None:
-    content = table(5_000)  # large enough to lie in a file of its own
+    content = table(40_000)  # large enough to lie in a file of its own
     file = town.stack.folder / "table.csv"
     await anyio.Path(file).write_bytes(content)
     cid = (await town.market.data.add(file)).cid
