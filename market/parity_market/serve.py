@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from parity_market import loops
 from parity_market.app import Lifespan, create_app
 from parity_market.auth import Authenticator
 from parity_market.federation import Federation
+from parity_market.http_protocol import OneWriteProtocol
 from parity_market.identity import load_identity
 from parity_market.init import load_deployment
 from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, load_keys
@@ -42,6 +44,7 @@ log = structlog.get_logger(__name__)
 DATABASE = "market.sqlite"
 CHAIN_WAIT_S = 60.0  # for the chain to answer at start-up
 KEEP_ALIVE_S = 75  # longer than the longest poll, so that idle connections survive between two
+GC_THRESHOLD = 10_000  # new objects between two looks for cycles
 GRACE_S = 10  # for open requests at shutdown
 
 
@@ -92,7 +95,9 @@ async def open_market(
             lease_ttl=settings.market_lease_ttl,
             chain_grace=settings.market_chain_grace,
         )
-        federation = Federation(store, blobs, market, clock, gateways=settings.market_gateways)
+        federation = Federation(
+            store, blobs, market, clock, gateways=settings.market_gateways, quota=settings.market_upload_quota
+        )
         yield MarketState(
             settings=settings,
             version=version,
@@ -167,10 +172,17 @@ async def _serve(
     async with open_market(settings, port=port, version=version) as state:
         await state.scheduler.load()
         await loops.start_up(state)
+        failure: list[ConfigInvalid] = []
+
+        def refuse(error: ConfigInvalid) -> None:
+            failure.append(error)
+            server.should_exit = True
+
         server = _Server(
             state.scheduler.close,
             uvicorn.Config(
-                create_app(state, _lifespan(state, ready, port)),
+                create_app(state, _lifespan(state, ready, port, refuse)),
+                http=OneWriteProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -183,7 +195,10 @@ async def _serve(
                 ssl_keyfile=str(folder / CERTIFICATE_KEY) if settings.serves_tls() else None,
             ),
         )
+        _settle_memory()
         await server.serve(sockets=[listener])
+        if failure:
+            raise failure[0]
         if not server.started:
             raise ConfigInvalid(["the market could not start; the log says why"])
 
@@ -201,11 +216,27 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _lifespan(state: MarketState, ready: Callable[[str], None] | None, port: int) -> Lifespan:
+def _settle_memory() -> None:
+    """Leave modules and other lasting things to themselves, and look for cycles seldom: hardly anything here has any."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+
+
+def _lifespan(
+    state: MarketState, ready: Callable[[str], None] | None, port: int, refuse: Callable[[ConfigInvalid], None]
+) -> Lifespan:
+    async def work() -> None:
+        try:
+            await loops.run_all(state)
+        except ConfigInvalid as exc:  # the endpoint has another chain now: nothing more may be promised or paid
+            log.critical("market_stops", problem=exc.message)
+            refuse(exc)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(loops.run_all(state))
+            running = group.create_task(work())
             join = state.identity.join(state.settings, port)
             log.info("market_ready", url=state.public_url, join=str(join), version=state.version)
             if ready is not None:

@@ -18,13 +18,13 @@ UNDER_WAY = 48  # tasks between submit and result, at most
 WARM_UP = 100
 TASKS = 3_000
 QUICK_TASKS = 600
-SLOTS = 4  # of each of two nodes
+SLOTS = 8
 
 
 async def measure(*, quick: bool) -> list[Figure]:
     """Return durable tasks a second over eight slots."""
     count = QUICK_TASKS if quick else TASKS
-    async with open_stage(nodes=2, slots=SLOTS) as stage, stage.client() as market:
+    async with open_stage(nodes=1, slots=SLOTS) as stage, stage.client() as market:
         await _run(market, WARM_UP)
         before, own_before = stage.cpu(), cpu_seconds(os.getpid())
         started = time.perf_counter()
