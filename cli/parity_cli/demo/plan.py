@@ -35,7 +35,7 @@ CLASSES = ("malignant", "benign")
 TREES = 90
 PARTS = 3
 DEPTH = 10
-LONG_S = 8.0  # of training that is asked for; at least 5 s must come out on whatever this machine does beside it
+LONG_S = 7.0  # of training that is asked for; at least 5 s must come out
 _TRIAL_EPOCHS = 200
 _TRIALS = 4
 _MAX_EPOCHS = 100_000
@@ -72,14 +72,17 @@ def load_data() -> DataSets:
 
 
 def calibrate(data: DataSets) -> int:
-    """Return how many epochs of the linear regression take this machine about ``LONG_S`` seconds."""
+    """Return how many epochs of the linear regression take this machine about ``LONG_S`` seconds, or more when it is busy.
+
+    Processor time is measured: what else runs at this moment must not make the task too short.
+    """
     spec = resolve_session(_linear("trial", _TRIAL_EPOCHS), session_id="trial", round_id="1")
     plan = plan_session(spec, data.diabetes, "0" * 64)
     fastest = float("inf")
     for _ in range(_TRIALS):
-        began = time.perf_counter()
+        began = time.thread_time()
         train(spec, plan, data.diabetes, 0)
-        fastest = min(fastest, time.perf_counter() - began)
+        fastest = min(fastest, time.thread_time() - began)
     return max(_TRIAL_EPOCHS, min(_MAX_EPOCHS, int(LONG_S / fastest * _TRIAL_EPOCHS)))
 
 
