@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-
 from starlette.responses import Response
 
 from parity_market.auth import Access
 from parity_market.operations import sessions
 from parity_market.operations.context import new_id
+from parity_market.operations.sessions import NonceMaker
 from parity_market.routing import Call, Endpoint
+from parity_market.state import MarketState
 from parity_market.store.rows import from_us
 from parity_protocol.api import paths
 from parity_protocol.api.tasks import NonceReply, SignInReply, SignInRequest
@@ -21,10 +21,14 @@ __all__ = ["ENDPOINTS"]
 SESSION = f"{paths.API}/auth/session"
 
 
+def _nonces(state: MarketState) -> NonceMaker:
+    return NonceMaker(state.keys.manifest.reveal_seed())  # every process of a market has this key
+
+
 async def nonce(call: Call) -> NonceReply:
     """Return a nonce for one sign-in within five minutes."""
-    state, value, now = call.state, secrets.token_hex(16), call.state.clock.now()
-    expires = await state.store.write(lambda tx: sessions.put_nonce(tx, value, now))
+    state = call.state
+    value, expires = _nonces(state).make(state.clock.now())
     return NonceReply(
         nonce=value,
         domain=state.authenticator.authority,
@@ -39,6 +43,7 @@ async def sign_in(call: Call) -> SignInReply:
     body: SignInRequest = call.body
     state, now = call.state, call.state.clock.now()
     message = SiweMessage.parse(body.message)
+    nonce_expires = _nonces(state).check(message.nonce, now)
     account = verify_siwe(
         body.message,
         bytes.fromhex(body.signature[2:]),
@@ -52,7 +57,13 @@ async def sign_in(call: Call) -> SignInReply:
     session_id = new_id()
     row = await state.store.write(
         lambda tx: sessions.open_session(
-            tx, nonce=message.nonce, session_id=session_id, account=account, key=key, now=now
+            tx,
+            nonce=message.nonce,
+            nonce_expires=nonce_expires,
+            session_id=session_id,
+            account=account,
+            key=key,
+            now=now,
         )
     )
     return SignInReply(session_id=row.id, account=row.account, expires_at=from_us(row.expires_us))

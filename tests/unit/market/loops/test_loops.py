@@ -182,8 +182,11 @@ async def test_who_spoke_is_written_once(rig: Rig, clock: FakeClock) -> None:
 async def test_expired_sessions_are_forgotten_and_live_ones_stay(rig: Rig, clock: FakeClock) -> None:
     async def sign_in(name: str) -> None:
         def op(tx):  # type: ignore[no-untyped-def]  # an operation
-            sessions.put_nonce(tx, name, clock.now())
-            sessions.open_session(tx, nonce=name, session_id=name, account=CREATOR, key="k", now=clock.now())
+            now = clock.now()
+            until = now + sessions.NONCE_TTL
+            sessions.open_session(
+                tx, nonce=name, nonce_expires=until, session_id=name, account=CREATOR, key="k", now=now
+            )
 
         await rig.store.write(op)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pytest
@@ -13,7 +13,7 @@ from parity_market.operations import blobs, leases, nodes, sessions
 from parity_market.operations.nodes import Seen
 from parity_market.testing import Bench, command_submission, new_node
 from parity_protocol.api.leases import RenewItem
-from parity_protocol.errors import Forbidden, NodeInUse, NotFound, Overloaded, ParityError, Replayed, Unauthenticated
+from parity_protocol.errors import Forbidden, NodeInUse, NotFound, ParityError, Replayed, Unauthenticated
 from parity_protocol.lease import Lease
 from parity_protocol.testing.keys import deterministic_evm_key
 
@@ -205,17 +205,24 @@ async def test_only_an_owner_can_pin(bench: Bench) -> None:
 # -- sessions -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_nonce_opens_one_session_of_one_hour(bench: Bench) -> None:
-    await bench.store.write(lambda tx: sessions.put_nonce(tx, "nonce", bench.now))
-
-    async def sign_in(session_id: str) -> None:
-        await bench.store.write(
-            lambda tx: sessions.open_session(
-                tx, nonce="nonce", session_id=session_id, account=CREATOR, key="key", now=bench.now
-            )
+async def _open(bench: Bench, nonce: str, session_id: str) -> None:
+    await bench.store.write(
+        lambda tx: sessions.open_session(
+            tx,
+            nonce=nonce,
+            nonce_expires=bench.now + sessions.NONCE_TTL,
+            session_id=session_id,
+            account=CREATOR,
+            key="key",
+            now=bench.now,
         )
+    )
 
-    outcomes = await asyncio.gather(*(sign_in(f"s{number}") for number in range(5)), return_exceptions=True)
+
+async def test_a_nonce_opens_one_session_of_one_hour(bench: Bench) -> None:
+    outcomes = await asyncio.gather(
+        *(_open(bench, "nonce", f"s{number}") for number in range(5)), return_exceptions=True
+    )
     winners = [f"s{number}" for number, outcome in enumerate(outcomes) if outcome is None]
 
     assert len(winners) == 1
@@ -226,39 +233,43 @@ async def test_a_nonce_opens_one_session_of_one_hour(bench: Bench) -> None:
         await bench.store.read(lambda tx: sessions.get(tx, winners[0], bench.now + timedelta(hours=1)))
 
 
-async def test_an_old_nonce_opens_nothing(bench: Bench) -> None:
-    await bench.store.write(lambda tx: sessions.put_nonce(tx, "nonce", bench.now))
-    late = bench.now + sessions.NONCE_TTL
+async def test_a_used_nonce_is_remembered_for_as_long_as_it_is_good(bench: Bench) -> None:
+    await _open(bench, "nonce", "one")
 
+    for later in (timedelta(0), sessions.NONCE_TTL - timedelta(microseconds=1)):
+        await bench.store.write(lambda tx, later=later: sessions.forget_expired(tx, bench.now + later))  # type: ignore[misc]
+        with pytest.raises(Replayed):
+            await _open(bench, "nonce", "two")
+
+
+def test_a_nonce_is_known_again_without_being_stored_until_it_is_over() -> None:
+    maker, now = sessions.NonceMaker(b"secret"), datetime(2026, 1, 1, tzinfo=UTC)
+    nonce, expires = maker.make(now)
+
+    assert nonce.isalnum()
+    assert sessions.NonceMaker(b"secret").check(nonce, now) == expires == now + sessions.NONCE_TTL
     with pytest.raises(Replayed):
-        await bench.store.write(
-            lambda tx: sessions.open_session(tx, nonce="nonce", session_id="s", account=CREATOR, key="k", now=late)
-        )
+        maker.check(nonce, expires)
+
+
+def test_a_nonce_of_somebody_elses_making_is_refused() -> None:
+    maker, now = sessions.NonceMaker(b"secret"), datetime(2026, 1, 1, tzinfo=UTC)
+    nonce, _ = maker.make(now)
+    longer = "f" + nonce[1:]  # a later expiry
+
+    for forged in ("", "0" * 80, longer, nonce + "0", nonce[:-1], "é" * 80, sessions.NonceMaker(b"other").make(now)[0]):
+        with pytest.raises(Replayed):
+            maker.check(forged, now)
 
 
 async def test_a_closed_session_is_gone_and_expired_ones_are_forgotten(bench: Bench) -> None:
     for name in ("one", "two"):
-        await bench.store.write(lambda tx, name=name: sessions.put_nonce(tx, name, bench.now))  # type: ignore[misc]
-        await bench.store.write(
-            lambda tx, name=name: sessions.open_session(  # type: ignore[misc]
-                tx, nonce=name, session_id=name, account=CREATOR, key="k", now=bench.now
-            )
-        )
+        await _open(bench, name, name)
 
     await bench.store.write(lambda tx: sessions.close(tx, "one"))
     with pytest.raises(Unauthenticated):
         await bench.store.read(lambda tx: sessions.get(tx, "one", bench.now))
     assert await bench.store.write(lambda tx: sessions.forget_expired(tx, bench.now + timedelta(hours=2))) == 1
-
-
-async def test_waiting_nonces_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MAX_NONCES", 2)
-    for name in ("a", "b"):
-        await bench.store.write(lambda tx, name=name: sessions.put_nonce(tx, name, bench.now))  # type: ignore[misc]
-
-    with pytest.raises(Overloaded):
-        await bench.store.write(lambda tx: sessions.put_nonce(tx, "c", bench.now))
-    await bench.store.write(lambda tx: sessions.put_nonce(tx, "c", bench.now + sessions.NONCE_TTL))
 
 
 async def test_an_input_of_many_tasks_counts_once_against_the_quota(bench: Bench) -> None:
