@@ -1,1 +1,3 @@
 """The market (coordinator): matches, verifies, aggregates, settles."""
+
+__all__: list[str] = []

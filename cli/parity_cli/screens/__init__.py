@@ -1,1 +1,3 @@
 """What people see: functions from documents to rich renderables."""
+
+__all__: list[str] = []

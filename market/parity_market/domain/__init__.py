@@ -1,1 +1,3 @@
 """The market's pure decisions."""
+
+__all__: list[str] = []

@@ -3,3 +3,5 @@
 Import the module you need: each brings in only the library that it uses, and a command line starts faster without
 the others.
 """
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """The journal's schema, one file per version."""
+
+__all__: list[str] = []
