@@ -214,6 +214,7 @@ class _Server(uvicorn.Server):
         """Stop serving."""
         self._stop_waiting()
         await super().shutdown(sockets)
+        self._captured_signals.clear()  # else the signal that asked for this is raised again, and the exit status is its
 
 
 def _settle_memory() -> None:
