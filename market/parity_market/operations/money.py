@@ -30,6 +30,7 @@ __all__ = [
     "record_escrow",
     "record_head",
     "record_paid",
+    "unsettled",
 ]
 
 
@@ -178,6 +179,11 @@ def _view(tx: ReadTx, market: Market, creator: str) -> EscrowView:
         reserved=0 if account is None else account.reserved,
         earned=0 if account is None else account.earned,
     )
+
+
+def unsettled(tx: ReadTx, market: Market) -> int:
+    """Return what nodes have earned in all and the vault has not paid as of the last look, base units."""
+    return sum(_view(tx, market, row.creator).owed for row in tx.all(sql.ACCOUNTS, chain=market.chain))
 
 
 def account_reply(tx: ReadTx, market: Market, creator: str) -> AccountReply:

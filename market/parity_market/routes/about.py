@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from parity_market import metrics
 from parity_market.auth import Access
-from parity_market.operations import views
+from parity_market.operations import money, views
 from parity_market.routing import Call, Endpoint
 from parity_market.state import MarketState
 from parity_market.store.base import ReadTx
@@ -78,10 +78,10 @@ async def status(call: Call) -> MarketStatus:
     """Return counts for people and dashboards."""
     state = call.state
 
-    def read(tx: ReadTx) -> tuple[dict[str, int], int]:
-        return views.counts(tx)
+    def read(tx: ReadTx) -> tuple[dict[str, int], int, int]:
+        return *views.counts(tx), money.unsettled(tx, state.market)
 
-    tasks, live = await state.store.read(read)
+    tasks, live, unsettled = await state.store.read(read)
     online = sum(1 for _ in state.scheduler.presence.online())
     return MarketStatus(
         name=state.settings.market_name,
@@ -93,6 +93,7 @@ async def status(call: Call) -> MarketStatus:
         leases_live=live,
         chain_head=state.chain_health.head,
         chain_ok=not state.chain_health.problem,
+        unsettled=unsettled,
     )
 
 

@@ -402,3 +402,15 @@ async def test_cancel_wins_over_a_later_report(served: Served) -> None:
     assert cancelled.json()["state"] == "cancelled"
     assert (answer["status"], answer["problem"]["code"]) == (409, "cancelled")
     assert renewed.json()["renewals"][0]["problem"]["code"] == "cancelled"
+
+
+async def test_status_shows_what_is_earned_and_not_paid_yet(served: Served) -> None:
+    submitter, node = await _funded(served), await served.enrol("node")
+    await _submit(served, submitter)
+    (manifest,) = await _poll(served, node)
+    await _send(served, node, _report(served, "node", manifest, await _claim(served, node, manifest)))
+
+    status = (await served.call("GET", "/api/status")).json()
+
+    assert status["unsettled"] == str(TOKEN)
+    assert status["tasks"] == {"completed": 1}
