@@ -14,7 +14,7 @@ from parity_cli.demo import plan
 from parity_cli.demo.audit import Audit, audit
 from parity_cli.demo.plan import DataSets, Work
 from parity_cli.demo.progress import Progress
-from parity_cli.demo.stack import Stack
+from parity_cli.demo.stack import Node, Stack
 from parity_cli.demo.summary import Summary
 from parity_client import Client, Submission
 from parity_protocol.api.tasks import EventReply
@@ -120,8 +120,23 @@ class Demo:
             for node in nodes:
                 stack.start_node(node, RUNNER_SHELL_ENABLED="true")
             await stack.until(lambda: stack.online(nodes), "the nodes")
+            await self._check_training(nodes)
             step.detail = ", ".join(node.name for node in nodes) + f" at {stack.join.url}"
         return data, epochs
+
+    async def _check_training(self, nodes: list[Node]) -> None:
+        """See that every node can train.
+
+        Raises:
+            Unavailable: One cannot; names its reason.
+        """
+        async with self.stack.client() as market:
+            for node in nodes:
+                offered = (await market.node(node.id)).capability
+                state = None if offered is None else offered.executors.get(TaskKind.FEDERATED_LEARNING)
+                if state is None or not state.available:
+                    reason = "it does not say why" if state is None else state.reason
+                    raise Unavailable(f"{node.name} cannot train models here: {reason}")
 
     async def _add_data(self, market: Client, data: DataSets, epochs: int) -> dict[str, Work]:
         folder = self._folder / "data"
