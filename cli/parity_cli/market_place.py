@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity_client import Home
 from parity_protocol.errors import BadField
-from parity_protocol.settings import config_path
 
 if TYPE_CHECKING:
+    from parity_client import Home
     from parity_market.settings import MarketSettings
 
 __all__ = ["MARKET_FILE", "market_file", "market_settings", "write_settings"]
@@ -20,6 +19,8 @@ MARKET_FILE = "market.env"  # written by `parity market init`
 
 def market_file(home: Home | None = None) -> Path:
     """Return where ``parity market init`` writes the settings."""
+    from parity_client import Home
+
     return (home or Home()).path / MARKET_FILE
 
 
@@ -29,7 +30,9 @@ def market_settings(path: Path | None = None, **overrides: Any) -> MarketSetting
     Raises:
         ConfigInvalid: Carries every problem at once.
     """
+    from parity_client import Home
     from parity_market.settings import load_settings
+    from parity_protocol.settings import config_path
 
     home = Home()
     chosen = config_path(path)

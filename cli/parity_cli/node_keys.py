@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from parity_cli.output import Output
 from parity_cli.secrets_input import KeyChoice, new_passphrase, passphrase_asker, read_key
-from parity_client import Home, Wallet
 from parity_protocol.errors import BadField, Conflict, NotFound
-from parity_protocol.ids import Address, NodeId
 
 if TYPE_CHECKING:
+    from parity_client import Home, Wallet
     from parity_node.settings import NodeSettings
+    from parity_protocol.ids import Address, NodeId
 
 __all__ = ["NodeIdentity", "checked_address", "identity_of", "make_owner", "owner_wallet"]
 
@@ -66,6 +66,8 @@ def owner_wallet(home: Home, passphrase_file: Path | None) -> Wallet:
     Raises:
         NotFound: It was not made yet.
     """
+    from parity_client import Wallet
+
     name = home.load().node.wallet
     path = home.wallet_file(name)
     if not path.is_file():
@@ -80,6 +82,7 @@ def identity_of(settings: NodeSettings, home: Home) -> NodeIdentity:
         NotFound: The owner was not made yet.
     """
     from parity_node.keys import load_keys
+    from parity_protocol.ids import Address
 
     owner = owner_wallet(home, None).address
     keys = load_keys(settings.state_dir(), hostname=settings.runner_hostname)
@@ -100,6 +103,7 @@ def checked_address(text: str, *, field: str) -> Address:
     Raises:
         BadField: It is not one, or its mixed case is not its EIP-55 checksum.
     """
+    from parity_protocol.ids import Address
     from parity_protocol.signing.keys import checksum_address
 
     given = text.strip()

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity_client import Home
-from parity_protocol.settings import config_path
-
 if TYPE_CHECKING:
+    from parity_client import Home
     from parity_node.settings import NodeSettings
 
 __all__ = ["NODE_FILE", "node_file", "node_settings"]
@@ -19,6 +17,8 @@ NODE_FILE = "node.env"  # written by `parity node init`
 
 def node_file(home: Home | None = None) -> Path:
     """Return where ``parity node init`` writes the settings."""
+    from parity_client import Home
+
     return (home or Home()).path / NODE_FILE
 
 
@@ -31,7 +31,9 @@ def node_settings(path: Path | None = None) -> NodeSettings:
     Raises:
         ConfigInvalid: Carries every problem at once.
     """
+    from parity_client import Home
     from parity_node.settings import load_settings
+    from parity_protocol.settings import config_path
 
     home = Home()
     chosen = config_path(path)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from parity_cli.secrets_input import passphrase_asker
-from parity_client import Client, Home, Wallet
 
 if TYPE_CHECKING:
+    from parity_client import Client, Home, Wallet
     from parity_contracts.chain.web3_chain import Web3Chain
 
 __all__ = ["client_of", "market_option", "open_chain", "rpc_of", "stored_wallet", "wallet_option"]
@@ -30,6 +30,8 @@ def stored_wallet(home: Home, name: str | None, passphrase_file: Path | None) ->
     Raises:
         NotFound: There is no such wallet.
     """
+    from parity_client import Wallet
+
     chosen = name or home.load().wallet
     return Wallet.of_keystore(home.existing_wallet(chosen), passphrase_asker(passphrase_file, f"wallet {chosen!r}"))
 
@@ -46,6 +48,8 @@ def client_of(
         ConfigInvalid: No such market was joined.
         NotFound: There is no such wallet.
     """
+    from parity_client import Client, Home
+
     home = Home()
     _, entry = home.load().market(market)
     return Client(entry.parsed(), stored_wallet(home, wallet, passphrase_file) if signs else None, home=home)
@@ -53,6 +57,8 @@ def client_of(
 
 def rpc_of(market: str | None) -> str:
     """Return the chain's endpoint that this machine should use; empty takes what the market names."""
+    from parity_client import Home
+
     if os.environ.get("BLOCKCHAIN_RPC"):
         return os.environ["BLOCKCHAIN_RPC"]
     return Home().load().market(market)[1].rpc

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from parity_cli.output import Output, is_interactive
-from parity_client.wallet import FILE_VARIABLE, passphrase_from_file
 from parity_protocol.errors import BadField, ConfigInvalid, Unauthenticated
-from parity_protocol.signing.keys import EvmKey
+
+if TYPE_CHECKING:
+    from parity_protocol.signing.keys import EvmKey
 
 __all__ = ["KeyChoice", "key_options", "new_passphrase", "passphrase_asker", "passphrase_option", "read_key"]
 
@@ -24,7 +25,7 @@ MIN_PASSPHRASE = 8  # characters; the keystore asks for the same
 passphrase_option = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Read the passphrase from the first line of this file. Default: {FILE_VARIABLE}, else a prompt.",
+    help="Read the passphrase from the first line of this file. Default: PARITY_PASSPHRASE_FILE, else a prompt.",
 )
 
 
@@ -64,6 +65,8 @@ def read_key(out: Output, choice: KeyChoice, *, generate_by_default: bool = Fals
         BadField: It is not a private key. The message does not repeat it.
         ConfigInvalid: The file cannot be read.
     """
+    from parity_protocol.signing.keys import EvmKey
+
     if choice.private_key:
         out.warn("--private-key was visible to every user of this machine; a prompt or --key-file is not")
         return EvmKey.from_hex(choice.private_key)
@@ -91,6 +94,8 @@ def new_passphrase(file: Path | None) -> str:
     Raises:
         Unauthenticated: Nobody can be asked and no file is named.
     """
+    from parity_client.wallet import passphrase_from_file
+
     try:
         return passphrase_from_file(file)
     except Unauthenticated:
@@ -105,6 +110,7 @@ def new_passphrase(file: Path | None) -> str:
 
 def passphrase_asker(file: Path | None, what: str) -> Callable[[], str]:
     """Return a function that gets the passphrase of an existing keystore, when it is needed."""
+    from parity_client.wallet import passphrase_from_file
 
     def ask() -> str:
         try:

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import click
 
 from parity_cli.output import Output
-from parity_client import Wallet, money
-from parity_protocol.quantities import TokenAmount, format_duration, format_tokens, parse_tokens
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from parity_client import Wallet
     from parity_contracts.chain.base import Chain
     from parity_contracts.chain.calls import Call
     from parity_contracts.deployment import Deployment
+    from parity_protocol.quantities import TokenAmount
 
 __all__ = ["Consent", "amount_option", "describe", "parse_amount", "transact", "transaction_options"]
 
@@ -46,6 +45,8 @@ amount_option = click.option("--amount", required=True, metavar="TOKENS", help="
 
 def parse_amount(text: str, deployment: Deployment) -> TokenAmount:
     """Return an amount in whole tokens as base units; raises ``BadField`` when it is not one above zero."""
+    from parity_protocol.quantities import parse_tokens
+
     amount = parse_tokens(text, decimals=deployment.decimals)
     if amount == 0:
         raise click.BadParameter("the amount must be above 0", param_hint="--amount")
@@ -74,6 +75,10 @@ async def transact(
         Unprocessable: Tokens or ether are missing, or the vault refuses.
         click.Abort: The person said no.
     """
+    import anyio.to_thread
+
+    from parity_client import money
+
     holdings = await chain.holdings(wallet.address)
     full: list[Call] = []
     for call in calls:
@@ -122,6 +127,8 @@ def _amount_text(call: Call) -> str | None:
 def _screen(document: dict[str, Any], action: str, deployment: Deployment) -> Table:
     from rich.table import Table
 
+    from parity_protocol.quantities import format_tokens
+
     table = Table(title=action, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
@@ -138,11 +145,15 @@ def _screen(document: dict[str, Any], action: str, deployment: Deployment) -> Ta
 
 def describe(amount: TokenAmount, deployment: Deployment) -> str:
     """Write an amount for people: in whole tokens, and in base units."""
+    from parity_protocol.quantities import format_tokens
+
     return f"{format_tokens(amount, decimals=deployment.decimals)} {deployment.symbol} ({amount} base units)"
 
 
 def unbonding_text(deployment: Deployment) -> str:
     """Write the unbonding time for people."""
     from datetime import timedelta
+
+    from parity_protocol.quantities import format_duration
 
     return format_duration(timedelta(seconds=deployment.unbonding_s))

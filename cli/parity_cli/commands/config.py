@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,10 +11,9 @@ from parity_cli.bridge import run_async
 from parity_cli.exit_codes import FAILED_CHECK
 from parity_cli.lazy import Group
 from parity_cli.output import Output, pass_output
-from parity_client import Client, Home
-from parity_client.config import MarketEntry, checked_name
-from parity_protocol.join import parse_join
-from parity_protocol.quantities import format_tokens
+
+if TYPE_CHECKING:
+    from parity_client.config import MarketEntry
 
 
 @click.group(cls=Group, short_help="Join a market; show and check the settings.")
@@ -36,6 +35,10 @@ def config() -> None:
 @pass_output
 def use(out: Output, join: str, name: str | None, rpc: str, no_check: bool) -> None:
     """Pin the market of JOIN (or a joined market's name), check its signed document, and use it from now on."""
+    from parity_client import Home
+    from parity_client.config import MarketEntry, checked_name
+    from parity_protocol.join import parse_join
+
     home = Home()
     settings = home.load()
     if "#" not in join and join in settings.markets:
@@ -61,6 +64,8 @@ def name_of(url: str) -> str:
 
 
 async def _describe(entry: MarketEntry) -> dict[str, Any]:
+    from parity_client import Client
+
     async with Client(entry.parsed()) as client:
         document = client.document
         return {
@@ -78,6 +83,8 @@ async def _describe(entry: MarketEntry) -> dict[str, Any]:
 
 
 def _told(document: dict[str, Any]) -> str:
+    from parity_protocol.quantities import format_tokens
+
     found = document.get("market")
     if found is None:
         return f"using {document['name']} (not checked)"
@@ -93,6 +100,8 @@ def _told(document: dict[str, Any]) -> str:
 @pass_output
 def show(out: Output) -> None:
     """Show where the settings are and what they say."""
+    from parity_client import Home
+
     home = Home()
     settings = home.load()
     document = {
@@ -116,6 +125,7 @@ def show(out: Output) -> None:
 def check(out: Output, market: str | None) -> int:
     """Check the settings, the market, its chain and the wallet. Exit status 1 if something is wrong."""
     from parity_cli.checks import run_checks
+    from parity_client import Home
 
     found = run_async(lambda: run_checks(Home(), market))
     document = {"ok": all(each.ok for each in found), "checks": [each.to_json() for each in found]}

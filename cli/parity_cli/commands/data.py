@@ -12,7 +12,6 @@ from parity_cli.lazy import Group
 from parity_cli.output import Output, pass_output
 from parity_cli.place import client_of, market_option, wallet_option
 from parity_cli.secrets_input import passphrase_option
-from parity_protocol.quantities import format_bytes, parse_bytes
 
 PathArgument = click.Path(path_type=Path)
 
@@ -87,6 +86,8 @@ def get(
     passphrase_file: Path | None,
 ) -> None:
     """Fetch a file or a folder from the market, block by block; it appears whole and right, or not at all."""
+    from parity_protocol.quantities import format_bytes, parse_bytes
+
     limit = parse_bytes(max_size)
 
     async def act() -> dict[str, Any]:
@@ -108,6 +109,7 @@ def get(
 @pass_output
 def info(out: Output, cid: str, market: str | None, wallet: str | None, passphrase_file: Path | None) -> None:
     """Show size, visibility, owner and whether the market keeps it."""
+    from parity_protocol.quantities import format_bytes
 
     async def act() -> dict[str, Any]:
         async with client_of(market, wallet, passphrase_file=passphrase_file) as client:

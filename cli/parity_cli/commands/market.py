@@ -14,11 +14,9 @@ from parity_cli.bridge import run_async
 from parity_cli.lazy import Group
 from parity_cli.market_place import market_file, market_settings, write_settings
 from parity_cli.output import Output, pass_output
-from parity_client import Home
-from parity_protocol.join import is_loopback, parse_market_url
-from parity_protocol.settings import config_path as config_path_of
 
 if TYPE_CHECKING:
+    from parity_client import Home
     from parity_market.init import Initialised
 
 config_option = click.option(
@@ -55,6 +53,9 @@ def init(out: Output, config_path: Path | None, **given: str | int | None) -> No
 
     It is safe to repeat: what is there stays. The options are written to a settings file that `serve` reads.
     """
+    from parity_client import Home
+    from parity_protocol.settings import config_path as config_path_of
+
     overrides = _overrides(given)
     settings = market_settings(config_path, **overrides)
     if overrides:
@@ -74,6 +75,8 @@ def init(out: Output, config_path: Path | None, **given: str | int | None) -> No
 
 def _overrides(given: dict[str, str | int | None]) -> dict[str, Any]:
     """Return the options as settings; the port and the address to listen on follow from the public URL."""
+    from parity_protocol.join import is_loopback, parse_market_url
+
     names = {
         "public_url": "market_public_url",
         "host": "server_host",

@@ -16,9 +16,7 @@ from parity_cli.lazy import Command
 from parity_cli.node_keys import identity_of
 from parity_cli.node_place import node_settings
 from parity_cli.output import Output, pass_output
-from parity_client import Home
 from parity_protocol.errors import NotFinished, NotFound, ParityError, Unreachable
-from parity_protocol.quantities import parse_duration
 
 if TYPE_CHECKING:
     from parity_node.settings import NodeSettings
@@ -84,6 +82,7 @@ def status(out: Output, watch: bool, config_path: Path | None) -> None:
 
 
 def _status(settings: NodeSettings) -> dict[str, Any]:
+    from parity_client import Home
     from parity_node.control import ask_agent
 
     document: dict[str, Any] = {}
@@ -167,6 +166,7 @@ def _only_task(state_dir: Path) -> str:
 def drain(out: Output, grace: str | None, no_wait: bool, config_path: Path | None) -> None:
     """Have the node refuse new work, finish or hand back what runs, deliver its reports, and stop."""
     from parity_node.control import ask_agent
+    from parity_protocol.quantities import parse_duration
 
     settings = node_settings(config_path)
     state_dir = settings.state_dir()

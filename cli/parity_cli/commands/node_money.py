@@ -27,11 +27,10 @@ from parity_cli.transactions import (
     transaction_options,
     unbonding_text,
 )
-from parity_client import Client, Home, money
 from parity_protocol.errors import ConfigInvalid, Forbidden, ParityError, Unprocessable
-from parity_protocol.quantities import format_tokens
 
 if TYPE_CHECKING:
+    from parity_client import Client
     from parity_contracts.chain.base import AccountState
     from parity_contracts.chain.calls import Call
     from parity_contracts.chain.web3_chain import Web3Chain
@@ -56,6 +55,8 @@ async def open_market(settings: NodeSettings) -> AsyncIterator[Client]:
     Raises:
         ConfigInvalid: No market is pinned.
     """
+    from parity_client import Client
+
     join = settings.join()
     if join is None:
         raise ConfigInvalid(["RUNNER_MARKET_JOIN is missing: run `parity config use JOIN` or `parity node init`"])
@@ -66,6 +67,8 @@ async def open_market(settings: NodeSettings) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def open_node_chain(settings: NodeSettings) -> AsyncIterator[NodeChain]:
     """Connect to the node's market and its chain."""
+    from parity_client import Home, money
+
     identity = identity_of(settings, Home())
     async with open_market(settings) as client:
         chain = await money.connect(client.document, settings.blockchain_rpc)
@@ -88,6 +91,8 @@ def _transaction(
     passphrase_file: Path | None,
     config_path: Path | None,
 ) -> None:
+    from parity_client import Home
+
     settings = node_settings(config_path)
 
     async def act() -> dict[str, Any]:
@@ -212,6 +217,8 @@ def withdraw(out: Output, amount: str | None, everything: bool, **common: Any) -
 
 
 def _later(account: AccountState, node: NodeChain) -> str:
+    from parity_protocol.quantities import format_tokens
+
     deployment = node.chain.deployment
     amount = format_tokens(account.unbonding, decimals=deployment.decimals)
     return f"{amount} {deployment.symbol} more from {account.unbonding_ready_at} on"
@@ -226,6 +233,8 @@ def _later(account: AccountState, node: NodeChain) -> str:
 @pass_output
 def balance(out: Output, config_path: Path | None) -> None:
     """Show the bond, what is unbonding, earnings, the owner's tokens and ether. A part that fails hides no other."""
+    from parity_client import Home
+
     settings = node_settings(config_path)
     identity = identity_of(settings, Home())
     document: dict[str, Any] = identity.to_json()
@@ -263,6 +272,8 @@ async def look_at_money(settings: NodeSettings, document: dict[str, Any]) -> Non
 
 
 async def _on_chain(client: Client, settings: NodeSettings, document: dict[str, Any]) -> dict[str, Any]:
+    from parity_client import money
+
     chain = await money.connect(client.document, settings.blockchain_rpc)
     try:
         account = await chain.account(document["node_id"])

@@ -16,13 +16,10 @@ from parity_cli.node_keys import NodeIdentity, checked_address, identity_of, mak
 from parity_cli.node_place import node_file, node_settings
 from parity_cli.output import Output, is_interactive, pass_output
 from parity_cli.secrets_input import KeyChoice, key_options, passphrase_option
-from parity_client import Client, Home
-from parity_client.config import MarketEntry
-from parity_protocol.join import parse_join
-from parity_protocol.quantities import format_tokens, parse_bytes
-from parity_protocol.signing.keys import checksum_address
 
 if TYPE_CHECKING:
+    from parity_client import Home
+    from parity_client.config import MarketEntry
     from parity_protocol.api.market import MarketDocument
 
 config_option = click.option(
@@ -58,6 +55,8 @@ def auth(
     config_path: Path | None,
 ) -> None:
     """Set up the node's three keys: the owner's (yours, encrypted), the operator's (the node's own), the payout."""
+    from parity_client import Home
+
     home = Home()
     settings, config = node_settings(config_path), home.load()
     choice = KeyChoice(generate=generate, key_file=key_file, private_key=private_key)
@@ -71,6 +70,8 @@ def auth(
 
 
 def _told(identity: NodeIdentity) -> str:
+    from parity_protocol.signing.keys import checksum_address
+
     return (
         f"node      {identity.node_id}\n"
         f"owner     {checksum_address(identity.owner)}  keystore {identity.keystore}: keep a copy and its passphrase\n"
@@ -113,6 +114,9 @@ def init(
 
     It writes a settings file (node.env in PARITY_HOME, or --config-path) that you can read and change.
     """
+    from parity_client import Home
+    from parity_protocol.quantities import format_tokens, parse_bytes
+
     if not yes and not is_interactive():
         raise click.UsageError("nobody is here to be asked: add --yes and give what differs from the defaults")
     home = Home()
@@ -194,6 +198,8 @@ class _Asker:
 def _market(asker: _Asker, home: Home, join: str | None, rpc: str | None) -> MarketEntry:
     """Return the market of the node, and join it if it is new."""
     from parity_cli.commands.config import name_of
+    from parity_client.config import MarketEntry
+    from parity_protocol.join import parse_join
 
     config = home.load()
     if join is None and config.current is not None:
@@ -208,5 +214,7 @@ def _market(asker: _Asker, home: Home, join: str | None, rpc: str | None) -> Mar
 
 
 async def _document(entry: MarketEntry) -> MarketDocument:
+    from parity_client import Client
+
     async with Client(entry.parsed()) as client:
         return client.document

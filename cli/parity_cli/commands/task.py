@@ -17,13 +17,11 @@ from parity_cli.lazy import Group
 from parity_cli.output import Output, pass_output
 from parity_cli.place import client_of, market_option, wallet_option
 from parity_cli.secrets_input import passphrase_option
-from parity_protocol.api.tasks import GroupReply
 from parity_protocol.errors import BadField, InvalidInput, NotFound, ParityError
-from parity_protocol.quantities import format_bytes, parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from parity_client import Client, Result
-    from parity_protocol.api.tasks import EventReply, TaskReply
+    from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply
 
 MAX_SPEC_FILE_BYTES = 1 << 20
 
@@ -82,6 +80,8 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
     A command is an argument list, which no shell reads; say `sh -c '…'` if you want one. Its inputs lie in
     the folder `inputs` by their names. A federated-learning spec becomes one task for each part, and its merged result is the group's.
     """
+    from parity_protocol.quantities import parse_duration
+
     spec = _spec(given)
     submission = await client.submit(
         spec, given["reward"], max_reward=given["max_reward"], valid_for=parse_duration(given["valid_for"])
@@ -105,6 +105,8 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
 
 
 def _spec(given: dict[str, Any]) -> dict[str, Any] | str:
+    from parity_protocol.quantities import parse_bytes, parse_duration
+
     only_command = [name for name in ("inputs", "env", "timeout", "memory", "cpus", "attempts", "title") if given[name]]
     if given["spec"]:
         if given["command"] or only_command:
@@ -182,6 +184,8 @@ async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None
 @_with_client
 async def show(out: Output, client: Client, task_id: str) -> None:
     """Show a task or a group: state, steps, who did it, what it paid."""
+    from parity_protocol.api.tasks import GroupReply
+
     found, now = await client.find(task_id), datetime.now(UTC)
     from parity_cli.screens.task import group_screen, task_screen
 
@@ -223,6 +227,8 @@ async def result(
     out: Output, client: Client, task_id: str, waits: bool, timeout: str | None, output: Path | None
 ) -> None:
     """Print the result of a task or a group, verified against its CID. Exit status 70 if the task failed."""
+    from parity_protocol.quantities import format_bytes, parse_duration
+
     if waits or timeout:
         await _follow(out, client, task_id, parse_duration(timeout).total_seconds() if timeout else None)
     found = await client.result(task_id)
@@ -267,6 +273,7 @@ def _result_document(found: Result) -> dict[str, Any]:
 
 def _result_text(found: Result) -> str:
     from parity_cli.screens.cells import measure, printable
+    from parity_protocol.quantities import format_bytes
 
     if found.kind == "task" and found.output is not None and not found.metrics:
         return _for_terminal(found.output).removesuffix("\n")
@@ -312,6 +319,8 @@ async def cancel(out: Output, client: Client, task_id: str) -> None:
 @_with_client
 async def why(out: Output, client: Client, task_id: str) -> None:
     """Tell, for each node that did not get it, the constraint that failed."""
+    from parity_protocol.api.tasks import GroupReply
+
     found = await client.find(task_id)
     members = found.tasks if isinstance(found, GroupReply) else (found,)
     waiting = [each.id for each in members if each.state == "pending"] or [members[0].id]

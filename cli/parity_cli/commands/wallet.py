@@ -23,15 +23,13 @@ from parity_cli.transactions import (
     transaction_options,
     unbonding_text,
 )
-from parity_client import Home
 from parity_protocol.errors import Conflict, ParityError, Unprocessable
-from parity_protocol.ids import Address
-from parity_protocol.quantities import format_tokens, parse_tokens
 
 if TYPE_CHECKING:
     from parity_client import Client
     from parity_contracts.chain.calls import Call
     from parity_contracts.chain.web3_chain import Web3Chain
+    from parity_protocol.ids import Address
 
 FAUCET_TOKENS = "1000"
 FAUCET_WITHIN_S = 60.0
@@ -64,6 +62,8 @@ def create(
     out: Output, name: str, generate: bool, key_file: str | None, private_key: str | None, passphrase_file: Path | None
 ) -> None:
     """Write a new encrypted keystore (v3, mode 0600), with a new key unless you give one."""
+    from parity_client import Home
+
     home = Home()
     path = home.wallet_file(name)
     if path.exists():
@@ -98,6 +98,9 @@ def create(
 @pass_output
 def faucet(out: Output, amount: str, to: str | None, market: str | None, wallet: str | None) -> None:
     """Give an address 100 ether for fees, and tokens. Only development chains have a faucet."""
+    from parity_client import Home
+    from parity_protocol.quantities import format_tokens, parse_tokens
+
     address = checked_address(to, field="to") if to else stored_wallet(Home(), wallet, None).address
 
     async def ask() -> dict[str, Any]:
@@ -174,6 +177,7 @@ def deposit(out: Output, amount: str, **common: Any) -> None:
 @pass_output
 def allow(out: Output, amount: str, **common: Any) -> None:
     """Set credit aside as escrow of the market in use: your tasks are paid from it, and nothing else can be."""
+    from parity_protocol.quantities import format_tokens
 
     async def plan(client: Client, chain: Web3Chain) -> Planned:
         from parity_contracts.chain.calls import Allow
@@ -253,6 +257,8 @@ def withdraw(out: Output, amount: str, **common: Any) -> None:
 @pass_output
 def show(out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None) -> None:
     """Show the wallet, its money on chain, and what the market says of it. A part that fails hides no other."""
+    from parity_client import Home
+
     home = Home()
     config = home.load()
     if market is not None:

@@ -11,10 +11,8 @@ from typing import Any
 import click.termui
 import pytest
 
-from parity_cli import place
+import parity_client
 from parity_cli.app import run
-from parity_cli.commands import config as config_commands
-from parity_cli.commands import node_money, node_setup
 from parity_client import Client, Config, Home, money
 from parity_client.config import MarketEntry
 from parity_client.testing import FakeMarket, JumpClock
@@ -102,8 +100,7 @@ def market(monkeypatch: pytest.MonkeyPatch) -> FakeMarket:
     """A market in memory that every command of this test talks to."""
     found = FakeMarket()
     here = partial(Client, transport=found, clock=found.clock)
-    for module in (place, config_commands, node_setup, node_money):
-        monkeypatch.setattr(module, "Client", here)
+    monkeypatch.setattr(parity_client, "Client", here)
     monkeypatch.setattr("parity_cli.checks.Client", here)
     return found
 
