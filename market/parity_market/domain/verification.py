@@ -11,7 +11,7 @@ from hashlib import sha256
 from parity_blobs import Cid, cid_of_bytes
 from parity_blobs.cid import CODEC_RAW
 from parity_protocol.api.leases import FinalReport
-from parity_protocol.errors import BadField, BadSignature, DigestMismatch
+from parity_protocol.errors import BadField, BadSignature, DigestMismatch, NotYetValid
 from parity_protocol.ids import Address
 from parity_protocol.receipt import Receipt, match_receipt
 from parity_protocol.report import MAX_INLINE_RESULT_BYTES, Outcome, Report, ReportKind
@@ -22,6 +22,8 @@ __all__ = ["VERIFIED_INLINE", "CheckedReport", "check_final", "check_proof", "is
 
 VERIFIED_INLINE = frozenset({TaskKind.COMMAND, TaskKind.DOCKER, TaskKind.LLM})
 """Kinds whose report is accepted in the transaction that takes it; the others need work outside the writer."""
+
+CLOCK_LEEWAY_S = 60  # between a node's clock and ours, as for every signed document
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def check_final(
             raise DigestMismatch(f"the result that came is not {cid}", field="result")
     signer, digest = None, ""
     if receipt is not None:
+        if receipt.usage != report.usage:
+            raise BadField("the receipt and the report state different usage", field="receipt.usage")
         message = receipt.message()
         signer = recover_receipt(domain, message, bytes.fromhex(receipt.signature[2:]))
         digest = "0x" + receipt_digest(domain, message).hex()
@@ -77,7 +81,14 @@ def check_final(
 
 
 def check_proof(
-    checked: CheckedReport, *, operator: str, order_hash: str, manifest_hash: str, stored_size: int | None
+    checked: CheckedReport,
+    *,
+    operator: str,
+    order_hash: str,
+    manifest_hash: str,
+    stored_size: int | None,
+    granted_s: float,
+    now_s: float,
 ) -> None:
     """Check a successful report against the task, the lease and what is stored.
 
@@ -86,9 +97,11 @@ def check_proof(
         order_hash: Of the task's order, 0x and 64 hex digits.
         manifest_hash: Of the lease, 64 hex digits.
         stored_size: Bytes of the result that the node uploaded before; None when it did not.
+        granted_s: When the lease was granted, unix seconds of our clock; ``now_s`` likewise.
 
     Raises:
-        BadField: The report has no receipt or names no result.
+        BadField: The report has no receipt, names no result, or states more wall time than the lease has lasted.
+        NotYetValid: The receipt says that the work ended later than now.
         DigestMismatch: The receipt is about something else, or the result is not here in the size it should have.
         BadSignature: Another key than the operator's signed the receipt.
     """
@@ -104,6 +117,14 @@ def check_proof(
         manifest_hash="0x" + manifest_hash,
         result_cid=report.result_cid,
     )
+    if receipt.finished_at > now_s + CLOCK_LEEWAY_S:
+        raise NotYetValid(f"the receipt says that the work ended at {receipt.finished_at}, it is {int(now_s)}")
+    lasted_s = now_s - granted_s
+    if receipt.usage.wall_ms > (lasted_s + CLOCK_LEEWAY_S) * 1000:
+        raise BadField(
+            f"the receipt states {receipt.usage.wall_ms} ms of wall time, the lease was granted {lasted_s:.0f} s ago",
+            field="receipt.usage.wall_ms",
+        )
     if checked.signer != operator:
         raise BadSignature(f"the receipt is signed by {checked.signer}, expected the node's operator {operator}")
     size = len(checked.inline) if checked.inline is not None else stored_size

@@ -102,6 +102,8 @@ def _take(tx: Tx, market: Market, checked: CheckedReport, now: datetime) -> Task
         order_hash=task.order_hash,
         manifest_hash=lease.manifest_hash,
         stored_size=_stored_size(tx, checked) if checked.inline is None else None,
+        granted_s=lease.granted_us / 1e6,
+        now_s=now.timestamp(),
     )
     _store(tx, checked, now)
     return _succeed(tx, market, task, lease, checked, now)

@@ -166,10 +166,10 @@ def final_report(
     inline: bool = True,
     metrics: dict[str, float] | None = None,
     message: str = "",
+    usage: Usage = Usage(wall_ms=5),  # noqa: B008 - frozen
 ) -> FinalReport:
     """Return the final report of node ``name`` on its lease, with a receipt when it succeeded."""
     cid = str(cid_of_bytes(result))
-    usage = Usage(wall_ms=5)
     report = Report(
         id=report_id(lease.lease_id, lease.fence, ReportKind.FINAL, 0),
         task_id=lease.task_id,
@@ -198,10 +198,10 @@ def final_report(
         manifest_hash=bytes.fromhex(lease.manifest_hash),
         result_hash=result_hash(cid),
         wall_ms=usage.wall_ms,
-        cpu_ms=0,
-        peak_memory_bytes=0,
-        tokens=0,
-        joules=0,
+        cpu_ms=usage.cpu_ms,
+        peak_memory_bytes=usage.peak_memory_bytes,
+        tokens=usage.tokens,
+        joules=usage.joules,
         finished_at=int(at.timestamp()),
     )
     receipt = Receipt(

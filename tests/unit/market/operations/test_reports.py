@@ -23,7 +23,7 @@ from parity_market.testing import (
 from parity_protocol.api.leases import FinalReport, LogChunk
 from parity_protocol.errors import BadField, BadSignature, DigestMismatch, FailureReason, ParityError
 from parity_protocol.lease import Lease
-from parity_protocol.receipt import check_receipt
+from parity_protocol.receipt import Usage, check_receipt
 from parity_protocol.report import ReportKind, report_id
 from parity_protocol.testing.keys import deterministic_evm_key
 
@@ -135,6 +135,39 @@ async def test_a_receipt_by_another_key_is_refused(bench: Bench) -> None:
     answer = await bench.report("ada", final_report("mallory", lease, order_hash=order_hash))
 
     assert (answer.status, answer.problem and answer.problem.code) == (422, "bad_signature")
+
+
+async def test_a_receipt_from_the_future_is_refused_until_its_time(bench: Bench) -> None:
+    lease, order_hash = await leased(bench)
+    ahead = final_report("ada", lease, order_hash=order_hash, at=bench.now + timedelta(seconds=62))
+
+    early = await bench.report("ada", ahead)
+    bench.now += timedelta(seconds=2)
+    within_the_leeway = await bench.report("ada", ahead)
+
+    assert (early.status, early.problem and early.problem.code) == (422, "not_yet_valid")
+    assert (within_the_leeway.status, within_the_leeway.task_state) == (200, "completed")
+
+
+@pytest.mark.parametrize(("wall_ms", "status"), [(61_000, 422), (59_000, 200)])
+async def test_more_wall_time_than_the_lease_has_lasted_is_refused(bench: Bench, wall_ms: int, status: int) -> None:
+    lease, order_hash = await leased(bench)
+
+    answer = await bench.report("ada", final_report("ada", lease, order_hash=order_hash, usage=Usage(wall_ms=wall_ms)))
+
+    assert answer.status == status
+    assert status == 200 or (answer.problem and answer.problem.field) == "receipt.usage.wall_ms"
+
+
+async def test_a_receipt_that_states_other_usage_than_its_report_is_refused(bench: Bench) -> None:
+    lease, order_hash = await leased(bench)
+    final = final_report("ada", lease, order_hash=order_hash)
+    cheaper = final.model_copy(update={"report": final.report.model_copy(update={"usage": Usage(wall_ms=1)})})
+
+    with pytest.raises(BadField, match="different usage"):
+        await bench.report("ada", cheaper)
+
+    assert (await bench.report("ada", final)).status == 200
 
 
 async def test_a_result_that_is_not_here_is_refused_until_it_is(bench: Bench) -> None:
