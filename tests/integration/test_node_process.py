@@ -135,9 +135,7 @@ def make_certificate(folder: Path, name: str = "market") -> tuple[Path, Path, st
     certificate, private = folder / f"{name}.pem", folder / f"{name}.key"
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate, private, sha256(made.public_bytes(serialization.Encoding.DER)).hexdigest()
 
@@ -251,8 +249,8 @@ async def test_metrics_and_health_answer_on_loopback(setup: Setup) -> None:
 async def test_idle_node_stays_below_80_mib_and_imports_nothing_heavy(setup: Setup) -> None:
     with setup.node() as process:
         await until(lambda: bool(setup.market.heartbeats), "online")
-        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        rollup = await anyio.Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        maps = await anyio.Path(f"/proc/{process.pid}/maps").read_text()
     pss_kib = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
 
     assert pss_kib < IDLE_PSS_KIB
