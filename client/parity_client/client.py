@@ -21,8 +21,9 @@ from parity_client.data import Data
 from parity_client.http import MarketHttp, Retry, parse_reply, retrying
 from parity_client.orders import DEFAULT_VALIDITY, amount_of, make_submission, market_domain, spec_text
 from parity_client.proof import VerifiedReceipt, verify_proof
-from parity_client.results import MAX_RESULT_BYTES, Result, result_of_group, result_of_task
+from parity_client.results import MAX_RESULT_BYTES, Result, raise_unless_completed, result_of_group, result_of_task
 from parity_client.session import Session, SessionFile, Sessions
+from parity_client.submission import Submission
 from parity_client.wallet import Wallet, passphrase_from_file
 from parity_protocol.api import paths
 from parity_protocol.api.market import MarketDocument, MarketStatus
@@ -52,7 +53,7 @@ from parity_protocol.join import JoinString, TrustedMarket, parse_join, verify_m
 from parity_protocol.quantities import TokenAmount
 from parity_protocol.signing.keys import EvmKey
 
-__all__ = ["Client", "Submission"]
+__all__ = ["Client"]
 
 
 class Client:
@@ -294,12 +295,17 @@ class Client:
         if isinstance(found, TaskReply):
             await self._follow(root_id, deadline=deadline, on_event=on_event)
             return await self.task(root_id)
+        return await self._ended_group(found, deadline=deadline, on_event=on_event)
+
+    async def _ended_group(
+        self, group: GroupReply, *, deadline: following.Deadline, on_event: following.OnEvent | None
+    ) -> GroupReply:
         one = partial(self._follow, deadline=deadline, on_event=on_event) if on_event is not None else None
 
         async def refresh(group_id: str, wait_s: float) -> GroupReply:
             return await self.group(group_id, wait_s=wait_s)
 
-        return await following.follow_group(found, refresh, one, deadline=deadline)
+        return await following.follow_group(group, refresh, one, deadline=deadline)
 
     async def _follow(
         self, task_id: str, *, deadline: following.Deadline, on_event: following.OnEvent | None
@@ -312,19 +318,11 @@ class Client:
 
         return await following.follow_task(task_id, status, events, deadline=deadline, on_event=on_event)
 
-    async def result(
-        self,
-        root_id: str,
-        *,
-        wait: float | None = 0.0,
-        max_bytes: int = MAX_RESULT_BYTES,
-        kind: str | None = None,
-    ) -> Result:
+    async def result(self, root_id: str, *, wait: float | None = 0.0, max_bytes: int = MAX_RESULT_BYTES) -> Result:
         """Return the result of a completed task or group, its content verified against its CID.
 
         Args:
             wait: Seconds to wait for the end; None waits for ever.
-            kind: ``task`` or ``group`` where that is known: a task that ends soon then takes one request.
             max_bytes: Larger content is left at the market: ``data.get`` writes it to a file.
 
         Raises:
@@ -332,29 +330,24 @@ class Client:
             ExecutionFailed: It failed, or its result did not verify; ``reason`` says why.
             TaskCancelled: It was cancelled.
         """
-
-        async def fetch(cid: str, most: int) -> bytes:
-            return await self.data.read(cid, max_bytes=most)
-
-        if kind == "task" and wait != 0:
-            started = self._clock.monotonic()
-            first_s = following.MAX_WAIT_S if wait is None else min(wait, following.MAX_WAIT_S)
-            path = paths.task_path(_segment(root_id), "result")
+        deadline = following.Deadline(self._clock, wait)
+        while True:
+            wait_s = 0.0 if wait == 0 else deadline.next_wait(root_id)
             try:
-                found = parse_reply(ResultReply, await self._get(path, wait_s=first_s))
-            except NotFound:  # it still runs, or is not there: the long way below tells which
-                wait = None if wait is None else max(0.0, wait - (self._clock.monotonic() - started))
+                # One request for the common case: a task's result, as soon as there is one.
+                body = await self._get(paths.task_path(_segment(root_id), "result"), wait_s=wait_s)
+            except NotFound:
+                found = await self.find(root_id)
             else:
-                return await result_of_task(found, fetch, max_bytes=max_bytes)
-        ended = await (self.find(root_id) if wait == 0 else self.wait(root_id, timeout=wait))
-        if isinstance(ended, GroupReply):
-            return await result_of_group(ended, fetch, max_bytes=max_bytes)
-        reply = ResultReply(
-            task_id=ended.id, state=ended.state, failure=ended.failure, message=ended.message, node_id=ended.runner_id
-        )
-        if ended.state == "completed":
-            reply = parse_reply(ResultReply, await self._get(paths.task_path(_segment(root_id), "result")))
-        return await result_of_task(reply, fetch, max_bytes=max_bytes)
+                return await result_of_task(parse_reply(ResultReply, body), self._fetch, max_bytes=max_bytes)
+            if isinstance(found, GroupReply):
+                ended = found if wait == 0 else await self._ended_group(found, deadline=deadline, on_event=None)
+                return await result_of_group(ended, self._fetch, max_bytes=max_bytes)
+            if wait == 0:
+                raise_unless_completed(root_id, found.state, found.failure, found.message)
+
+    async def _fetch(self, cid: str, max_bytes: int) -> bytes:
+        return await self.data.read(cid, max_bytes=max_bytes)
 
     def logs(self, task_id: str, *, follow: bool = False, offset: int = 0) -> AsyncIterator[str]:
         """Yield what a task's newest attempt prints; with ``follow`` until it has ended."""
@@ -433,56 +426,6 @@ class Client:
 
     async def _sign_in(self, request: SignInRequest) -> SignInReply:
         return parse_reply(SignInReply, await self._open_http().send("POST", paths.SIWE, body=request))
-
-
-class Submission:
-    """What a submission became: one task, or a group of them.
-
-    Attributes:
-        id: The group's when there is one, else the task's.
-        kind: ``task`` or ``group``.
-        created: False when the market knew this submission already.
-    """
-
-    def __init__(self, client: Client, reply: SubmitReply) -> None:
-        self._client = client
-        self.id = reply.id
-        self.kind = reply.kind
-        self.task_ids = reply.task_ids
-        self.created = reply.created
-
-    async def status(self) -> TaskReply | GroupReply:
-        """Return where it is."""
-        return await self._client.find(self.id)
-
-    async def wait(
-        self, timeout: float | None = None, *, on_event: following.OnEvent | None = None
-    ) -> TaskReply | GroupReply:
-        """Return it once it has ended; see ``Client.wait``."""
-        return await self._client.wait(self.id, timeout=timeout, on_event=on_event)
-
-    async def result(self, wait: float | None = None, *, max_bytes: int = MAX_RESULT_BYTES) -> Result:
-        """Wait for the end and return the result; see ``Client.result``."""
-        return await self._client.result(self.id, wait=wait, max_bytes=max_bytes, kind=self.kind)
-
-    def logs(self, *, follow: bool = True) -> AsyncIterator[str]:
-        """Yield what the first task prints."""
-        return self._client.logs(self.task_ids[0], follow=follow)
-
-    async def cancel(self) -> CancelReply:
-        """Cancel it; what has ended stays as it is."""
-        return await self._client.cancel(self.id)
-
-    async def why(self) -> list[WhyPendingReply]:
-        """Return why its tasks wait, one answer a task."""
-        return [await self._client.why(task_id) for task_id in self.task_ids]
-
-    async def receipts(self) -> list[VerifiedReceipt]:
-        """Return the verified receipts of its tasks, all of which must have completed."""
-        return [self._client.verify(await self._client.proof(task_id)) for task_id in self.task_ids]
-
-    def __repr__(self) -> str:
-        return f"Submission({self.kind} {self.id})"
 
 
 def _segment(text: str) -> str:

@@ -334,8 +334,8 @@ class FakeMarket(httpx.AsyncBaseTransport):
         task = self.tasks.get(root_id)
         if kind != "tasks" or task is None or task.creator != account:
             raise NotFound(f"there is no {root_id or path} of yours here")
-        if leaf == "status":
-            await self._polled(task, query)
+        if leaf in ("status", "result"):
+            await self._polled(task, query if leaf == "status" else query | {"after_seq": str(len(task.events))})
         leaves: dict[str, Callable[[], dict[str, Any]]] = {
             "": lambda: self._task(task),
             "status": lambda: self._status(task),
