@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,19 @@ import httpx
 import pytest
 
 from parity_client import Client, Home, Wallet
-from parity_client.testing import FakeMarket
+from parity_client.testing import FakeMarket, JumpClock
 from parity_protocol.api import paths
 from parity_protocol.api.market import JWKS_TYPE
-from parity_protocol.errors import BadField, Conflict, Expired, Unauthenticated, Untrusted, WrongAudience
+from parity_protocol.errors import (
+    BadField,
+    ClockSkew,
+    Conflict,
+    Expired,
+    NotYetValid,
+    Unauthenticated,
+    Untrusted,
+    WrongAudience,
+)
 from parity_protocol.signing import jws
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.testing.keys import deterministic_ed25519
@@ -172,6 +182,19 @@ async def test_a_session_of_another_account_is_not_used(market: FakeMarket, key:
             await client.tasks()
 
     assert {account for account, _, _ in market.sessions.values()} == {key.address, other.address}
+
+
+@pytest.mark.parametrize(("offset_s", "told"), [(-600, r"600 s apart"), (600, r"600 s ahead")])
+async def test_a_clock_that_is_off_is_told_so_in_words(
+    market: FakeMarket, key: EvmKey, offset_s: float, told: str
+) -> None:
+    wrong = JumpClock(market.clock.now() + timedelta(seconds=offset_s))
+
+    async with Client(market.join, key, clock=wrong, transport=market) as client:
+        with pytest.raises((ClockSkew, NotYetValid), match=told) as caught:
+            await client.tasks()
+
+    assert "clock" in caught.value.hint()
 
 
 async def test_a_client_that_is_not_open_says_so(client: Client) -> None:

@@ -307,6 +307,29 @@ async def test_a_result_before_the_end_is_not_waited_for_unless_asked(client: Cl
             await client.result(submission.id)
 
 
+async def test_a_result_takes_one_request(client: Client, market: FakeMarket) -> None:
+    market.finish_after = 1
+
+    async with client:
+        submission = await client.submit(HELLO, reward="0.1")
+        with pytest.raises(NotFinished):
+            await submission.result(wait=1)
+        asked = len(market.requests)
+        await submission.result()
+
+    assert len(market.requests) - asked == 1
+
+
+async def test_a_task_that_the_market_lost_is_not_waited_for_for_ever(client: Client, market: FakeMarket) -> None:
+    market.finish_after = None
+
+    async with client:
+        submission = await client.submit(HELLO, reward="0.1")
+        market.tasks.clear()
+        with pytest.raises(NotFound, match="no task and no group"):
+            await submission.result()
+
+
 async def test_logs_are_followed_to_the_end(client: Client, market: FakeMarket) -> None:
     async with client:
         submission = await client.submit(HELLO, reward="0.1")
