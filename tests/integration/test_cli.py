@@ -122,6 +122,8 @@ def set_up(found: Machine) -> None:
         "market", "init", "--public-url", url, "--rpc", rpc, "--name", "a 'quoted' market", "--unbonding", "2s"
     )
     assert "&cert=" in made["join"]
+    again = found.json("market", "init")
+    assert (again["join"], again["deployed"]) == (made["join"], False)
     found.start("market", "market", "serve")
     join = found.until(lambda: found.text("market.out").strip(), "market")
     assert join == made["join"]
@@ -144,8 +146,9 @@ def test_a_task_is_done_proven_and_paid(machine: Machine) -> None:
 
     assert (done.returncode, done.stdout) == (0, "hello world\n"), done.stderr
     task_id = machine.json("task", "list")["tasks"][0]["id"]
-    shown = machine.json("task", "show", task_id)
+    shown = machine.json("task", "show", "--prove", task_id)
     assert shown["receipt"]["valid"] is True
+    assert shown["receipt"]["on_chain"] is True
     assert shown["runner_id"] == machine.json("node", "balance")["node_id"]
 
     deadline = time.monotonic() + READY_WITHIN_S

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parity_cli.bridge import run_async
+from parity_cli.exit_codes import FAILED_CHECK, OK
 from parity_cli.lazy import Group
 from parity_cli.output import Output, pass_output
-from parity_cli.place import client_of, market_option, wallet_option
+from parity_cli.place import client_of, market_option, open_chain, wallet_option
 from parity_cli.secrets_input import passphrase_option
-from parity_protocol.errors import BadField, InvalidInput, NotFound, ParityError
+from parity_protocol.errors import BadField, InvalidInput, NotFound, ParityError, Unavailable
 
 if TYPE_CHECKING:
     from parity_client import Client, Result
     from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply
+    from parity_protocol.ids import Address
 
 MAX_SPEC_FILE_BYTES = 1 << 20
 
@@ -179,11 +181,23 @@ async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None
         out.say(f"more: parity task list --limit {limit} --cursor {page.next_cursor}")
 
 
-@task.command(short_help="Show a task, step by step.", example="parity task show 3f0c…")
+@task.command(
+    short_help="Show a task, step by step.",
+    example="""
+    parity task show 3f0c…
+    parity task show --prove 3f0c…
+    """,
+)
 @click.argument("task_id")
+@click.option(
+    "--prove", is_flag=True, help="Check the receipt's signer on chain too; exit status 1 if it does not hold."
+)
 @_with_client
-async def show(out: Output, client: Client, task_id: str) -> None:
-    """Show a task or a group: state, steps, who did it, what it paid."""
+async def show(out: Output, client: Client, task_id: str, prove: bool) -> int:
+    """Show a task or a group: state, steps, who did it, what it paid.
+
+    The receipt of a completed task is checked here: order, spec, lease, result and the operator's signature.
+    """
     from parity_protocol.api.tasks import GroupReply
 
     found, now = await client.find(task_id), datetime.now(UTC)
@@ -191,24 +205,48 @@ async def show(out: Output, client: Client, task_id: str) -> None:
 
     symbol, decimals = client.document.token_symbol, client.document.token_decimals
     if isinstance(found, GroupReply):
+        if prove:
+            raise click.UsageError("each task of a group has a receipt of its own: name one of them")
         group = found
         out.emit(group.model_dump(mode="json"), lambda: group_screen(group, symbol=symbol, decimals=decimals, now=now))
-        return
+        return OK
     events = (await client.events(task_id)).events
     document = found.model_dump(mode="json") | {"events": [each.model_dump(mode="json") for each in events]}
-    if found.state == "completed":
-        document["receipt"] = await _receipt(client, task_id)
+    if found.state == "completed" or prove:
+        document["receipt"] = await _receipt(client, task_id, prove=prove)
     out.emit(document, lambda: task_screen(found, events, document.get("receipt"), symbol=symbol, decimals=decimals))
+    return FAILED_CHECK if prove and not document["receipt"]["valid"] else OK
 
 
-async def _receipt(client: Client, task_id: str) -> dict[str, Any]:
+async def _receipt(client: Client, task_id: str, *, prove: bool) -> dict[str, Any]:
     """Return whether the receipt holds; what is wrong with it is part of the screen, not its end."""
     try:
         proof = await client.proof(task_id)
-        verified = client.verify(proof)
+        operator = await _operator_on_chain(client, proof.node_id) if prove else None
+        verified = client.verify(proof, operator=operator)
+    except Unavailable:
+        raise  # nothing is known about it
     except ParityError as exc:
         return {"valid": False, "problem": exc.message}
-    return {"valid": True, "operator": verified.operator, "finished_at": verified.finished_at.isoformat()}
+    return {
+        "valid": True,
+        "operator": verified.operator,
+        "on_chain": prove,
+        "finished_at": verified.finished_at.isoformat(),
+    }
+
+
+async def _operator_on_chain(client: Client, node_id: str) -> Address:
+    """Return who may sign for a node, as the chain says.
+
+    Raises:
+        NotFound: The chain names nobody.
+    """
+    async with open_chain(client, click.get_current_context().params["market"]) as chain:
+        operator = (await chain.account(node_id)).operator
+    if operator is None:
+        raise NotFound(f"the chain names no operator for node {node_id}")
+    return operator
 
 
 @task.command(

@@ -119,7 +119,8 @@ def task_screen(
     if task.failure:
         facts.add_row("failure", f"[red]{cell(task.failure)}[/red] {cell(task.message)}")
     if receipt is not None:
-        good = f"[green]valid[/green], signed by operator {cell(receipt.get('operator'))}"
+        where = " (as the chain names it)" if receipt.get("on_chain") else ""
+        good = f"[green]valid[/green], signed by operator {cell(receipt.get('operator'))}{where}"
         facts.add_row("receipt", good if receipt["valid"] else f"[red]not valid[/red]: {cell(receipt['problem'])}")
     steps = _facts()
     for event in events:

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from parity_client.testing import FakeMarket, FakeTask
+from parity_client.testing import FakeMarket, FakeTask, JumpClock
+from parity_contracts.chain.calls import Approve, Call, Faucet, Stake
+from parity_contracts.chain.sending import send
 from parity_protocol.errors import EscrowTooLow
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.testing.keys import deterministic_evm_key
 
 if TYPE_CHECKING:
-    from .conftest import Parity
+    from .conftest import ClosableChain, Parity
 else:
-    Parity = Any
+    ClosableChain = Parity = Any
 
 
 def only_task(market: FakeMarket) -> FakeTask:
@@ -150,6 +154,31 @@ def test_show_proves_the_receipt(parity: Parity, joined: FakeMarket) -> None:
     assert "valid, signed by operator" in screen
     assert bad["receipt"]["valid"] is False
     assert "manifest_hash" in bad["receipt"]["problem"]
+
+
+def test_a_proof_is_held_against_the_chain(parity: Parity, joined: FakeMarket, chain: ClosableChain) -> None:
+    owner = deterministic_evm_key("owner")
+
+    async def stake(operator: EvmKey) -> None:
+        calls: list[Call] = [
+            Faucet(owner.address, 1),
+            Approve(1),
+            Stake(1, joined.node_id, owner.address, operator.address),
+        ]
+        await send(chain, calls, owner, clock=JumpClock())
+
+    task_id = parity("task", "submit", "--reward", "0.1", "--wait", "--json", "--", "echo", "hello").json["id"]
+
+    nobody = parity("task", "show", "--prove", task_id)
+    anyio.run(stake, joined.operator)
+    right = parity("task", "show", "--prove", task_id, "--json")
+    joined.operator = deterministic_evm_key("impostor")
+    wrong = parity("task", "show", "--prove", task_id)
+
+    assert (nobody.code, right.code, wrong.code) == (1, 0, 1)
+    assert "no operator" in nobody.out
+    assert right.json["receipt"]["on_chain"] is True
+    assert "the chain names" in wrong.out
 
 
 def test_list_logs_why_and_cancel(parity: Parity, joined: FakeMarket) -> None:
