@@ -250,7 +250,7 @@ def _lifespan(
 
 def _listen(settings: MarketSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.server_host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio sets no TCP_NODELAY
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.server_host, settings.server_port))
