@@ -29,7 +29,7 @@ from parity_protocol.api.nodes import WhyNoWorkReply
 from parity_protocol.api.tasks import WhyPendingReply
 from parity_protocol.capability import MAX_CAPABILITY_AGE_S
 from parity_protocol.clock import Clock
-from parity_protocol.errors import FailureReason, NotFound, Overloaded
+from parity_protocol.errors import NotFound, Overloaded
 from parity_protocol.policy import Denial
 from parity_protocol.task import TaskState
 
@@ -49,7 +49,7 @@ class _Pending:
     needs_doc: str
     created_us: int
     excluded: frozenset[str]
-    lost_by: str | None  # node whose lease on it lapsed last
+    lost_by: str | None  # node whose attempt at it came to nothing last
     back_since: float  # monotonic: since when it has been pending
 
 
@@ -260,7 +260,7 @@ class Scheduler:
     def _add(self, task: TaskRow) -> None:
         if task.id in self._pending:
             return
-        lost = task.last_node if task.failure == FailureReason.LEASE_LOST else None
+        lost = task.last_node if task.failure is not None else None
         entry = _Pending(
             task.id,
             task.needs_doc,
@@ -361,7 +361,7 @@ class Scheduler:
             and self._clock.monotonic() - entry.back_since < self._lease_ttl_s
             and self._online_other(needs, {node.node_id})
         ):
-            return Denial("lost_lease", "it lost its lease on this task, so other nodes go first for one lease time")
+            return Denial("lost_lease", "its last attempt came to nothing, so other nodes go first for one lease time")
         return None
 
     def _drop_empty_buckets(self) -> None:

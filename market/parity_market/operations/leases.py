@@ -54,6 +54,7 @@ class ClaimRequest:
     claim_id: str
     jti: str
     manifest_hash: str  # hex sha256 of the manifest's compact JWS
+    attempt: int  # that the manifest permits, from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,10 @@ def _claim_one(tx: Tx, market: Market, node_id: str, item: ClaimRequest, now: da
     )
     if not decision.is_new:
         return decision.lease
+    if item.attempt != task.attempts + 1:
+        # Else a node could collect manifests, one for each time that its reservation lapses, and use up all attempts
+        # of somebody's task before another node is asked.
+        raise ClaimRefused("the manifest is for an earlier attempt at this task; poll for a fresh one")
     if node_id in read_names(task.excluded_doc):
         raise ClaimRefused(f"task {task.id} may not go to this node again")
     lease, now_us = decision.lease, to_us(now)

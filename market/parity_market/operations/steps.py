@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from parity_market.domain.dispatch import Needs
 from parity_market.operations.context import Market
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
@@ -15,6 +16,9 @@ from parity_protocol.errors import Internal, NotFound
 from parity_protocol.task import FINAL_STATES, TaskEvent, TaskState, advance
 
 __all__ = ["end_lease", "free", "load_task", "newest_lease", "read_names", "release_reserve", "step", "with_name"]
+
+
+_TRIES_OF_ONE_NODE = 2
 
 
 def load_task(tx: ReadTx, task_id: str) -> TaskRow:
@@ -97,11 +101,13 @@ def free(
             final state.
         detail: In words, for the event and the task's message.
         failure: A ``FailureReason``; None keeps the last one.
-        exclude: ``node_id`` may not have it again.
+        exclude: ``node_id`` may not have it again; so it is after its second attempt at it in any case, whatever it
+            says of them, while another node could run it: one node must not use up all attempts of somebody's task.
         fault: ``node_id`` said that the task itself is at fault.
     """
     events = [(event, detail)]
     state = advance(task.state, event)
+    exclude = exclude or (state is TaskState.PENDING and node_id is not None and _is_futile(tx, market, task, node_id))
     if state is TaskState.PENDING and task.attempts >= task.max_attempts:
         events.append((TaskEvent.ATTEMPTS_EXHAUSTED, f"all {task.max_attempts} attempts are used up"))
         state = TaskState.FAILED
@@ -129,6 +135,16 @@ def free(
         tx.after_commit(lambda: market.signals.task_pending(changed))
     tx.after_commit(lambda: market.signals.task_changed(task.id))
     return changed
+
+
+def _is_futile(tx: ReadTx, market: Market, task: TaskRow, node_id: str) -> bool:
+    """Return whether a node has had this task twice for nothing and another could have it."""
+    had = (
+        sum(lease.node_id == node_id for lease in tx.all(sql.LEASES_OF_TASK, task_id=task.id)) if task.fence > 1 else 0
+    )
+    if had < _TRIES_OF_ONE_NODE:
+        return False
+    return market.signals.other_can_run(Needs.from_doc(task.needs_doc), read_names(task.excluded_doc) | {node_id})
 
 
 def release_reserve(tx: Tx, market: Market, task: TaskRow, *, earned: int) -> None:

@@ -97,7 +97,11 @@ def _read_manifest(state: MarketState, item: ClaimItem, node_id: str, now: datet
     except Untrusted as exc:
         raise ClaimRefused(f"the manifest is not one of ours for this node, or is over: {exc.message}") from exc
     return ClaimRequest(
-        str(verified.payload["sub"]), item.claim_id, str(verified.payload["jti"]), verified.token_sha256
+        task_id=str(verified.payload["sub"]),
+        claim_id=item.claim_id,
+        jti=str(verified.payload["jti"]),
+        manifest_hash=verified.token_sha256,
+        attempt=int(str(verified.payload["attempt"])),
     )
 
 

@@ -19,7 +19,7 @@ from parity_market.operations.context import Market
 from parity_market.operations.leases import ClaimRequest
 from parity_market.operations.nodes import NewNode
 from parity_market.operations.tasks import NewSubmission
-from parity_market.store import MarketStore
+from parity_market.store import MarketStore, sql
 from parity_market.store.rows import TaskRow
 from parity_protocol.api.leases import FinalReport, ReportItem
 from parity_protocol.api.tasks import SubmitReply
@@ -314,9 +314,16 @@ class Bench:
         return await self.store.write(lambda tx: tasks.submit(tx, self.market, new, self.now))
 
     async def claim(
-        self, name: str, task_id: str, *, claim_id: str | None = None, jti: str | None = None
+        self,
+        name: str,
+        task_id: str,
+        *,
+        claim_id: str | None = None,
+        jti: str | None = None,
+        attempt: int | None = None,
     ) -> Lease | ParityError:
         """Claim one task for node ``name`` with a manifest of its own, or with those of an earlier claim."""
+        task = await self.store.read(lambda tx: tx.one(sql.TASK, id=task_id))
         node = new_node(name)
         number = next(self._claims)
         item = ClaimRequest(
@@ -324,6 +331,7 @@ class Bench:
             claim_id=claim_id or f"00000000-0000-4000-8000-{number:012d}",
             jti=jti or f"00000000-0000-4000-9000-{number:012d}",
             manifest_hash=sha256(f"{node.node_id} {task_id}".encode()).hexdigest(),
+            attempt=attempt or (1 if task is None else task.attempts + 1),
         )
         answers = await self.store.write(
             lambda tx: leases.claim(tx, self.market, node.node_id, node.instance, [item], self.now)

@@ -91,7 +91,7 @@ async def test_claims_in_one_request_are_answered_one_by_one(bench: Bench) -> No
     await bench.lease("bob", made[0])
     ada = new_node("ada")
     items = [
-        leases.ClaimRequest(task_id, f"{number:08d}-0000-4000-8000-000000000000", f"j{number}", "ab" * 32)
+        leases.ClaimRequest(task_id, f"{number:08d}-0000-4000-8000-000000000000", f"j{number}", "ab" * 32, 1)
         for number, task_id in enumerate([made[0], made[1], "00000000-0000-4000-8000-00000000dead"])
     ]
 

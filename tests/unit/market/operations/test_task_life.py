@@ -223,7 +223,11 @@ class TaskLife(RuleBasedStateMachine):
         )
         number = len(self.held) + _COUNTS["claim refused"]
         item = ClaimRequest(
-            task.id, f"{number:08x}-0000-4000-8000-000000000000", f"{number:08x}-0000-4000-9000-000000000000", "cd" * 32
+            task.id,
+            f"{number:08x}-0000-4000-8000-000000000000",
+            f"{number:08x}-0000-4000-9000-000000000000",
+            "cd" * 32,
+            task.attempts + 1,
         )
 
         answer = self.call(self._claim(node, item))
@@ -259,7 +263,13 @@ class TaskLife(RuleBasedStateMachine):
         resumed = self.call(
             self._claim(
                 held.node,
-                ClaimRequest(held.task.id, "ffffffff-0000-4000-8000-000000000000", held.claim.jti, "cd" * 32),
+                ClaimRequest(
+                    held.task.id,
+                    "ffffffff-0000-4000-8000-000000000000",
+                    held.claim.jti,
+                    "cd" * 32,
+                    held.task.attempts + 1,
+                ),
             )
         )
 
@@ -332,7 +342,9 @@ class TaskLife(RuleBasedStateMachine):
 
     def _freed(self, task: Model, *, exclude: bool = False, final: TaskState | None = None) -> None:
         task.live = False
-        if exclude and task.holder is not None:
+        tries = sum(held.task is task and held.node == task.holder for held in self.held)
+        is_futile = final is None and tries > 1 and self.bench.signals.others
+        if (exclude or is_futile) and task.holder is not None:
             task.excluded.add(task.holder)
         if final is not None:
             task.state = final

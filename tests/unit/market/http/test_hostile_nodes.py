@@ -1,0 +1,105 @@
+"""Nodes that hold leases and mean harm: what they can do to somebody's task is bounded, whatever they say."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from parity_market.testing.served import TOKEN, Served, Signer
+from parity_protocol.api import paths
+from parity_protocol.testing.keys import deterministic_evm_key
+
+INSTANCE = "ab" * 32
+RESERVATION = timedelta(seconds=2.1)
+
+
+@pytest.fixture
+async def submitter(served: Served) -> Signer:
+    account = deterministic_evm_key("submitter")
+    await served.fund(account, 100 * TOKEN)
+    return await served.sign_in(account)
+
+
+async def _submit(served: Served, by: Signer, **spec: Any) -> str:
+    text = json.dumps({"type": "command", "command": ["true"], **spec})
+    reply = await served.call("POST", paths.TASKS, served.submission(deterministic_evm_key("submitter"), text), by=by)
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["id"])
+
+
+async def _poll(served: Served, node: Signer) -> list[str]:
+    body = {"instance": INSTANCE, "slots": 1, "wait_s": 0}
+    return list((await served.call("POST", paths.LEASE_POLL, body, by=node)).json()["manifests"])
+
+
+async def _claim(served: Served, node: Signer, manifest: str) -> dict[str, Any]:
+    claim = {"manifest": manifest, "claim_id": str(uuid.uuid4())}
+    reply = await served.call("POST", paths.LEASE_CLAIMS, {"instance": INSTANCE, "claims": [claim]}, by=node)
+    return dict(reply.json()["claims"][0])
+
+
+async def _release(served: Served, node: Signer, task_id: str, lease: dict[str, Any]) -> None:
+    held = {"task_id": task_id, "lease_id": lease["lease_id"], "fence": lease["fence"]}
+    body = {"releases": [{**held, "reason": "interrupted", "message": ""}]}
+    reply = await served.call("POST", paths.LEASE_RELEASE, body, by=node)
+    assert reply.json()["items"][0]["status"] == 200, reply.text
+
+
+async def _state(served: Served, by: Signer, task_id: str) -> str:
+    return str((await served.call("GET", paths.task_path(task_id, "status"), by=by)).json()["state"])
+
+
+async def _pass(served: Served, delta: timedelta) -> None:
+    await served.clock.advance(delta)
+    await served.state.scheduler.tick()
+
+
+async def test_collected_manifests_do_not_use_up_the_attempts_of_a_task(served: Served, submitter: Signer) -> None:
+    hostile = await served.enrol("hostile")
+    task_id = await _submit(served, submitter)
+    collected = []
+    for _ in range(3):
+        collected += await _poll(served, hostile)
+        await _pass(served, RESERVATION)
+    assert len(collected) == 3
+
+    first = await _claim(served, hostile, collected[0])
+    await _release(served, hostile, task_id, first)
+    later = [await _claim(served, hostile, manifest) for manifest in collected[1:]]
+
+    assert [first["status"], *(answer["status"] for answer in later)] == [200, 422, 422]
+    assert await _state(served, submitter, task_id) == "pending"
+
+
+async def test_a_node_that_gives_a_task_back_again_and_again_leaves_an_attempt_to_others(
+    served: Served, submitter: Signer
+) -> None:
+    hostile, honest = await served.enrol("hostile"), await served.enrol("honest")
+    task_id = await _submit(served, submitter)
+
+    taken = 0
+    for _ in range(6):
+        for manifest in await _poll(served, hostile):
+            taken += 1
+            await _release(served, hostile, task_id, await _claim(served, hostile, manifest))
+        await _pass(served, served.state.market.lease_ttl)
+        await served.call("POST", paths.HEARTBEAT, {"instance": INSTANCE, "free_slots": 1}, by=honest)
+
+    assert taken == 2
+    (manifest,) = await _poll(served, honest)
+    assert (await _claim(served, honest, manifest))["status"] == 200
+
+
+async def test_a_lone_node_may_try_again_what_it_gave_back(served: Served, submitter: Signer) -> None:
+    node = await served.enrol("node")
+    task_id = await _submit(served, submitter)
+
+    for _ in range(3):
+        (manifest,) = await _poll(served, node)
+        await _release(served, node, task_id, await _claim(served, node, manifest))
+
+    assert await _state(served, submitter, task_id) == "failed"
