@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from parity_protocol.task import MAX_DATASET_BYTES
+
 __all__ = [
     "DATA_LIMITS",
     "FOREST_LIMITS",
@@ -42,7 +44,7 @@ MAX_UPDATE_BYTES: Final = 256 << 20
 class DataLimits:
     """What a data set may measure. ``max_json_cells`` is lower because JSON numbers pass through Python objects."""
 
-    max_bytes: int = 128 << 20
+    max_bytes: int = MAX_DATASET_BYTES
     max_rows: int = 5_000_000
     max_columns: int = MAX_FEATURES
     max_cells: int = 16_000_000

@@ -9,7 +9,7 @@ from parity_node.executors.base import Limits
 from parity_protocol.capability import Capability
 from parity_protocol.manifest import VerifiedManifest, version_tuple
 from parity_protocol.policy import Denial, Policy, check_policy
-from parity_protocol.task import CidInput, CommandSpec, DockerSpec, FederatedLearningSpec, HttpsInput, LlmSpec, TaskKind
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, input_bytes
 
 __all__ = ["Committed", "admit", "limits_of"]
 
@@ -80,10 +80,7 @@ def _room(
     verified: VerifiedManifest, capability: Capability, committed: Committed, disk_floor_bytes: int
 ) -> list[Denial]:
     resources = verified.spec.resources
-    inputs = sum(
-        item.max_bytes if isinstance(item, CidInput) else item.size if isinstance(item, HttpsInput) else 0
-        for item in verified.spec.inputs
-    )
+    inputs = input_bytes(verified.spec)
     free_memory = capability.memory_bytes - committed.memory_bytes
     free_disk = capability.disk_free_bytes - committed.disk_bytes - disk_floor_bytes
     denials = []

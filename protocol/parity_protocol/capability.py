@@ -35,7 +35,7 @@ class Gpu(Request):
 class Capability(Request):
     """A node's fingerprint, offered to dispatch."""
 
-    node_version: Annotated[str, StringConstraints(pattern=r"^\d{1,5}\.\d{1,5}\.\d{1,5}$")]
+    node_version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5}$")]
     executors: dict[TaskKind, ExecutorState] = {}
     slots: int = Field(ge=0, le=4096)
     cpus: float = Field(gt=0, le=4096)

@@ -65,7 +65,7 @@ class Manifest(SignedDocument):
     attempt: int = Field(ge=1)
     ttl_s: float = Field(gt=0, le=86_400)  # of the lease that a claim gives
     plan: JsonObject | None = None  # what the market computed for the group (partition plan); checked by its hash
-    min_node_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$", max_length=20)] = "0.0.0"
+    min_node_version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", max_length=20)] = "0.0.0"
     chain: ChainRef
 
 
@@ -146,6 +146,6 @@ def version_tuple(text: str) -> tuple[int, int, int]:
         BadField: It is not three numbers.
     """
     numbers = text.split(".")
-    if len(numbers) != 3 or not all(part.isdigit() and len(part) <= 5 for part in numbers):
+    if len(numbers) != 3 or not all(part.isascii() and part.isdigit() and len(part) <= 5 for part in numbers):
         raise BadField(f"expected a version such as '1.4.2', got {text[:40]!r}", field="version")
     return int(numbers[0]), int(numbers[1]), int(numbers[2])

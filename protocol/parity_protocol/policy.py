@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from parity_protocol.quantities import TokenAmount, WireTokenAmount
-from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, input_bytes
 from parity_protocol.wire import Request
 
 __all__ = ["ALLOW_ALL_KINDS", "Denial", "Policy", "check_policy", "intersect"]
@@ -62,7 +62,7 @@ def check_policy(
         ("max_wall_time_s", policy.max_wall_time_s, spec.budgets.wall_time_s, "seconds of wall time"),
         ("max_memory_bytes", policy.max_memory_bytes, spec.resources.memory_bytes, "bytes of memory"),
         ("max_cpus", policy.max_cpus, spec.resources.cpus, "processors"),
-        ("max_input_bytes", policy.max_input_bytes, _input_bytes(spec), "bytes of input"),
+        ("max_input_bytes", policy.max_input_bytes, input_bytes(spec), "bytes of input"),
     )
     for rule, limit, wanted, unit in limits:
         if limit is not None and wanted > limit:
@@ -72,10 +72,6 @@ def check_policy(
     if policy.creators is not None and creator not in policy.creators:
         denials.append(Denial("policy.creators", f"{creator} is not on the list of submitters"))
     return denials
-
-
-def _input_bytes(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> int:
-    return sum(getattr(item, "max_bytes", 0) or getattr(item, "size", 0) for item in spec.inputs)
 
 
 def _narrower(left: Policy, right: Policy) -> Policy:

@@ -40,10 +40,10 @@ Duration = timedelta
 ByteSize = int  # bytes
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h|d)")
 _MAX_DURATION = timedelta(days=3650)
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE | re.ASCII)
 _SIZE_UNIT = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MAX_SIZE = 1 << 60  # bytes
 
@@ -70,7 +70,7 @@ def parse_duration(text: object) -> timedelta:
 
 
 def _parse_duration_text(text: str) -> timedelta:
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
         return timedelta(seconds=float(text))
     seconds, at = 0.0, 0
     if len(text) <= 64:
@@ -136,7 +136,7 @@ def parse_tokens(text: object, *, decimals: int = TOKEN_DECIMALS) -> TokenAmount
     if isinstance(text, bool) or not isinstance(text, str | int):
         raise BadField(f"expected an amount of tokens such as '10' or '0.25', got {text!r}")
     shown = str(text).strip()[:80]
-    if not re.fullmatch(r"\d{1,40}(\.\d{1,40})?", shown):
+    if not re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,40})?", shown):
         raise BadField(f"expected an amount of tokens such as '10' or '0.25', got {shown!r}")
     whole, _, fraction = shown.partition(".")
     if len(fraction.rstrip("0")) > decimals:
@@ -159,7 +159,7 @@ def _wire_amount(value: Any, info: ValidationInfo) -> int:
     """Amounts travel as decimal strings of base units: JSON numbers lose precision above 2**53."""
     if isinstance(value, int) and not isinstance(value, bool) and info.mode == "python":
         amount = value  # already inside the process
-    elif isinstance(value, str) and re.fullmatch(r"0|[1-9]\d{0,28}", value):
+    elif isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,28}", value):
         amount = int(value)
     else:
         raise ValueError("expected base units as a decimal string such as '1000000000000000000'")
@@ -172,7 +172,7 @@ WireTokenAmount = Annotated[
     int,
     BeforeValidator(_wire_amount),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9]\d{0,28})$", "description": "base units"}),
+    WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9][0-9]{0,28})$", "description": "base units"}),
 ]
 WireDuration = Annotated[float, Field(ge=0, le=315_360_000, description="seconds")]
 WireByteSize = Annotated[int, Field(ge=0, le=_MAX_SIZE, description="bytes")]

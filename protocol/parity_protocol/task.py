@@ -28,6 +28,7 @@ from parity_protocol.wire import JsonObject, Request, explain
 
 __all__ = [
     "FINAL_STATES",
+    "MAX_DATASET_BYTES",
     "MAX_PARTS",
     "MAX_SPEC_BYTES",
     "TRANSITIONS",
@@ -48,6 +49,7 @@ __all__ = [
     "TaskSpec",
     "TaskState",
     "advance",
+    "input_bytes",
     "parse_spec",
     "parts_of",
     "public_state",
@@ -56,6 +58,9 @@ __all__ = [
 
 MAX_SPEC_BYTES = 65_536  # bytes of a submitted spec's JSON text
 MAX_PARTS = 1_000  # tasks that one submission may become
+MAX_DATASET_BYTES = (
+    128 << 20
+)  # bytes of a session's data set, unless the spec lists it among its inputs with a lower cap
 
 
 class TaskKind(StrEnum):
@@ -240,7 +245,7 @@ class Requirements(Request):
     """What a node must be to get this task."""
 
     isolation: IsolationTier = IsolationTier.NONE
-    min_node_version: Annotated[str, StringConstraints(pattern=r"^\d{1,5}\.\d{1,5}\.\d{1,5}$")] | None = None
+    min_node_version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5}$")] | None = None
 
 
 class _Spec(Request):
@@ -365,6 +370,19 @@ def parts_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -
             field="spec.partition_config.total_parts",
         )
     return parts
+
+
+def input_bytes(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> int:
+    """Return how many bytes of input one task may bring at most, a session's data set included."""
+    listed = sum(item.max_bytes if isinstance(item, CidInput) else _size_of(item) for item in spec.inputs)
+    if not isinstance(spec, FederatedLearningSpec) or not spec.dataset_cid:
+        return listed
+    is_listed = any(isinstance(item, CidInput) and item.cid == spec.dataset_cid for item in spec.inputs)
+    return listed if is_listed else listed + MAX_DATASET_BYTES
+
+
+def _size_of(item: HttpsInput | ShardInput) -> int:
+    return item.size if isinstance(item, HttpsInput) else 0  # a shard is on the node already
 
 
 def share_of(reward: int, part: int, parts: int) -> int:

@@ -17,6 +17,7 @@ from parity_protocol.task import (
     IsolationTier,
     LlmSpec,
     TaskKind,
+    input_bytes,
 )
 
 __all__ = ["Needs", "NodeView", "check_fit", "needs_of"]
@@ -75,7 +76,7 @@ def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -
         isolation=spec.requires.isolation,
         cpus=spec.resources.cpus,
         memory_bytes=spec.resources.memory_bytes,
-        disk_bytes=spec.resources.disk_bytes,
+        disk_bytes=spec.resources.disk_bytes + input_bytes(spec),
         min_node_version=spec.requires.min_node_version or _NO_VERSION,
         model=model,
     )
