@@ -11,8 +11,14 @@ from parity_contracts.chain.calls import AddFunds, Allow, Approve, Call, Faucet,
 from parity_contracts.chain.sending import send
 from parity_protocol.clock import SystemClock
 from parity_protocol.receipt import Voucher
-from parity_protocol.signing.eip712 import Eip712Domain, VoucherMessage, account_key, extend_receipts_head, sign_voucher
-from parity_protocol.signing.eip712 import EMPTY_RECEIPTS_HEAD
+from parity_protocol.signing.eip712 import (
+    EMPTY_RECEIPTS_HEAD,
+    Eip712Domain,
+    VoucherMessage,
+    account_key,
+    extend_receipts_head,
+    sign_voucher,
+)
 from parity_protocol.signing.keys import Ed25519PrivateKey, EvmKey, node_id_of
 
 __all__ = ["measure"]

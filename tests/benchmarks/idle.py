@@ -34,6 +34,8 @@ async def measure(*, quick: bool) -> list[Figure]:
             await anyio.sleep(SAMPLE_S)
         share = (cpu_seconds(pid) - cpu) / (time.monotonic() - started)
     return [
-        Figure("idle node, memory (PSS)", median(sizes) / MIB, "MB", Aim(80, "at most"), f"most {max(sizes) / MIB:.1f}"),
+        Figure(
+            "idle node, memory (PSS)", median(sizes) / MIB, "MB", Aim(80, "at most"), f"most {max(sizes) / MIB:.1f}"
+        ),
         Figure("idle node, processor", 100 * share, "%", note=f"of one core, over {watch_s:g} s"),
     ]
