@@ -22,7 +22,14 @@ def test_protocol_page_is_up_to_date(repo_root: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"])
+def test_each_message_names_its_golden_vector(repo_root: Path) -> None:
+    _, *sections = (repo_root / "docs/protocol.md").read_text().split("\n### ")
+
+    assert len(sections) > 80
+    assert [one.partition("\n")[0] for one in sections if "Golden vector: " not in one] == []
+
+
+@pytest.mark.parametrize("page", ["docs/protocol.md", "docs/architecture.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"])
 def test_every_path_that_a_page_names_exists(repo_root: Path, page: str) -> None:
     text = (repo_root / page).read_text()
     roots = (
