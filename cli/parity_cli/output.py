@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
     from parity_protocol.errors import ParityError
 
-__all__ = ["Output", "is_interactive", "pass_output"]
+__all__ = ["Output", "is_interactive", "pass_output", "printable"]
 
 T = TypeVar("T")
+
+# C0 without line end and tab, DEL, C1, and the marks that turn the writing direction around.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass
@@ -44,13 +48,14 @@ class Output:
         if self.json:
             click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
         elif isinstance(screen, str):
-            click.echo(screen)
+            # A pipe gets the very bytes, a terminal nothing that it would obey: the text may be a task's or a market's.
+            click.echo(printable(screen) if sys.stdout.isatty() else screen)
         elif screen is not None:
             self._stdout().print(screen())
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal something."""
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
     def show(self, screen: RenderableType) -> None:
         """Show the person at the terminal something made with rich."""
@@ -58,7 +63,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Warn the person at the terminal."""
-        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {printable(text)}", err=True)
 
     def failed(self, error: ParityError) -> None:
         """Tell what went wrong and what to do next; with ``--json`` as a document."""
@@ -66,12 +71,12 @@ class Output:
             told = {"code": error.code, "message": error.message, "hint": error.hint(), "field": error.field}
             click.echo(json.dumps({**self.context, "error": told}, indent=2, ensure_ascii=False))
             return
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(error.message)}", err=True)
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.strerror and cause.strerror not in error.message:
             click.echo(f"  because: {cause.strerror}", err=True)
         if error.hint():
-            click.echo(f"  → {error.hint()}", err=True)
+            click.echo(f"  → {printable(error.hint())}", err=True)
 
     def confirm(self, question: str, *, yes: bool) -> None:
         """Return if the person agrees; ``yes`` agrees beforehand.
@@ -100,6 +105,11 @@ class Output:
         from rich.console import Console
 
         return Console(highlight=False)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with every character that steers a terminal shown as ``�``."""
+    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
 def is_interactive() -> bool:

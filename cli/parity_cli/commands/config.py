@@ -49,6 +49,9 @@ def use(out: Output, join: str, name: str | None, rpc: str, no_check: bool) -> N
         parsed = parse_join(join)
         chosen = checked_name(name or name_of(parsed.url))
         entry = MarketEntry(join=str(parsed), rpc=rpc)
+    known = settings.markets.get(chosen)
+    if known is not None and known.parsed().market != entry.parsed().market:
+        out.warn(f"{chosen} was another market until now: its pinned identity is replaced")
     document: dict[str, Any] = {"name": chosen, "join": entry.join, "rpc": entry.rpc}
     if not no_check:
         document["market"] = run_async(lambda: _describe(entry))

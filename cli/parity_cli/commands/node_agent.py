@@ -113,7 +113,7 @@ def _status(settings: NodeSettings) -> dict[str, Any]:
 @pass_output
 def logs(out: Output, task_id: str | None, follow: bool, config_path: Path | None) -> None:
     """Print what a task on this node prints; without TASK_ID the one that runs."""
-    from parity_cli.screens.cells import printable
+    from parity_cli.output import printable
     from parity_node.control import ask_agent
 
     state_dir = node_settings(config_path).state_dir()

@@ -310,11 +310,12 @@ def _result_document(found: Result) -> dict[str, Any]:
 
 
 def _result_text(found: Result) -> str:
-    from parity_cli.screens.cells import measure, printable
+    from parity_cli.output import printable
+    from parity_cli.screens.cells import measure
     from parity_protocol.quantities import format_bytes
 
     if found.kind == "task" and found.output is not None and not found.metrics:
-        return _for_terminal(found.output).removesuffix("\n")
+        return found.output.removesuffix("\n")
     lines = [f"{printable(name):<24} {measure(value)}" for name, value in sorted(found.metrics.items())]
     if found.cid is not None:
         lines.append(f"content  {found.cid}  {format_bytes(found.size or 0)}")
@@ -371,7 +372,7 @@ async def why(out: Output, client: Client, task_id: str) -> None:
 
 def _for_terminal(text: str) -> str:
     """Return what a task printed: as it is for a program or a file, harmless for a terminal."""
-    from parity_cli.screens.cells import printable
+    from parity_cli.output import printable
 
     return printable(text) if sys.stdout.isatty() else text
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 
 from rich.markup import escape
 
-__all__ = ["cell", "measure", "printable"]
+from parity_cli.output import printable
 
-# C0 without line end and tab, DEL, C1, and the marks that turn the writing direction around.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with every character that steers a terminal shown as ``�``."""
-    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
+__all__ = ["cell", "measure"]
 
 
 def cell(text: object) -> str:

@@ -14,6 +14,7 @@ from parity_protocol.quantities import format_bytes, format_duration, format_tok
 
 __all__ = ["balance_screen", "status_screen"]
 
+_SHORT = 16  # characters of the node's id; `node balance` shows all of it
 _STATE = {"online": "[green]ONLINE[/green]", "waiting": "[yellow]WAITING[/yellow]", "draining": "[cyan]DRAINING[/cyan]"}
 
 
@@ -23,11 +24,12 @@ def status_screen(document: dict[str, Any]) -> RenderableType:
     table = _table()
     notices: list[str] = []
     if "error" in agent:
-        head = f"[bold]{cell(document.get('node_id', 'this node'))}[/bold]  [red]STOPPED[/red]"
+        name = f"node {document['node_id'][:_SHORT]}…" if "node_id" in document else "this node"
+        head = f"[bold]{cell(name)}[/bold]  [red]STOPPED[/red]"
         notices += [agent["error"], agent.get("hint", "")]
     else:
         up = format_duration(timedelta(seconds=round(agent["uptime_s"])))
-        head = f"[bold]{agent['node_id']}[/bold]  {_STATE.get(agent['state'], cell(agent['state']))}  up {up}  v{cell(agent['version'])}"
+        head = f"[bold]node {cell(agent['node_id'][:_SHORT])}…[/bold]  {_STATE.get(agent['state'], cell(agent['state']))}  up {up}  v{cell(agent['version'])}"
         _agent_rows(table, agent, notices)
     if "identity_error" in document:
         notices.append(document["identity_error"])

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parity_cli.screens.cells import cell, measure, printable
+from parity_cli.output import printable
+from parity_cli.screens.cells import cell, measure
 from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply, WhyPendingReply
 from parity_protocol.quantities import format_tokens
 

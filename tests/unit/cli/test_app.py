@@ -162,6 +162,12 @@ def test_an_error_is_told_in_words_with_the_next_step(parity: Parity, monkeypatc
     assert "parity wallet deposit" in done.err
 
 
+def test_an_error_cannot_steer_the_terminal(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
+    boom(monkeypatch, errors.NotFound("gone \x1b[2J\x07", hint="look \x9b31m"))
+
+    assert not {"\x1b", "\x07", "\x9b"} & set(parity("version").err)
+
+
 def test_with_json_an_error_is_one_document_too(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
     boom(monkeypatch, errors.BadField("no such colour", field="colour"))
 

@@ -36,6 +36,17 @@ def test_a_market_with_another_identity_is_not_joined(parity: Parity, home: Home
     assert home.load().markets == {}
 
 
+def test_another_market_at_the_same_address_is_remarked_upon(parity: Parity, home: Home, market: FakeMarket) -> None:
+    other = deterministic_ed25519("other").public_key.thumbprint()
+    parity("config", "use", str(replace(market.join, market=other)), "--no-check")
+
+    done = parity("config", "use", str(market.join))
+
+    assert done.code == 0
+    assert "pinned identity is replaced" in done.err
+    assert home.load().market()[1].parsed() == market.join
+
+
 @pytest.mark.parametrize(
     "join", ["", "http://127.0.0.1:8080", "http://market.example/#market=x", "ftp://x/#market=" + "A" * 43]
 )

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from parity_cli.checks import Check
-from parity_cli.screens.cells import cell, measure, printable
+from parity_cli.output import printable
+from parity_cli.screens.cells import cell, measure
 from parity_cli.screens.checks import checks_screen
 from parity_cli.screens.node import balance_screen, status_screen
 from parity_cli.screens.task import event_line, group_screen, task_screen, tasks_screen, why_screen

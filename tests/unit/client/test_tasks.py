@@ -168,7 +168,7 @@ async def test_a_market_that_does_not_answer_is_unreachable(market: FakeMarket) 
     [
         (401, b"", Unauthenticated),
         (404, b"<html>", NotFound),
-        (418, b"", BadDocument),
+        (418, b"", Unreachable),
         (429, b"", Overloaded),
         (502, b"bad gateway", Unavailable),
     ],
