@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from parity_cli.demo.town import Town
+from parity_cli.testing.town import Town
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from parity_cli.demo.town import REWARD, Town
+from parity_cli.testing.town import REWARD, Town
 from parity_client.orders import make_submission, spec_text
 from parity_client.session import Session
 from parity_protocol.api import paths

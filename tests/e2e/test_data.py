@@ -13,7 +13,7 @@ import pytest
 
 from parity_blobs import Cid, cid_of_bytes
 from parity_cli.demo.stack import PARITY
-from parity_cli.demo.town import REWARD, Town
+from parity_cli.testing.town import REWARD, Town
 from parity_protocol.errors import ExecutionFailed, ParityError
 
 pytestmark = pytest.mark.timeout(90)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from parity_cli.demo.town import REWARD, Town
+from parity_cli.testing.town import REWARD, Town
 from parity_protocol.api.tasks import TaskReply
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]

@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from parity_cli.demo.stack import PARITY, Node
-from parity_cli.demo.town import REWARD, HandNode, Taken, Town
+from parity_cli.testing.hand import HandNode, Taken
+from parity_cli.testing.town import REWARD, Town
 from parity_client import Client, Retry
 from parity_protocol.api.leases import ClaimReply, FinalReport, ReportItem, ReportsRequest
 from parity_protocol.clock import SystemClock

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import anyio
 import pytest
 
-from parity_cli.demo.town import TOWN_SETTINGS, Town
+from parity_cli.testing.town import TOWN_SETTINGS, Town
 from parity_protocol.api.tasks import EventReply, TaskReply
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(90)]

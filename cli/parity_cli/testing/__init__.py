@@ -1,0 +1,1 @@
+"""What tests of the whole market share: real processes, and nodes that break the rules."""
