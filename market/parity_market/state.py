@@ -12,6 +12,7 @@ from parity_market.auth import Authenticator
 from parity_market.bodies import BodyBudget
 from parity_market.federation import Federation
 from parity_market.identity import Identity
+from parity_market.issued import IssuedManifests
 from parity_market.keys import MarketKeys
 from parity_market.operations.context import Market
 from parity_market.operations.vouchers import Paid
@@ -56,3 +57,4 @@ class MarketState:
     public_url: str
     started_at: datetime
     bodies: BodyBudget = field(default_factory=BodyBudget)
+    issued: IssuedManifests = field(default_factory=IssuedManifests)

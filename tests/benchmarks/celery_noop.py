@@ -22,7 +22,7 @@ app = Celery("celery_noop", broker=BROKER, backend=BROKER)
 app.conf.update(worker_prefetch_multiplier=4, task_acks_late=os.environ.get("BENCH_DURABLE") == "1")
 
 
-@app.task  # type: ignore[misc,unused-ignore]  # Celery has no types
+@app.task  # type: ignore[misc,untyped-decorator,unused-ignore]  # Celery has no types
 def noop() -> str:
     return "ok"
 

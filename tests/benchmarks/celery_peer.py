@@ -41,8 +41,7 @@ async def measure(*, quick: bool) -> list[Figure]:
     count, latencies = (QUICK_TASKS, QUICK_LATENCIES) if quick else (TASKS, LATENCIES)
     usual = _run(redis, python, count, latencies, durable=False)
     durable = _run(redis, python, count, latencies, durable=True)
-    took, rate = usual["latencies_ms"], usual["tasks_per_s"]
-    synced, synced_rate = durable["latencies_ms"], durable["tasks_per_s"]
+    (took, rate), (synced, synced_rate) = usual, durable
     return [
         Figure("Celery + Redis, no-op, p50", median(took), "ms", note="not durable, as it usually runs"),
         Figure("Celery + Redis, no-op, p99", percentile(took, 0.99), "ms"),
@@ -94,7 +93,8 @@ def _plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
-def _run(redis: str, python: str, count: int, latencies: int, *, durable: bool) -> dict[str, list[float]]:
+def _run(redis: str, python: str, count: int, latencies: int, *, durable: bool) -> tuple[list[float], float]:
+    """Return the latencies in ms, and tasks a second."""
     with TemporaryDirectory(prefix="parity-bench-") as folder:
         port = _free_port()
         sync = ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
@@ -118,7 +118,8 @@ def _run(redis: str, python: str, count: int, latencies: int, *, durable: bool) 
             )
         if done.returncode != 0:
             raise NotAvailable(f"Celery could not be measured: {done.stderr.strip()[-300:]}")
-    return dict(json.loads(done.stdout))
+    found = json.loads(done.stdout)
+    return found["latencies_ms"], found["tasks_per_s"]
 
 
 @contextmanager

@@ -59,8 +59,9 @@ def make_manifest(state: MarketState, offer: Offer, node_id: str, now: datetime)
     """Return the signed permission for ``node_id`` to run an offered task."""
     task, submission = offer.task, offer.submission
     spec = json.loads(submission.spec)
+    jti = new_id()
     payload: JsonObject = {
-        **jws.claims(state.identity.thumbprint, task.id, node_id, jti=new_id(), now=now, ttl=MANIFEST_LIFE),
+        **jws.claims(state.identity.thumbprint, task.id, node_id, jti=jti, now=now, ttl=MANIFEST_LIFE),
         "spec": submission.spec,
         "order": json.loads(submission.order_doc),
         "reward": str(task.reward),
@@ -74,7 +75,16 @@ def make_manifest(state: MarketState, offer: Offer, node_id: str, now: datetime)
         "min_node_version": spec.get("requires", {}).get("min_node_version") or "0.0.0",
         "chain": state.identity.document.chain.model_dump(include={"chain_id", "genesis", "vault"}),
     }
-    return jws.sign(payload, state.keys.manifest, MANIFEST_TYPE)
+    token = jws.sign(payload, state.keys.manifest, MANIFEST_TYPE)
+    state.issued.remember(
+        token,
+        task_id=task.id,
+        node_id=node_id,
+        jti=jti,
+        attempt=task.attempts + 1,
+        expires_at=now + MANIFEST_LIFE,
+    )
+    return token
 
 
 async def poll(call: Call) -> PollReply:
@@ -89,6 +99,9 @@ async def poll(call: Call) -> PollReply:
 
 def _read_manifest(state: MarketState, item: ClaimItem, node_id: str, now: datetime) -> ClaimRequest:
     """Check that the market itself signed the manifest for this node; so no replica has to remember the offer."""
+    known = state.issued.find(item.manifest, node_id, now)
+    if known is not None:
+        return ClaimRequest(known.task_id, item.claim_id, known.jti, known.sha256, known.attempt)
     keys = {state.keys.manifest.public_key.thumbprint(): state.keys.manifest.public_key}
     try:
         verified = jws.verify(
