@@ -72,7 +72,7 @@ def owner_wallet(home: Home, passphrase_file: Path | None) -> Wallet:
     path = home.wallet_file(name)
     if not path.is_file():
         raise NotFound("this node has no owner yet", hint="Make one with `parity node auth`.")
-    return Wallet.of_keystore(path, passphrase_asker(passphrase_file, "the node's owner"))
+    return Wallet.of_keystore(path, passphrase_asker(passphrase_file, "the node's owner"), asks_person=True)
 
 
 def identity_of(settings: NodeSettings, home: Home) -> NodeIdentity:

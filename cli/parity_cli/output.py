@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from parity_protocol.errors import ParityError
 
-__all__ = ["Output", "is_interactive", "pass_output", "printable"]
+__all__ = ["Output", "asking", "is_interactive", "pass_output", "printable"]
 
 T = TypeVar("T")
 
@@ -89,7 +92,9 @@ class Output:
             return
         if not is_interactive():
             raise click.UsageError("nobody is here to be asked: add --yes to agree beforehand")
-        if not click.confirm(question, err=True):
+        with asking():
+            agrees = click.confirm(question, err=True)
+        if not agrees:
             raise click.Abort
 
     @property
@@ -105,6 +110,19 @@ class Output:
         from rich.console import Console
 
         return Console(highlight=False)
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Let Ctrl-C end a question at once: inside the event loop it would only be noted until the answer has come."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous if previous is not None else signal.SIG_DFL)
 
 
 def printable(text: str) -> str:

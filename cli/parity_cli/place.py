@@ -33,7 +33,9 @@ def stored_wallet(home: Home, name: str | None, passphrase_file: Path | None) ->
     from parity_client import Wallet
 
     chosen = name or home.load().wallet
-    return Wallet.of_keystore(home.existing_wallet(chosen), passphrase_asker(passphrase_file, f"wallet {chosen!r}"))
+    return Wallet.of_keystore(
+        home.existing_wallet(chosen), passphrase_asker(passphrase_file, f"wallet {chosen!r}"), asks_person=True
+    )
 
 
 def client_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from parity_cli.output import Output, is_interactive
+from parity_cli.output import Output, asking, is_interactive
 from parity_protocol.errors import BadField, ConfigInvalid, Unauthenticated
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def passphrase_asker(file: Path | None, what: str) -> Callable[[], str]:
         except Unauthenticated:
             if not is_interactive():
                 raise
-        answer: str = click.prompt(f"Passphrase of {what}", hide_input=True, err=True)
+        with asking():
+            answer: str = click.prompt(f"Passphrase of {what}", hide_input=True, err=True)
         return answer
 
     return ask

@@ -75,8 +75,6 @@ async def transact(
         Unprocessable: Tokens or ether are missing, or the vault refuses.
         click.Abort: The person said no.
     """
-    import anyio.to_thread
-
     from parity_client import money
 
     holdings = await chain.holdings(wallet.address)
@@ -109,7 +107,7 @@ async def transact(
         out.say("dry run: nothing was sent")
         return document
     out.confirm("Send it?", yes=consent.yes)
-    key = await anyio.to_thread.run_sync(wallet.key)
+    key = await wallet.unlocked()
     with out.console.status("waiting for the chain …"):
         receipts = await money.send(chain, found.calls, key)
     document["transactions"] = [

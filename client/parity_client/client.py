@@ -232,7 +232,7 @@ class Client:
             raise Unauthenticated("an order needs a wallet that signs it", hint="Make one with `parity wallet create`.")
         key = self.wallet.opened
         if key is None:  # opening a keystore takes a second
-            key = await anyio.to_thread.run_sync(self.wallet.key)
+            key = await self.wallet.unlocked()
         request = make_submission(
             key, text, amount, market=self.trusted, now=self._clock.now(), max_reward=most, valid_for=valid_for
         )

@@ -16,20 +16,9 @@ from pydantic import BaseModel, ValidationError
 from parity_blobs.http_transport import KeepAliveTransport
 from parity_client.session import Session
 from parity_protocol import strict_json
-from parity_protocol.api.problem import Problem, error_of
+from parity_protocol.api.problem import error_of_answer
 from parity_protocol.clock import Clock
-from parity_protocol.errors import (
-    BadDocument,
-    Forbidden,
-    InvalidInput,
-    NotFound,
-    Overloaded,
-    ParityError,
-    TooLarge,
-    Unauthenticated,
-    Unavailable,
-    Unreachable,
-)
+from parity_protocol.errors import BadDocument, InvalidInput, TooLarge, Unavailable, Unreachable
 from parity_protocol.signing.http_signatures import sign_request
 
 __all__ = ["MarketHttp", "Retry", "Upload", "parse_reply", "retrying"]
@@ -97,7 +86,6 @@ class MarketHttp:
             trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60.0),
             headers={"user-agent": "parity-client"},
         )
 
@@ -150,7 +138,13 @@ class MarketHttp:
         except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
             raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
         if not 200 <= response.status_code < 300:
-            raise _error(response, data, self.url)
+            raise error_of_answer(
+                response.status_code,
+                data,
+                sender=f"the market at {self.url}",
+                retry_after=response.headers.get("retry-after", ""),
+                max_retry_after_s=MAX_RETRY_AFTER_S,
+            )
         return data
 
     def signature(
@@ -221,23 +215,3 @@ async def _capped(response: httpx.Response) -> bytes:
         if len(data) > MAX_REPLY_BYTES:
             raise TooLarge(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
     return bytes(data)
-
-
-def _error(response: httpx.Response, data: bytes, url: str) -> ParityError:
-    """Return what the market raised; an answer without a problem document is judged by its status."""
-    status = response.status_code
-    try:
-        error: ParityError = error_of(Problem.model_validate_json(data))
-    except ValidationError:
-        text = f"the market at {url} answered with status {status}"
-        by_status = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 413: TooLarge, 429: Overloaded}
-        error = Unavailable(text) if status >= 500 else by_status.get(status, BadDocument)(text)
-    if status == 429 and not isinstance(error, Unavailable):
-        error = Overloaded(error.message)
-    if isinstance(error, Unavailable):
-        error.retry_after_s = _retry_after(response.headers.get("retry-after", ""))
-    return error
-
-
-def _retry_after(text: str) -> float | None:
-    return min(float(text), MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() and len(text) <= 9 else None

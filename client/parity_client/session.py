@@ -20,7 +20,7 @@ from parity_protocol.errors import ParityError, Unauthenticated, WrongAudience
 from parity_protocol.ids import Address
 from parity_protocol.join import TrustedMarket
 from parity_protocol.signing.eip191 import sign_personal
-from parity_protocol.signing.keys import Ed25519PrivateKey
+from parity_protocol.signing.keys import Ed25519PrivateKey, EvmKey
 from parity_protocol.signing.siwe import MAX_WINDOW, SiweMessage
 
 __all__ = ["Session", "SessionFile", "Sessions", "sign_in_request"]
@@ -45,7 +45,7 @@ class Session:
 
 
 def sign_in_request(
-    wallet: Wallet, nonce: NonceReply, market: TrustedMarket, session_key: Ed25519PrivateKey, *, now: datetime
+    key: EvmKey, nonce: NonceReply, market: TrustedMarket, session_key: Ed25519PrivateKey, *, now: datetime
 ) -> SignInRequest:
     """Return the signed message that opens a session.
 
@@ -64,7 +64,7 @@ def sign_in_request(
         )
     message = SiweMessage.build(
         domain=nonce.domain,
-        address=wallet.address,
+        address=key.address,
         uri=nonce.uri,
         chain_id=nonce.chain_id,
         nonce=nonce.nonce,
@@ -73,7 +73,7 @@ def sign_in_request(
         statement=STATEMENT,
         session_key=session_key.public_key,
     ).text()
-    return SignInRequest(message=message, signature="0x" + sign_personal(message, wallet.key()).hex())
+    return SignInRequest(message=message, signature="0x" + sign_personal(message, key).hex())
 
 
 class SessionFile:
@@ -172,9 +172,9 @@ class Sessions:
             raise Unauthenticated(
                 "this needs a wallet to sign in with", hint="Make one with `parity wallet create`, or name one."
             )
-        key = Ed25519PrivateKey.generate()
+        wallet_key, key = await wallet.unlocked(), Ed25519PrivateKey.generate()
         nonce = await self._nonce()
-        request = sign_in_request(wallet, nonce, self._market, key, now=self._clock.now())
+        request = sign_in_request(wallet_key, nonce, self._market, key, now=self._clock.now())
         reply = await self._sign_in(request)
         if reply.account != wallet.address:
             raise WrongAudience(f"the market signed in {reply.account}, expected {wallet.address}")

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio.to_thread
+
 from parity_protocol import strict_json
 from parity_protocol.errors import ConfigInvalid, NotFound, ParityError, Unauthenticated
 from parity_protocol.ids import Address
@@ -19,11 +21,17 @@ MAX_KEYSTORE_BYTES = 16 * 1024
 
 
 class Wallet:
-    """An address and the way to its key. Make one with ``of_key`` or ``of_keystore``."""
+    """An address and the way to its key. Make one with ``of_key`` or ``of_keystore``.
 
-    def __init__(self, address: Address, unlock: Callable[[], EvmKey]) -> None:
+    Args:
+        unlock: Gets the key; may take a second, and may ask somebody.
+        asks_person: Whether ``unlock`` talks to a terminal, which it must do on the main thread, where Ctrl-C arrives.
+    """
+
+    def __init__(self, address: Address, unlock: Callable[[], EvmKey], *, asks_person: bool = False) -> None:
         self.address = address
         self._unlock = unlock
+        self._asks_person = asks_person
         self._key: EvmKey | None = None
 
     @classmethod
@@ -34,8 +42,11 @@ class Wallet:
         return wallet
 
     @classmethod
-    def of_keystore(cls, path: Path, passphrase: Callable[[], str]) -> Wallet:
+    def of_keystore(cls, path: Path, passphrase: Callable[[], str], *, asks_person: bool = False) -> Wallet:
         """Return the wallet of an encrypted v3 keystore; ``passphrase`` is asked only when the key is needed.
+
+        Args:
+            asks_person: Whether ``passphrase`` talks to a terminal.
 
         Raises:
             NotFound: There is no such file.
@@ -48,7 +59,7 @@ class Wallet:
 
             return keystore.load(path, passphrase())
 
-        return cls(address, unlock)
+        return cls(address, unlock, asks_person=asks_person)
 
     @property
     def opened(self) -> EvmKey | None:
@@ -65,6 +76,12 @@ class Wallet:
         if self._key is None:
             self._key = self._unlock()
         return self._key
+
+    async def unlocked(self) -> EvmKey:
+        """Return the key without holding up the event loop, where no person has to be asked; raises as ``key``."""
+        if self._key is None and not self._asks_person:
+            self._key = await anyio.to_thread.run_sync(self._unlock, abandon_on_cancel=True)
+        return self.key()
 
     def __repr__(self) -> str:
         return f"Wallet({self.address})"

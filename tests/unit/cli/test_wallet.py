@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
+import signal
 import stat
 from typing import TYPE_CHECKING, Any
 
+import click.termui
 import pytest
 
+from parity_cli.app import run as run_cli
 from parity_client import Home, Wallet
 from parity_client.testing import FakeMarket, JumpClock
 from parity_contracts import keystore
@@ -19,6 +23,11 @@ else:
 
 TOKEN = 10**18
 PASSPHRASE = "correct horse battery staple"
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 async def fund(chain: ClosableChain, key: EvmKey, tokens: int) -> None:
@@ -219,6 +228,26 @@ def test_a_wrong_passphrase_sends_nothing(parity: Parity, rich: ClosableChain, k
     done = parity("wallet", "deposit", "--amount", "1", "--yes", "--passphrase-file", str(tmp_path / "wrong"))
 
     assert done.code == 32
+    assert run(credit, rich, key) == 0
+
+
+@pytest.mark.parametrize("question", ["visible_prompt_func", "hidden_prompt_func"])
+def test_one_ctrl_c_ends_a_question_inside_the_event_loop(
+    parity: Parity, rich: ClosableChain, key: EvmKey, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    monkeypatch.delenv("PARITY_PASSPHRASE_FILE")
+
+    def interrupted(_: str = "") -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "y"
+
+    def typed(*arguments: str) -> Any:
+        monkeypatch.setattr("sys.stdin", Keyboard())
+        for name in ("visible_prompt_func", "hidden_prompt_func"):
+            monkeypatch.setattr(click.termui, name, interrupted if name == question else lambda _="": "y")
+        return run_cli(arguments)
+
+    assert typed("wallet", "deposit", "--amount", "1") == 130
     assert run(credit, rich, key) == 0
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_a_wallet_knows_its_address_without_the_passphrase(stored: Path, key: Ev
 
     assert wallet.address == key.address
     assert key.reveal_secret().hex() not in repr(wallet)
+
+
+@pytest.mark.parametrize("asks_person", [True, False])
+async def test_a_key_is_unlocked_once_and_a_person_is_asked_on_the_main_thread(key: EvmKey, asks_person: bool) -> None:
+    threads: list[threading.Thread] = []
+
+    def unlock() -> EvmKey:
+        threads.append(threading.current_thread())
+        return key
+
+    wallet = Wallet(key.address, unlock, asks_person=asks_person)
+
+    assert await wallet.unlocked() is await wallet.unlocked() is wallet.key() is key
+    assert [thread is threading.main_thread() for thread in threads] == [asks_person]
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"address": "xyz"}', '{"address": 5}'])
