@@ -1,4 +1,8 @@
-"""The market over HTTP: one keep-alive client, requests signed by the device key, problem documents as our errors."""
+"""The market over HTTP: one keep-alive client, requests signed by the device key, problem documents as our errors.
+
+An answer that the protocol does not have is ``Unreachable``, never ``InvalidInput``: it comes from something in the
+market's place, and a report that it "refused" is still worth its reward.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,10 @@ from parity_protocol.api.leases import (
     WriteReply,
 )
 from parity_protocol.api.nodes import EnrolReply, EnrolRequest, Heartbeat, HeartbeatReply
-from parity_protocol.api.problem import Problem, error_of
+from parity_protocol.api.problem import error_of_answer
 from parity_protocol.api.storage import UploadReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadDocument, Overloaded, ParityError, TooLarge, Unavailable, Unreachable
+from parity_protocol.errors import TooLarge, Unreachable
 from parity_protocol.join import TrustedMarket, verify_market
 from parity_protocol.signing.http_signatures import sign_request
 from parity_protocol.signing.keys import Ed25519PrivateKey, node_id_of
@@ -201,7 +205,7 @@ async def _capped(chunks: AsyncIterator[bytes]) -> bytes:
     async for chunk in chunks:
         data += chunk
         if len(data) > MAX_REPLY_BYTES:
-            raise TooLarge(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
+            raise Unreachable(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
     return bytes(data)
 
 
@@ -209,31 +213,20 @@ def _parse(model: type[M], data: bytes) -> M:
     try:
         return model.model_validate_json(data)
     except ValidationError as exc:
-        raise BadDocument(f"the market's answer is not a {model.__name__}: {exc.error_count()} problems") from exc
+        raise Unreachable(f"the market's answer is not a {model.__name__}: {exc.error_count()} problems") from exc
 
 
 def _as_many(sent: int, came: int) -> None:
     if sent != came:
-        raise BadDocument(f"the market answered {came} of {sent} items")
+        raise Unreachable(f"the market answered {came} of {sent} items")
 
 
 def _raise_unless_ok(status: int, headers: Mapping[str, str], body: bytes, url: str) -> None:
-    """Raise what the market raised; an answer without a problem document is judged by its status."""
-    if 200 <= status < 300:
-        return
-    retry_after = _retry_after(headers.get("retry-after", ""))
-    try:
-        error: ParityError = error_of(Problem.model_validate_json(body))
-    except ValidationError:
-        text = f"the market at {url} answered with status {status}"
-        error = Overloaded(text) if status == 429 else Unavailable(text) if status >= 500 else BadDocument(text)
-    if status == 429 and not isinstance(error, Unavailable):
-        error = Overloaded(error.message)
-    if isinstance(error, Unavailable):
-        error.retry_after_s = retry_after
-    raise error
-
-
-def _retry_after(text: str) -> float | None:
-    """Read the seconds form of Retry-After; the date form is not used here."""
-    return min(float(text), MAX_RETRY_AFTER_S) if text.isdigit() and len(text) <= 9 else None
+    if not 200 <= status < 300:
+        raise error_of_answer(
+            status,
+            body,
+            sender=f"the market at {url}",
+            retry_after=headers.get("retry-after", ""),
+            max_retry_after_s=MAX_RETRY_AFTER_S,
+        )

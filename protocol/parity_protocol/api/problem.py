@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from parity_protocol.errors import ParityError, error_for_code
+from parity_protocol.errors import (
+    Forbidden,
+    NotFound,
+    Overloaded,
+    ParityError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    error_for_code,
+)
 
-__all__ = ["PROBLEM_CONTENT_TYPE", "FieldProblem", "Problem", "error_of", "problem_of"]
+__all__ = ["PROBLEM_CONTENT_TYPE", "FieldProblem", "Problem", "error_of", "error_of_answer", "problem_of"]
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
+
+_BY_STATUS: dict[int, type[ParityError]] = {
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    413: TooLarge,
+    429: Overloaded,
+}
 
 
 class FieldProblem(BaseModel):
@@ -63,6 +81,37 @@ def error_of(problem: Problem) -> ParityError:
     error.field = problem.field
     error._hint = problem.hint or error._hint  # noqa: SLF001 - the market's advice replaces the class's
     return error
+
+
+def error_of_answer(
+    status: int, body: bytes, *, sender: str, retry_after: str = "", max_retry_after_s: float
+) -> ParityError:
+    """Return the error that an HTTP answer stands for, so that a client raises what the market raised.
+
+    Without a problem document the status decides, since a proxy may have answered in the market's place. A status
+    that says nothing about the request, such as a redirect, is ``Unreachable``: what answers there is no market, and
+    nobody may drop a report because of it.
+
+    Args:
+        status: Anything but 2xx.
+        sender: Who answered, for people, such as ``the market at https://market.example``.
+        retry_after: The header's text, empty without one. Only its form in seconds is read.
+        max_retry_after_s: Most of it that is believed.
+    """
+    try:
+        error = error_of(Problem.model_validate_json(body))
+    except ValidationError:
+        kind = Unavailable if status >= 500 else _BY_STATUS.get(status, Unreachable)
+        error = kind(f"{sender} answered with status {status}")
+    if status == 429 and not isinstance(error, Unavailable):
+        error = Overloaded(error.message)
+    if isinstance(error, Unavailable):
+        error.retry_after_s = _seconds(retry_after, max_retry_after_s)
+    return error
+
+
+def _seconds(text: str, most: float) -> float | None:
+    return min(float(text), most) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
 def _takes_message(cls: type[ParityError]) -> bool:

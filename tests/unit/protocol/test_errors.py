@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from parity_protocol import errors
-from parity_protocol.api.problem import problem_of
-from parity_protocol.errors import Blame, FailureReason, ParityError, error_for_code
+from parity_protocol.api.problem import error_of_answer, problem_of
+from parity_protocol.errors import Blame, FailureReason, ParityError, Unavailable, error_for_code
 
 
 def classes(of: type[ParityError] = ParityError) -> list[type[ParityError]]:
@@ -69,3 +69,40 @@ def test_a_problem_document_has_what_programs_and_people_need() -> None:
     assert (problem.code, problem.status, problem.field, problem.retryable) == ("bad_field", 422, "spec.alpha", False)
     assert problem.detail == "alpha must be > 0, got 0"
     assert problem.hint == "Set alpha."
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7", 7.0),
+        ("999999", 60.0),
+        ("soon", None),
+        ("\u00b2", None),
+        ("\u0663", None),
+        ("1" * 10, None),
+        ("-1", None),
+        ("", None),
+    ],
+)
+def test_only_a_plain_number_of_seconds_is_read_from_retry_after(text: str, seconds: float | None) -> None:
+    error = error_of_answer(503, b"", sender="the market", retry_after=text, max_retry_after_s=60)
+
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (307, "unreachable"),
+        (401, "unauthenticated"),
+        (404, "not_found"),
+        (413, "too_large"),
+        (429, "overloaded"),
+        (502, "unavailable"),
+    ],
+)
+def test_an_answer_without_a_problem_document_is_judged_by_its_status(status: int, code: str) -> None:
+    error = error_of_answer(status, b"<html>", sender="the market", max_retry_after_s=60)
+
+    assert (error.code, str(error)) == (code, f"the market answered with status {status}")
