@@ -117,10 +117,6 @@ class Outbox:
         self._bytes += len(entry.body)
         (self._to_upload if entry.result_path else self._to_report).set()
 
-    def is_waiting(self, entry_id: str) -> bool:
-        """Whether a report with this id waits."""
-        return entry_id in self._waiting
-
     async def flush(self, timeout_s: float) -> bool:
         """Try at once and wait until nothing is left, at most ``timeout_s``; return whether it is empty."""
         self._hurry.set()
@@ -245,10 +241,14 @@ class Outbox:
             # Removed by hand, or sent by an earlier process: the market knows whether it has the blob.
             log.error("result_missing", report=entry.id, path=entry.result_path)
         else:
-            reply = await within(self._clock, UPLOAD_TIMEOUT_S, lambda: self._directory.upload(path))
-            if reply.cid != entry.result_cid:
-                raise DigestMismatch(f"the market stored the result as {reply.cid}, its CID is {entry.result_cid}")
-            crashpoint("result.uploaded")
+            try:
+                reply = await within(self._clock, UPLOAD_TIMEOUT_S, lambda: self._directory.upload(path))
+            except (InvalidInput, Unprocessable) as exc:  # it will not be taken tomorrow either: let the report say so
+                log.warning("result_refused", report=entry.id, code=exc.code, error=exc.message)
+            else:
+                if reply.cid != entry.result_cid:
+                    raise DigestMismatch(f"the market stored the result as {reply.cid}, its CID is {entry.result_cid}")
+                crashpoint("result.uploaded")
         waiting.is_ready = True
         self._to_report.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from parity_node.results import build_report
 from parity_node.store.base import Execution, Phase
 from parity_node.store.memory import MemoryNodeStore
 from parity_protocol.api.leases import FinalReport, ReportItem, ReportReply, ReportsRequest
-from parity_protocol.api.problem import problem_of
+from parity_protocol.api.problem import error_of_answer, problem_of
 from parity_protocol.api.storage import UploadReply
-from parity_protocol.errors import BadField, FailureReason, Overloaded, ParityError, StaleFence, Unreachable
+from parity_protocol.errors import BadField, FailureReason, Overloaded, ParityError, StaleFence, TooLarge, Unreachable
 from parity_protocol.manifest import ChainRef
 from parity_protocol.report import Outcome
 from parity_protocol.testing.clock import FakeClock
@@ -36,6 +37,7 @@ class ReportDesk:
         self.refused: dict[str, ParityError] = {}  # by id, for ever
         self.busy: dict[str, int] = {}  # by id, so many times
         self.poisoned: set[str] = set()  # ids that make a whole request fail
+        self.uploads: dict[str, list[ParityError | str]] = {}  # by file name: what is raised, or the CID in the answer
 
     async def report(self, request: ReportsRequest) -> ReportReply:
         ids = [item.report.id for item in request.reports]
@@ -47,7 +49,10 @@ class ReportDesk:
         return ReportReply(reports=tuple(self._answer(name) for name in ids))
 
     async def upload(self, path: Path) -> UploadReply:
-        raise Unreachable
+        found = self.uploads[path.name].pop(0)
+        if isinstance(found, ParityError):
+            raise found
+        return UploadReply(cid=found, size=1, visibility="private")
 
     def _answer(self, name: str) -> ReportItem:
         if self.busy.get(name, 0):
@@ -75,7 +80,7 @@ class Desk:
             on_settled=self.settled.append,
         )
 
-    async def add(self, number: int) -> str:
+    async def add(self, number: int, *, file: Path | None = None) -> str:
         row = Execution(
             id=f"e{number}",
             task_id=f"00000000-0000-4000-8000-{number:012d}",
@@ -99,6 +104,9 @@ class Desk:
             operator=deterministic_evm_key("node"),
             finished_at=1.0,
         )
+        if file is not None:
+            await anyio.Path(file).write_bytes(b"x")
+            entry = replace(entry, result_path=str(file), result_cid=f"cid of {file.name}")
         await self.store.collect(entry, phase=Phase.COLLECTED)
         self.outbox.add(entry, report)
         return entry.id
@@ -109,6 +117,12 @@ class Desk:
             group.start_soon(self.outbox.run)
             yield
             group.cancel_scope.cancel()
+
+    async def until_settled(self, count: int) -> None:
+        """Let time pass until so many reports have their answer; the time-out of pytest is the bound."""
+        while len(self.settled) < count:
+            await self.pass_time(1)
+            await anyio.sleep(0.001)  # a real thread looks at the files
 
     async def pass_time(self, seconds: float) -> None:
         await self.clock.advance(timedelta(seconds=seconds))
@@ -128,6 +142,41 @@ async def test_reports_go_in_order_and_many_in_one_message(desk: Desk) -> None:
     assert desk.market.batches == [ids[:MAX_REPORT_BATCH], ids[MAX_REPORT_BATCH:]]
     assert [answer.entry_id for answer in desk.settled] == ids
     assert (await desk.store.load()).outbox == ()
+
+
+async def test_result_that_the_market_never_takes_does_not_hold_up_the_others(desk: Desk, tmp_path: Path) -> None:
+    big = await desk.add(1, file=tmp_path / "big")
+    small = await desk.add(2, file=tmp_path / "small")
+    desk.market.uploads = {"big": [TooLarge("over your quota")], "small": ["cid of small"]}
+    desk.market.refused[big] = BadField("there is no such result here", field="cid")
+
+    async with desk.running():
+        await desk.until_settled(2)
+
+    assert {(a.entry_id, a.is_accepted) for a in desk.settled} == {(big, False), (small, True)}
+
+
+async def test_result_is_uploaded_again_when_the_market_was_away(desk: Desk, tmp_path: Path) -> None:
+    entry = await desk.add(1, file=tmp_path / "big")
+    desk.market.uploads = {"big": [Unreachable(), Unreachable(), "cid of big"]}
+
+    async with desk.running():
+        await desk.until_settled(1)
+
+    assert desk.market.uploads == {"big": []}
+    assert [(a.entry_id, a.is_accepted) for a in desk.settled] == [(entry, True)]
+
+
+async def test_answer_that_is_no_markets_costs_no_report(desk: Desk) -> None:
+    entry = await desk.add(1)
+    desk.market.errors = [
+        error_of_answer(status, b"<html>", sender="x", max_retry_after_s=1) for status in (307, 404, 502)
+    ]
+
+    async with desk.running():
+        await desk.pass_time(120)
+
+    assert [(a.entry_id, a.is_accepted) for a in desk.settled] == [(entry, True)]
 
 
 async def test_report_that_is_refused_for_good_leaves_and_the_others_stay_their_course(desk: Desk) -> None:
