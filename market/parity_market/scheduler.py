@@ -76,12 +76,21 @@ class Scheduler:
     """Matches pending tasks with polling nodes; a ``Signals``. Call ``load`` once and keep ``run`` running."""
 
     def __init__(
-        self, store: MarketStore, clock: Clock, *, lease_ttl: timedelta, heartbeat: timedelta, min_bond: int, chain: str
+        self,
+        store: MarketStore,
+        clock: Clock,
+        *,
+        lease_ttl: timedelta,
+        heartbeat: timedelta,
+        min_bond: int,
+        chain: str,
+        spender: str,
     ) -> None:
         self._store = store
         self._clock = clock
         self._lease_ttl_s = lease_ttl.total_seconds()
         self._chain = chain
+        self._spender = spender
         self.presence = Presence(clock, heartbeat=heartbeat, min_bond=min_bond)
         self.followers = Followers(clock)
         self._pending: dict[str, _Pending] = {}
@@ -178,7 +187,7 @@ class Scheduler:
                     await waiter.future
                 else:
                     self._match()
-                offered = await self._store.read(partial(leases.offers, task_ids=tuple(waiter.taken)))
+                offered = await self._store.read(partial(self._offers, task_ids=tuple(waiter.taken)))
             except BaseException:  # cancelled, as a rule: the caller has gone, the tasks are for others
                 for task_id in waiter.taken:
                     self._reserved.pop(task_id, None)
@@ -193,6 +202,9 @@ class Scheduler:
                     self.task_gone(task_id)
             if offered or self._is_closing or self._clock.monotonic() >= waiter.until:
                 return offered
+
+    def _offers(self, tx: ReadTx, task_ids: tuple[str, ...]) -> list[Offer]:
+        return leases.offers(tx, self._chain, self._spender, task_ids)
 
     def _supersede(self, node_id: str) -> None:
         """End an earlier poll of a node: it was killed or lost its connection, and would be offered what nobody reads."""

@@ -86,6 +86,7 @@ async def open_market(
             heartbeat=settings.market_heartbeat,
             min_bond=settings.market_min_bond,
             chain=pinned,
+            spender=keys.spender.address,
         )
         market = Market(
             chain=pinned,

@@ -9,7 +9,7 @@ from functools import partial
 
 from parity_market.domain.leases import task_view
 from parity_market.operations.context import Market
-from parity_market.operations.money import check_bond
+from parity_market.operations.money import check_bond, is_covered
 from parity_market.operations.nodes import check_instance
 from parity_market.operations.steps import end_lease, free, load_task, newest_lease, read_names, step
 from parity_market.store import sql
@@ -66,15 +66,21 @@ class Offer:
     plan_doc: str | None  # of its group, JSON text
 
 
-def offers(tx: ReadTx, task_ids: Sequence[str]) -> list[Offer]:
-    """Return those of ``task_ids`` that are pending, with what their manifests need."""
+def offers(tx: ReadTx, chain: str, spender: str, task_ids: Sequence[str]) -> list[Offer]:
+    """Return those of ``task_ids`` that are pending and funded, with what their manifests need."""
     found = []
+    covered: dict[str, bool] = {}
     submissions: dict[str, SubmissionRow | None] = {}
     plans: dict[str, str | None] = {}
     for task_id in task_ids:
         task = tx.one(sql.TASK, id=task_id)
         if task is None or task.state is not TaskState.PENDING:
             continue
+        if task.reward:
+            if task.creator not in covered:
+                covered[task.creator] = is_covered(tx, chain, spender, task.creator)
+            if not covered[task.creator]:
+                continue
         if task.submission_id not in submissions:
             submissions[task.submission_id] = tx.one(sql.SUBMISSION, id=task.submission_id)
         submission = submissions[task.submission_id]
@@ -144,6 +150,8 @@ def _claim_one(tx: Tx, market: Market, node_id: str, item: ClaimRequest, now: da
         # Else a node could collect manifests, one for each time that its reservation lapses, and use up all attempts
         # of somebody's task before another node is asked.
         raise ClaimRefused("the manifest is for an earlier attempt at this task; poll for a fresh one")
+    if task.reward and not is_covered(tx, market.chain, market.spender, task.creator):
+        raise ClaimRefused(f"the submitter of task {task.id} is taking back the money that would pay for it")
     if node_id in read_names(task.excluded_doc):
         raise ClaimRefused(f"task {task.id} may not go to this node again")
     lease, now_us = decision.lease, to_us(now)

@@ -25,6 +25,7 @@ __all__ = [
     "chain_head",
     "check_bond",
     "escrow_view",
+    "is_covered",
     "pin_chain",
     "record_account",
     "record_escrow",
@@ -166,12 +167,22 @@ def escrow_view(tx: ReadTx, market: Market, creator: str, now: datetime) -> Escr
         ChainUnavailable: The view of the chain is too old to tell.
     """
     _check_fresh(tx, market, now)
-    return _view(tx, market, creator)
+    return _view(tx, market.chain, market.spender, creator)
 
 
-def _view(tx: ReadTx, market: Market, creator: str) -> EscrowView:
-    escrow = tx.one(sql.CHAIN_ESCROW, chain=market.chain, creator=creator, spender=market.spender)
-    account = tx.one(sql.ACCOUNT, chain=market.chain, creator=creator)
+def is_covered(tx: ReadTx, chain: str, spender: str, creator: str) -> bool:
+    """Return whether a creator's escrow still covers all that was promised from it, as the chain was last seen.
+
+    It does when a task is submitted. Afterwards its creator may ask for the money back; what is being released pays for
+    work that is under way, within the unbonding time, but must not have more work begun on it.
+    """
+    view = _view(tx, chain, spender, creator)
+    return view.reserved + view.owed <= view.escrow - view.releasing
+
+
+def _view(tx: ReadTx, chain: str, spender: str, creator: str) -> EscrowView:
+    escrow = tx.one(sql.CHAIN_ESCROW, chain=chain, creator=creator, spender=spender)
+    account = tx.one(sql.ACCOUNT, chain=chain, creator=creator)
     return EscrowView(
         escrow=0 if escrow is None else escrow.escrow,
         releasing=0 if escrow is None else escrow.releasing,
@@ -183,12 +194,13 @@ def _view(tx: ReadTx, market: Market, creator: str) -> EscrowView:
 
 def unsettled(tx: ReadTx, market: Market) -> int:
     """Return what nodes have earned in all and the vault has not paid as of the last look, base units."""
-    return sum(_view(tx, market, row.creator).owed for row in tx.all(sql.ACCOUNTS, chain=market.chain))
+    rows = tx.all(sql.ACCOUNTS, chain=market.chain)
+    return sum(_view(tx, market.chain, market.spender, row.creator).owed for row in rows)
 
 
 def account_reply(tx: ReadTx, market: Market, creator: str) -> AccountReply:
     """Return a creator's money for people, however old the view of the chain is."""
-    view = _view(tx, market, creator)
+    view = _view(tx, market.chain, market.spender, creator)
     head = chain_head(tx, market.chain)
     return AccountReply(
         account=creator,

@@ -7,7 +7,7 @@ from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import blobs, money, tasks, views
 from parity_market.operations.steps import load_task
 from parity_market.operations.tasks import NewSubmission
-from parity_market.routing import MAX_WAIT_S, Call, Endpoint
+from parity_market.routing import CURSOR, LIMIT, MAX_WAIT_S, WAIT, Call, Endpoint, whole_number
 from parity_market.store.base import ReadTx
 from parity_protocol.api import paths
 from parity_protocol.api.tasks import (
@@ -33,6 +33,7 @@ from parity_protocol.task import FINAL_STATES, CidInput, FederatedLearningSpec, 
 
 __all__ = ["ENDPOINTS"]
 
+UNFUNDED = "the escrow does not cover your tasks any more: money is being released; cancel the release or some tasks"
 SUBMIT_BODY = 256 << 10  # bytes: a spec of 64 KiB, escaped, with its order
 
 
@@ -180,7 +181,12 @@ async def why_pending(call: Call) -> WhyPendingReply:
 
     def read(tx: ReadTx) -> WhyPendingReply:
         _check_mine(tx, task_id, call.caller)
-        return call.state.scheduler.why_pending(load_task(tx, task_id))
+        task, market = load_task(tx, task_id), call.state.market
+        why = call.state.scheduler.why_pending(task)
+        is_unfunded = task.reward > 0 and not money.is_covered(tx, market.chain, market.spender, task.creator)
+        if task.state is TaskState.PENDING and is_unfunded:
+            return why.model_copy(update={"nodes_fit": 0, "summary": UNFUNDED})
+        return why
 
     return await call.state.store.read(read)
 
@@ -220,6 +226,9 @@ def _task(leaf: str) -> str:
     return paths.task_path("{task_id}", leaf)
 
 
+AFTER = whole_number("after_seq", "Only what is newer than this event", high=2**31)
+OFFSET = whole_number("offset", "Byte to begin with", high=2**40)
+
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -232,16 +241,16 @@ ENDPOINTS = (
         SUBMIT_BODY,
         status=201,
     ),
-    Endpoint("GET", paths.TASKS, page, Access.SUBMITTER, "List your tasks", TasksReply),
+    Endpoint("GET", paths.TASKS, page, Access.SUBMITTER, "List your tasks", TasksReply, query=(LIMIT, CURSOR)),
     Endpoint("GET", _task(""), get, Access.SIGNED, "A task", TaskReply),
-    Endpoint("GET", _task("status"), status, Access.SIGNED, "Where a task is", TaskStatusReply),
-    Endpoint("GET", _task("events"), events, Access.SIGNED, "A task's life", EventsReply),
-    Endpoint("GET", _task("result"), result, Access.SIGNED, "A task's result", ResultReply),
-    Endpoint("GET", _task("logs"), logs, Access.SIGNED, "What a task printed", LogsReply),
+    Endpoint("GET", _task("status"), status, Access.SIGNED, "Where a task is", TaskStatusReply, query=(AFTER, WAIT)),
+    Endpoint("GET", _task("events"), events, Access.SIGNED, "A task's life", EventsReply, query=(AFTER,)),
+    Endpoint("GET", _task("result"), result, Access.SIGNED, "A task's result", ResultReply, query=(WAIT,)),
+    Endpoint("GET", _task("logs"), logs, Access.SIGNED, "What a task printed", LogsReply, query=(OFFSET, WAIT)),
     Endpoint("GET", _task("reward"), reward, Access.SIGNED, "A task's reward", RewardReply),
     Endpoint("GET", _task("receipt"), proof, Access.SIGNED, "A task's proof", ProofReply),
     Endpoint("GET", _task("why-pending"), why_pending, Access.SIGNED, "Why a task waits", WhyPendingReply),
     Endpoint("POST", paths.task_path("{root_id}", "cancel"), cancel, Access.SUBMITTER, "Cancel", CancelReply),
-    Endpoint("GET", paths.group_path("{group_id}"), group, Access.SUBMITTER, "A group", GroupReply),
+    Endpoint("GET", paths.group_path("{group_id}"), group, Access.SUBMITTER, "A group", GroupReply, query=(WAIT,)),
     Endpoint("GET", paths.account_path("{account}"), account, Access.SIGNED, "Your money here", AccountReply),
 )

@@ -190,6 +190,7 @@ async def open_rig(
             heartbeat=made.market_heartbeat,
             min_bond=made.market_min_bond,
             chain=pinned,
+            spender=keys.spender.address,
         )
         bench = Bench(store, lease_ttl=made.market_lease_ttl)
         bench.now = clock.now()

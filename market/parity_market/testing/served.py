@@ -108,12 +108,12 @@ class Served:
             Approve(amount=amount),
             Stake(amount=amount, account=node_id, wallet=owner.address, operator=operator.address),
         ):
-            await self._send(step, owner)
+            await self.send(step, owner)
 
     async def set_operator(self, name: str, operator: Address) -> None:
         """Change the operator of the node called ``name`` on chain and let the market see it."""
         node_id = node_id_of(deterministic_ed25519(name).public_key)
-        await self._send(SetOperator(account=node_id, operator=operator), deterministic_evm_key(name + " owner"))
+        await self.send(SetOperator(account=node_id, operator=operator), deterministic_evm_key(name + " owner"))
         await refresh_account(self.state, node_id)
 
     async def fund(self, account: EvmKey, amount: int) -> None:
@@ -124,9 +124,10 @@ class Served:
             AddFunds(amount=amount, account=account.address, wallet=account.address),
             Allow(account=account.address, spender=self.state.keys.spender.address, amount=amount),
         ):
-            await self._send(step, account)
+            await self.send(step, account)
 
-    async def _send(self, step: Any, key: EvmKey) -> None:
+    async def send(self, step: Any, key: EvmKey) -> None:
+        """Do one step on chain for ``key``."""
         prepared = await self.chain.prepare(step, key)
         await self.chain.broadcast(prepared.raw)
 
@@ -242,6 +243,7 @@ async def serve_in_process(folder: Path) -> AsyncIterator[Served]:
         heartbeat=settings.market_heartbeat,
         min_bond=settings.market_min_bond,
         chain=pinned,
+        spender=keys.spender.address,
     )
     market = Market(chain=pinned, spender=keys.spender.address, signals=scheduler, min_bond=settings.market_min_bond)
     async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blobs:

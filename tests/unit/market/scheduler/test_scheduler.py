@@ -37,7 +37,9 @@ class World(Bench):
         super().__init__(store)
         self.clock = clock
         self.now = clock.now()
-        self.scheduler = Scheduler(store, clock, lease_ttl=TTL, heartbeat=HEARTBEAT, min_bond=TOKEN, chain=CHAIN_KEY)
+        self.scheduler = Scheduler(
+            store, clock, lease_ttl=TTL, heartbeat=HEARTBEAT, min_bond=TOKEN, chain=CHAIN_KEY, spender=SPENDER
+        )
         self.market = Market(chain=CHAIN_KEY, spender=SPENDER, signals=self.scheduler, min_bond=TOKEN, lease_ttl=TTL)
 
     async def arrive(self, name: str, *, offers: Capability | None = None, bond: int = TOKEN) -> str:
