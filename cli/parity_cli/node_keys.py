@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from parity_client import Home, Wallet
     from parity_node.settings import NodeSettings
     from parity_protocol.ids import Address, NodeId
+    from parity_protocol.signing.keys import EvmKey
 
-__all__ = ["NodeIdentity", "checked_address", "identity_of", "make_owner", "owner_wallet"]
+__all__ = ["NodeIdentity", "adopt_operator", "checked_address", "identity_of", "make_owner", "next_operator"]
+__all__ += ["owner_wallet"]
+
+
+NEXT_OPERATOR_FILE = "operator.key.next"
+_MAX_KEY_FILE = 256  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,32 @@ def identity_of(settings: NodeSettings, home: Home) -> NodeIdentity:
         keystore=home.wallet_file(entry.wallet),
         state_dir=settings.state_dir(),
     )
+
+
+def next_operator(state_dir: Path) -> EvmKey:
+    """Return the operator key that is about to replace the present one; a crash in between goes on with the same.
+
+    Raises:
+        ConfigInvalid: The file is malformed, a link, or readable by others.
+    """
+    from parity_node.files import make_private_dir, read_private, write_atomic
+    from parity_protocol.signing.keys import EvmKey
+
+    path = make_private_dir(state_dir) / NEXT_OPERATOR_FILE
+    known = read_private(path, max_bytes=_MAX_KEY_FILE)
+    if known is not None:
+        return EvmKey.from_hex(known.decode("ascii", errors="replace"))
+    key = EvmKey.generate()
+    write_atomic(path, key.reveal_secret().hex().encode() + b"\n")
+    return key
+
+
+def adopt_operator(state_dir: Path, key: EvmKey) -> None:
+    """Make ``key`` the operator key, now that the chain names it."""
+    from parity_node.keys import store_operator_key
+
+    store_operator_key(state_dir, key)
+    (state_dir / NEXT_OPERATOR_FILE).unlink(missing_ok=True)
 
 
 def checked_address(text: str, *, field: str) -> Address:

@@ -14,7 +14,7 @@ import click
 from parity_cli.bridge import run_async
 from parity_cli.commands.node_setup import config_option
 from parity_cli.lazy import Command
-from parity_cli.node_keys import NodeIdentity, identity_of, owner_wallet
+from parity_cli.node_keys import NodeIdentity, adopt_operator, identity_of, next_operator, owner_wallet
 from parity_cli.node_place import node_settings
 from parity_cli.output import Output, pass_output
 from parity_cli.secrets_input import passphrase_option
@@ -27,7 +27,7 @@ from parity_cli.transactions import (
     transaction_options,
     unbonding_text,
 )
-from parity_protocol.errors import ConfigInvalid, Forbidden, ParityError, Unprocessable
+from parity_protocol.errors import ConfigInvalid, Forbidden, NotFound, ParityError, Unprocessable
 
 if TYPE_CHECKING:
     from parity_client import Client
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from parity_contracts.chain.web3_chain import Web3Chain
     from parity_node.settings import NodeSettings
 
-__all__ = ["NodeChain", "account_json", "balance", "open_node_chain", "stake", "unstake", "withdraw"]
+__all__ = ["NodeChain", "balance", "open_node_chain", "replace_operator", "stake", "unstake", "withdraw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ def _transaction(
     dry_run: bool,
     passphrase_file: Path | None,
     config_path: Path | None,
+    done: Callable[[], None] = lambda: None,
 ) -> None:
     from parity_client import Home
 
@@ -109,6 +110,8 @@ def _transaction(
 
     document = run_async(act)
     sent = document["transactions"]
+    if sent:
+        done()
     out.emit(document, f"done in block {sent[-1]['block']}: {sent[-1]['hash']}\nnext: {next_step}" if sent else None)
 
 
@@ -145,6 +148,41 @@ def stake(out: Output, amount: str, **common: Any) -> None:
         return f"stake {describe(value, node.chain.deployment)} for node {identity.node_id}", calls
 
     _transaction(out, plan, next_step="parity node run", **common)
+
+
+def replace_operator(
+    out: Output, *, yes: bool, dry_run: bool, passphrase_file: Path | None, config_path: Path | None
+) -> None:
+    """Give the node a new operator key: named on chain by the owner first, then used here."""
+    settings = node_settings(config_path)
+    state_dir = settings.state_dir()
+    key = next_operator(state_dir)
+
+    async def plan(node: NodeChain, account: AccountState) -> tuple[str, list[Call]]:
+        from parity_contracts.chain.calls import SetOperator
+
+        if not account.exists:
+            raise NotFound(
+                "this node has not staked yet, so the chain names no operator", hint="`parity node stake` names it."
+            )
+        return f"make {key.address} the operator of node {node.identity.node_id}", [
+            SetOperator(node.identity.node_id, key.address)
+        ]
+
+    def done() -> None:
+        adopt_operator(state_dir, key)
+        out.say(f"operator {key.address} in {state_dir}; restart the node to use it")
+
+    _transaction(
+        out,
+        plan,
+        next_step="parity node drain, then parity node run",
+        yes=yes,
+        dry_run=dry_run,
+        passphrase_file=passphrase_file,
+        config_path=config_path,
+        done=done,
+    )
 
 
 @click.command(

@@ -16,6 +16,7 @@ from parity_cli.node_keys import NodeIdentity, checked_address, identity_of, mak
 from parity_cli.node_place import node_file, node_settings
 from parity_cli.output import Output, is_interactive, pass_output
 from parity_cli.secrets_input import KeyChoice, key_options, passphrase_option
+from parity_cli.transactions import transaction_options
 
 if TYPE_CHECKING:
     from parity_client import Home
@@ -36,9 +37,12 @@ config_option = click.option(
     parity node auth --generate
     parity node auth --key-file owner.txt --payout 0xB0b5…
     cat key | parity node auth --key-file -
+    parity node auth --new-operator
     """,
 )
 @key_options
+@click.option("--new-operator", is_flag=True, help="Replace the operator key, by a transaction of the owner.")
+@transaction_options
 @click.option("--name", help="What to call the owner's wallet. Default: node-owner.")
 @click.option("--payout", metavar="ADDRESS", help="Where earnings go. Default: the owner.")
 @passphrase_option
@@ -51,10 +55,23 @@ def auth(
     private_key: str | None,
     name: str | None,
     payout: str | None,
+    new_operator: bool,
     passphrase_file: Path | None,
     config_path: Path | None,
+    yes: bool,
+    dry_run: bool,
 ) -> None:
-    """Set up the node's three keys: the owner's (yours, encrypted), the operator's (the node's own), the payout."""
+    """Set up the node's three keys: the owner's (yours, encrypted), the operator's (the node's own), the payout.
+
+    The operator key is hot: if it may have been seen, replace it with --new-operator. Bond and earnings are not its.
+    """
+    if new_operator:
+        if generate or key_file or private_key or name or payout:
+            raise click.UsageError("--new-operator changes nothing else: leave out the other options")
+        from parity_cli.commands.node_money import replace_operator
+
+        replace_operator(out, yes=yes, dry_run=dry_run, passphrase_file=passphrase_file, config_path=config_path)
+        return
     from parity_client import Home
 
     home = Home()

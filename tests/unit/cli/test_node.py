@@ -149,6 +149,43 @@ def test_a_later_stake_replaces_a_foreign_operator_and_says_so(
     assert account(owned, home).operator == load_operator_key(home.path / "node").address
 
 
+def test_a_new_operator_is_named_on_chain_before_it_is_used(
+    parity: Parity, home: Home, owned: ClosableChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unstaked = parity("node", "auth", "--new-operator", "--yes")
+    parity("node", "stake", "--amount", "10", "--yes")
+    old = load_operator_key(home.path / "node").address
+
+    dry = parity("node", "auth", "--new-operator", "--dry-run")
+    refused = parity("node", "auth", "--new-operator", types=["n"])
+    unchanged = (load_operator_key(home.path / "node").address, account(owned, home).operator)
+    done = parity("node", "auth", "--new-operator", "--yes")
+
+    new = load_operator_key(home.path / "node").address
+    assert unstaked.code == 22
+    assert (dry.code, refused.code, done.code) == (0, 130, 0)
+    assert unchanged == (old, old)
+    assert account(owned, home).operator == new != old
+    assert not (home.path / "node" / "operator.key.next").exists()
+    assert parity("node", "auth", "--new-operator", "--generate").code == 2
+
+
+def test_a_crash_while_the_operator_is_replaced_loses_no_key(
+    parity: Parity, home: Home, owned: ClosableChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parity("node", "stake", "--amount", "10", "--yes")
+    with monkeypatch.context() as crash:
+        crash.setattr(
+            "parity_cli.commands.node_money.adopt_operator", lambda *_: (_ for _ in ()).throw(OSError("gone"))
+        )
+        assert parity("node", "auth", "--new-operator", "--yes").code == 80
+    named = account(owned, home).operator
+
+    parity("node", "auth", "--new-operator", "--yes")
+
+    assert load_operator_key(home.path / "node").address == named == account(owned, home).operator
+
+
 def test_somebody_elses_node_is_not_staked_for(parity: Parity, home: Home, owned: ClosableChain) -> None:
     parity("node", "stake", "--amount", "10", "--yes")
     other = deterministic_evm_key("other")
