@@ -27,7 +27,7 @@ from parity_protocol.errors import (
 )
 from parity_protocol.ids import ClaimId, Fence, LeaseId, NodeId
 from parity_protocol.lease import Lease, decide_claim, decide_renew
-from parity_protocol.task import TaskEvent, TaskState
+from parity_protocol.task import TaskEvent, TaskState, parse_spec
 
 __all__ = [
     "ClaimRequest",
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _MICROSECOND = timedelta(microseconds=1)
+_MAX_SETUP = timedelta(hours=1)  # that fetching inputs, starting and uploading a result may take together
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +200,42 @@ def renew(tx: Tx, market: Market, node_id: str, items: Sequence[RenewItem], now:
         if task is None:
             answers.append(StaleFence(f"there is no task {item.task_id}"))
             continue
+        held = newest_lease(tx, task)
         try:
             lease = decide_renew(
-                task_view(task, newest_lease(tx, task)),
+                task_view(task, held),
                 node_id=NodeId(node_id),
                 lease_id=LeaseId(item.lease_id),
                 fence=Fence(item.fence),
                 now=now,
             )
+            if held is not None:
+                _check_age(tx, task, held, now)
         except ParityError as exc:
             answers.append(exc)
             continue
         tx.run(sql.LEASE_RENEWED, key_task_id=task.id, key_fence=lease.fence, expires_us=to_us(lease.expires_at))
         answers.append(lease)
     return answers
+
+
+def _check_age(tx: ReadTx, task: TaskRow, lease: LeaseRow, now: datetime) -> None:
+    """Let nobody sit on a task by renewing its lease without an end.
+
+    Raises:
+        StaleFence: The execution must have ended long ago; the lease lapses, and the task goes to another node.
+    """
+    age = now - from_us(lease.granted_us)
+    if age <= _MAX_SETUP:
+        return
+    submission = tx.one(sql.SUBMISSION, id=task.submission_id)
+    if submission is None:
+        return
+    limit = _MAX_SETUP + timedelta(seconds=parse_spec(submission.spec).budgets.wall_time_s)
+    if age > limit:
+        raise StaleFence(
+            f"lease {lease.id} is held for {age.total_seconds():.0f} s, {limit.total_seconds():.0f} are allowed"
+        )
 
 
 def _held(tx: ReadTx, node_id: str, item: RenewItem, *, may_have_ended: bool = False) -> tuple[TaskRow, LeaseRow]:

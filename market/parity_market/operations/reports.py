@@ -27,6 +27,7 @@ from parity_market.store.rows import EarningRow, LeaseRow, ReceiptRow, ReportRow
 from parity_protocol.api.leases import ReportItem
 from parity_protocol.api.problem import problem_of
 from parity_protocol.errors import (
+    BadField,
     Blame,
     Conflict,
     FailureReason,
@@ -45,6 +46,7 @@ __all__ = ["accept", "reject", "take", "verify_later", "waiting_for_verification
 
 _PAY_EXECUTION = "execution"
 _UNPROCESSABLE = 422
+_MAX_PROGRESS = 256  # reports of one lease: each is kept
 _OUR_FAULT = 500
 
 
@@ -88,6 +90,8 @@ def _take(tx: Tx, market: Market, checked: CheckedReport, now: datetime) -> Task
     if lease is None or lease.id != report.lease_id:
         raise StaleFence(f"lease {report.lease_id} of task {task.id} is not current")
     if not is_final:
+        if report.seq >= _MAX_PROGRESS:
+            raise BadField(f"a lease takes {_MAX_PROGRESS} progress reports, this is number {report.seq}", field="seq")
         _store(tx, checked, now)
         return task.state
     if report.outcome is Outcome.FAILED:

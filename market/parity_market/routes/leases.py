@@ -51,6 +51,7 @@ __all__ = ["ENDPOINTS", "make_manifest"]
 MANIFEST_LIFE = timedelta(minutes=10)  # a node that does not start by then polls again
 LEASE_PROOF_LIFE = timedelta(hours=24)
 CLAIMS_BODY = 16 << 20  # bytes: 256 manifests with their plans
+MAX_OFFERED = 8 << 20  # characters of one answer to a poll: nodes read no more than 16 MiB, and send all of it back
 REPORTS_BODY = 16 << 20  # bytes: 256 reports with small results
 LOGS_BODY = 8 << 20
 
@@ -94,7 +95,15 @@ async def poll(call: Call) -> PollReply:
     await state.store.read(lambda tx: nodes.check_instance(tx, node_id, body.instance))
     offered = await while_connected(call.request, state.scheduler.poll(node_id, body.slots, body.wait_s))
     now = state.clock.now()
-    return PollReply(manifests=tuple(make_manifest(state, offer, node_id, now) for offer in offered))
+    manifests: list[str] = []
+    size = 0
+    for offer in offered:
+        manifest = make_manifest(state, offer, node_id, now)
+        size += len(manifest)
+        if manifests and size > MAX_OFFERED:
+            break  # the others' reservations lapse
+        manifests.append(manifest)
+    return PollReply(manifests=tuple(manifests))
 
 
 def _read_manifest(state: MarketState, item: ClaimItem, node_id: str, now: datetime) -> ClaimRequest:

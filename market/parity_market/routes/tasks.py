@@ -9,6 +9,7 @@ from parity_market.operations.steps import load_task
 from parity_market.operations.tasks import NewSubmission
 from parity_market.routing import CURSOR, LIMIT, MAX_WAIT_S, WAIT, Call, Endpoint, whole_number
 from parity_market.store.base import ReadTx
+from parity_protocol import strict_json
 from parity_protocol.api import paths
 from parity_protocol.api.tasks import (
     AccountReply,
@@ -26,14 +27,16 @@ from parity_protocol.api.tasks import (
     TaskStatusReply,
     WhyPendingReply,
 )
-from parity_protocol.errors import BadField, EscrowTooLow, Forbidden, NotFound
+from parity_protocol.errors import BadField, EscrowTooLow, Forbidden, NotFound, TooLarge
 from parity_protocol.ids import checked_account_id
 from parity_protocol.order import check_order
 from parity_protocol.task import FINAL_STATES, CidInput, FederatedLearningSpec, TaskState, parse_spec
+from parity_protocol.wire import JsonObject
 
 __all__ = ["ENDPOINTS"]
 
 UNFUNDED = "the escrow does not cover your tasks any more: money is being released; cancel the release or some tasks"
+MAX_MANIFEST_PART = 190_000  # bytes, base64url makes 253,334 characters of them; a manifest has at most 262,144
 SUBMIT_BODY = 256 << 10  # bytes: a spec of 64 KiB, escaped, with its order
 
 
@@ -51,6 +54,7 @@ async def submit(call: Call) -> SubmitReply:
     if isinstance(spec, FederatedLearningSpec):
         plan = await state.federation.plan(spec, creator=creator, order_hash=order_hash)
         cids.append(spec.dataset_cid)
+    _check_manifest_fits(body, plan)
     new = NewSubmission(creator, body.spec, spec, body.order, order_hash, body.reward, plan)
     try:
         made = await state.store.write(lambda tx: tasks.submit(tx, state.market, new, now))
@@ -61,6 +65,21 @@ async def submit(call: Call) -> SubmitReply:
     if cids and made.created:
         await state.store.write(lambda tx: blobs.link_inputs(tx, creator, cids, made.task_ids, now))
     return made
+
+
+def _check_manifest_fits(body: SubmitRequest, plan: JsonObject | None) -> None:
+    """Refuse what would make a manifest that no node may read or send back.
+
+    Such a task would stay the oldest, be offered again and again, and keep nodes from what waits behind it.
+
+    Raises:
+        TooLarge: The spec's text with its escapes, the order with fields of the submitter's own, and the plan together.
+    """
+    size = len(strict_json.dumps({"spec": body.spec, "order": body.order.model_dump(mode="json"), "plan": plan}))
+    if size > MAX_MANIFEST_PART:
+        raise TooLarge(
+            f"spec, order and plan take {size} bytes together, at most {MAX_MANIFEST_PART} fit", field="spec"
+        )
 
 
 def _check_mine(tx: ReadTx, root_id: str, caller: Caller) -> None:

@@ -103,3 +103,37 @@ async def test_a_lone_node_may_try_again_what_it_gave_back(served: Served, submi
         await _release(served, node, task_id, await _claim(served, node, manifest))
 
     assert await _state(served, submitter, task_id) == "failed"
+
+
+async def test_a_lease_cannot_be_renewed_for_ever(served: Served, submitter: Signer) -> None:
+    node = await served.enrol("node")
+    task_id = await _submit(served, submitter, budgets={"wall_time_s": 600})
+    (manifest,) = await _poll(served, node)
+    lease = await _claim(served, node, manifest)
+    renewal = {"task_id": task_id, "lease_id": lease["lease_id"], "fence": lease["fence"]}
+
+    async def renew() -> int:
+        reply = await served.call("POST", paths.LEASE_RENEW, {"renewals": [renewal]}, by=node)
+        return int(reply.json()["renewals"][0]["status"])
+
+    await served.clock.advance(timedelta(minutes=69))
+    assert await renew() == 200
+    await served.clock.advance(timedelta(minutes=2))
+    assert await renew() == 409
+
+
+async def test_progress_of_one_lease_does_not_fill_the_store(served: Served, submitter: Signer) -> None:
+    node = await served.enrol("node")
+    task_id = await _submit(served, submitter)
+    (manifest,) = await _poll(served, node)
+    lease = await _claim(served, node, manifest)
+
+    def progress(seq: int) -> dict[str, Any]:
+        name = f"{lease['lease_id']}:{lease['fence']}:progress:{seq}"
+        held = {"task_id": task_id, "lease_id": lease["lease_id"], "fence": lease["fence"]}
+        return {"report": {"id": name, **held, "kind": "progress", "seq": seq, "started_at": 1.0}}
+
+    reports = [progress(seq) for seq in (0, 255, 256, 2**31 - 1)]
+    reply = await served.call("POST", paths.REPORTS, {"reports": reports}, by=node)
+
+    assert [item["status"] for item in reply.json()["reports"]] == [200, 200, 422, 422]

@@ -91,3 +91,29 @@ async def test_taking_back_what_is_free_stops_nothing_and_changing_ones_mind_goe
     await _look_again(served)
     (manifest,) = await _poll(served, node)
     assert (await _claim(served, node, manifest))["status"] == 200
+
+
+@pytest.mark.parametrize("how", ["order", "spec"])
+async def test_a_task_whose_manifest_no_node_could_send_back_is_refused(
+    served: Served, submitter: Signer, how: str
+) -> None:
+    spec = json.dumps({"type": "command", "command": ["true"]})
+    body = served.submission(ACCOUNT, spec + "\n" * 65_000 if how == "spec" else spec, 0)
+    body["order"]["note"] = "x" * (70_000 if how == "spec" else 200_000)
+
+    reply = await served.call("POST", paths.TASKS, body, by=submitter)
+
+    assert (reply.status_code, reply.json()["code"]) == (413, "too_large")
+
+
+async def test_one_answer_to_a_poll_is_never_larger_than_a_node_reads(served: Served, submitter: Signer) -> None:
+    node = await served.enrol("node")
+    spec = json.dumps({"type": "command", "command": ["true"]}) + "\n" * 65_000
+    for _ in range(80):
+        made = await served.call("POST", paths.TASKS, served.submission(ACCOUNT, spec, 0), by=submitter)
+        assert made.status_code == 201, made.text
+
+    manifests = await _poll(served, node, slots=256)
+
+    assert 0 < sum(len(manifest) for manifest in manifests) <= 8 << 20
+    assert len(manifests) < 80
