@@ -6,7 +6,7 @@ problem documents and the second prefix of the Parity network happen here, once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -28,7 +28,19 @@ from parity_protocol.errors import BadField, ClockSkew, Internal, ParityError, U
 from parity_protocol.signing.http_signatures import RequestSignature, check_body
 from parity_protocol.wire import explain
 
-__all__ = ["MAX_WAIT_S", "SMALL_BODY", "Call", "Endpoint", "mount", "problem_response"]
+__all__ = [
+    "CURSOR",
+    "LIMIT",
+    "MAX_WAIT_S",
+    "SMALL_BODY",
+    "WAIT",
+    "Call",
+    "Endpoint",
+    "Query",
+    "mount",
+    "problem_response",
+    "whole_number",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +111,26 @@ class Call:
         return self.whole("limit", default, low=1, high=MAX_PAGE)
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query parameter, for the OpenAPI document; the handler reads and checks it by ``Call``."""
+
+    name: str
+    schema: Mapping[str, Any]
+    summary: str
+
+
+def whole_number(name: str, summary: str, *, high: int) -> Query:
+    """Return a parameter for ``Call.whole``."""
+    return Query(name, {"type": "integer", "minimum": 0, "maximum": high}, summary)
+
+
+WAIT = Query(
+    "wait_s", {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0}, "Seconds to wait for a change"
+)
+LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50}, "Items of a page")
+CURSOR = Query("cursor", {"type": "string", "maxLength": 128}, "The `next_cursor` of the page before")
+
 Handler = Callable[[Call], Awaitable[BaseModel | Response]]
 
 
@@ -117,6 +149,7 @@ class Endpoint:
     streams_body: bool = False  # the handler reads it and ends the signature's check
     status: int = 200
     alias: bool = True
+    query: tuple[Query, ...] = ()
 
 
 def mount(app: FastAPI, table: RouteTable, state: MarketState, endpoints: Sequence[Endpoint]) -> None:
@@ -148,6 +181,13 @@ def _operation_id(method: str, path: str) -> str:
 
 def _schema(endpoint: Endpoint) -> dict[str, Any]:
     extra: dict[str, Any] = {"x-access": endpoint.access.value, "x-body": None, "x-reply": None}
+    segments = [part[1:-1] for part in endpoint.path.split("/") if part.startswith("{")]
+    extra["parameters"] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in segments
+    ] + [
+        {"name": one.name, "in": "query", "required": False, "schema": dict(one.schema), "description": one.summary}
+        for one in endpoint.query
+    ]
     if endpoint.body is not None:
         extra["x-body"] = endpoint.body.__name__
         ref = {"$ref": f"#/components/schemas/{endpoint.body.__name__}"}

@@ -8,7 +8,7 @@ from parity_market.auth import Access
 from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import money, nodes, vouchers
 from parity_market.operations.nodes import NewNode
-from parity_market.routing import Call, Endpoint
+from parity_market.routing import CURSOR, LIMIT, Call, Endpoint
 from parity_market.state import MarketState
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
@@ -204,8 +204,10 @@ def _node(leaf: str = "") -> str:
 ENDPOINTS = (
     Endpoint("POST", paths.ENROL, enrol, Access.ENROLLING, "Enrol a node", EnrolReply, EnrolRequest, status=201),
     Endpoint("POST", paths.HEARTBEAT, heartbeat, Access.NODE, "Say that a node is there", HeartbeatReply, Heartbeat),
-    Endpoint("GET", paths.ENROL, page, Access.PUBLIC, "List nodes", NodesReply),
+    Endpoint("GET", paths.ENROL, page, Access.PUBLIC, "List nodes", NodesReply, query=(LIMIT, CURSOR)),
     Endpoint("GET", _node("why-no-work"), why_no_work, Access.PUBLIC, "Why a node gets no work", WhyNoWorkReply),
-    Endpoint("GET", _node("earnings"), earnings, Access.SIGNED, "What a node earned", EarningsReply),
+    Endpoint(
+        "GET", _node("earnings"), earnings, Access.SIGNED, "What a node earned", EarningsReply, query=(LIMIT, CURSOR)
+    ),
     Endpoint("GET", _node(), get, Access.PUBLIC, "A node", NodeReply),
 )

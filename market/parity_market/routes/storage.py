@@ -14,7 +14,7 @@ from parity_blobs.car import write_car
 from parity_market.auth import Access
 from parity_market.bodies import declared_length
 from parity_market.operations import blobs
-from parity_market.routing import Call, Endpoint
+from parity_market.routing import Call, Endpoint, Query
 from parity_market.store.rows import BlobRefRow, from_us
 from parity_protocol.api import paths
 from parity_protocol.api.storage import BlobInfo, PinReply, UploadReply
@@ -164,12 +164,23 @@ async def pin(call: Call) -> PinReply:
     return PinReply(cid=text, pinned=True)
 
 
+VISIBILITY = Query("visibility", {"enum": ["private", "public"], "default": "private"}, "Who may read it")
+FORMAT = Query("format", {"enum": ["raw", "car"]}, "One block, or all as a CARv1; else by the header Accept")
+
 ENDPOINTS = (
     Endpoint(
-        "POST", paths.STORAGE_UPLOAD, upload, Access.SIGNED, "Upload a file", UploadReply, streams_body=True, status=201
+        "POST",
+        paths.STORAGE_UPLOAD,
+        upload,
+        Access.SIGNED,
+        "Upload a file",
+        UploadReply,
+        streams_body=True,
+        status=201,
+        query=(VISIBILITY,),
     ),
     Endpoint("GET", paths.storage_path("download", "{cid}"), download, Access.OPTIONAL, "Download a file"),
     Endpoint("GET", paths.storage_path("info", "{cid}"), info, Access.OPTIONAL, "About a file", BlobInfo),
     Endpoint("POST", paths.storage_path("pin", "{cid}"), pin, Access.SIGNED, "Pin a file", PinReply),
-    Endpoint("GET", paths.gateway_path("{cid}"), gateway, Access.OPTIONAL, "Trustless gateway"),
+    Endpoint("GET", paths.gateway_path("{cid}"), gateway, Access.OPTIONAL, "Trustless gateway", query=(FORMAT,)),
 )
