@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from parity_node.settings import NodeSettings
 
 __all__ = ["NodeChain", "balance", "open_node_chain", "replace_operator", "stake", "unstake", "withdraw"]
+
+
+node_option = click.option(
+    "--node", "node_id", metavar="ID", help="Another node of this owner, such as one whose machine is lost."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +96,18 @@ def _transaction(
     passphrase_file: Path | None,
     config_path: Path | None,
     done: Callable[[], None] = lambda: None,
+    node_id: str | None = None,
 ) -> None:
     from parity_client import Home
+    from parity_protocol.ids import checked_node_id
 
     settings = node_settings(config_path)
 
     async def act() -> dict[str, Any]:
-        async with open_node_chain(settings) as node:
+        async with open_node_chain(settings) as opened:
+            node = opened
+            if node_id is not None:
+                node = replace(opened, identity=replace(opened.identity, node_id=checked_node_id(node_id)))
             account = await node.chain.account(node.identity.node_id)
             if account.exists and account.owner != node.identity.owner:
                 raise Forbidden(
@@ -195,6 +205,7 @@ def replace_operator(
 )
 @click.option("--amount", metavar="TOKENS", help="In whole tokens.")
 @click.option("--cancel", is_flag=True, help="Put everything that is unbonding back into the bond.")
+@node_option
 @transaction_options
 @passphrase_option
 @config_option
@@ -229,6 +240,7 @@ def unstake(out: Output, amount: str | None, cancel: bool, **common: Any) -> Non
 )
 @click.option("--amount", metavar="TOKENS", help="In whole tokens.")
 @click.option("--all", "everything", is_flag=True, help="All that can be paid out now.")
+@node_option
 @transaction_options
 @passphrase_option
 @config_option

@@ -216,6 +216,20 @@ def test_a_bond_leaves_by_unbonding_only(parity: Parity, home: Home, owned: Clos
     assert parity("node", "withdraw", "--all", "--amount", "1").code == 2
 
 
+def test_the_bond_of_a_lost_machine_is_the_owners_still(parity: Parity, home: Home, owned: ClosableChain) -> None:
+    parity("node", "stake", "--amount", "10", "--yes")
+    lost = load_keys(home.path / "node").node_id
+    (home.path / "node" / "device.key").unlink()
+
+    wrong = parity("node", "unstake", "--amount", "10", "--yes")
+    done = parity("node", "unstake", "--amount", "10", "--node", lost, "--yes")
+
+    assert wrong.code == 50
+    assert done.code == 0
+    assert anyio.run(owned.account, lost).unbonding == 10 * TOKEN
+    assert parity("node", "withdraw", "--all", "--node", "nonsense").code == 20
+
+
 def test_balance_names_the_missing_bond_and_an_unknown_node(parity: Parity, owned: ClosableChain) -> None:
     done = parity("node", "balance", "--json")
 
