@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
 from starlette.responses import Response
 
 from parity_market.auth import Access
@@ -40,13 +41,15 @@ from parity_protocol.api.leases import (
     WriteReply,
 )
 from parity_protocol.api.problem import problem_of
-from parity_protocol.errors import BadField, ClaimRefused, ParityError, Untrusted
+from parity_protocol.errors import BadField, ClaimRefused, LeaseConflict, ParityError, Untrusted
 from parity_protocol.lease import LEASE_TYPE, Lease
 from parity_protocol.manifest import MANIFEST_TYPE
 from parity_protocol.signing import jws
 from parity_protocol.wire import JsonObject
 
 __all__ = ["ENDPOINTS", "make_manifest"]
+
+log = structlog.get_logger(__name__)
 
 MANIFEST_LIFE = timedelta(minutes=10)  # a node that does not start by then polls again
 LEASE_PROOF_LIFE = timedelta(hours=24)
@@ -166,6 +169,8 @@ async def _claim(call: Call, instance: str, items: tuple[ClaimItem, ...]) -> lis
     answers: list[ClaimReply | ParityError] = []
     for asked in wanted:
         outcome = asked if isinstance(asked, ParityError) else next(granted)
+        if isinstance(outcome, ParityError) and not isinstance(outcome, LeaseConflict):
+            log.warning("claim_refused", node_id=node_id, code=outcome.code, reason=outcome.message)
         answers.append(outcome if isinstance(outcome, ParityError) else _lease_reply(state, outcome, now))
     return answers
 
@@ -278,6 +283,14 @@ async def report(call: Call) -> ReportReply:
             state.federation.report_taken(items[-1])
     for answered in items:
         REPORTS.labels(str(answered.status)).inc()
+        if answered.problem is not None:
+            log.warning(
+                "report_refused",
+                report=answered.id,
+                node_id=call.caller.id,
+                code=answered.problem.code,
+                reason=answered.problem.detail,
+            )
     return ReportReply(reports=tuple(items))
 
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from parity_blobs import cid_of_bytes
 from parity_market.testing.served import TOKEN, Served, Signer
@@ -232,6 +233,25 @@ async def test_a_replay_with_other_content_is_refused_and_changes_nothing(served
     assert result["output"] == "done"
     earned = (await served.call("GET", paths.node_path(node.keyid, "earnings"), by=node)).json()
     assert earned["earned"] == str(TOKEN)
+
+
+async def test_what_is_refused_is_logged_with_who_sent_it_and_why(served: Served) -> None:
+    submitter, node = await _funded(served), await served.enrol("node")
+    await _submit(served, submitter)
+    (manifest,) = await _poll(served, node)
+    lease = await _claim(served, node, manifest)
+    order = served.submission(deterministic_evm_key("submitter"), COMMAND, deadline=1)
+
+    with capture_logs() as logged:
+        await _send(served, node, _report(served, "stranger", manifest, lease))
+        await _claim(served, node, manifest[:-20] + "AAAA" + manifest[-16:])
+        await served.call("POST", paths.TASKS, order, by=submitter)
+
+    report, claim, submission = logged
+    assert (report["event"], report["node_id"], report["code"]) == ("report_refused", node.keyid, "bad_signature")
+    assert (claim["event"], claim["node_id"], claim["code"]) == ("claim_refused", node.keyid, "claim_refused")
+    assert (submission["event"], submission["code"]) == ("request_refused", "expired")
+    assert all(one["log_level"] == "warning" for one in logged)
 
 
 @pytest.mark.parametrize("case", ["another node", "old fence", "stranger's receipt", "other result", "no receipt"])
