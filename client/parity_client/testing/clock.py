@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 __all__ = ["JumpClock"]
@@ -24,9 +25,10 @@ class JumpClock:
         return self._elapsed
 
     async def sleep(self, seconds: float) -> None:
-        """Move the time."""
+        """Move the time, once others had their turn."""
+        await asyncio.sleep(0)
         self.slept.append(seconds)
-        self.advance(seconds)
+        self.advance(max(0.0, seconds))
 
     def advance(self, seconds: float) -> None:
         """Move the time."""
