@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import gc
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,8 +22,8 @@ from parity_contracts.deployment import Deployment
 from parity_market import loops
 from parity_market.app import Lifespan, create_app
 from parity_market.auth import Authenticator
+from parity_market.connections import ConnectionLimits, limited
 from parity_market.federation import Federation
-from parity_market.http_protocol import OneWriteProtocol
 from parity_market.identity import load_identity
 from parity_market.init import load_deployment
 from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, load_keys
@@ -45,6 +46,7 @@ DATABASE = "market.sqlite"
 CHAIN_WAIT_S = 60.0  # for the chain to answer at start-up
 KEEP_ALIVE_S = 75  # longer than the longest poll, so that idle connections survive between two
 GC_THRESHOLD = 10_000  # new objects between two looks for cycles
+OWN_FILES = 512  # database, blobs, chain and child processes
 GRACE_S = 10  # for open requests at shutdown
 
 
@@ -183,20 +185,21 @@ async def _serve(
             state.scheduler.close,
             uvicorn.Config(
                 create_app(state, _lifespan(state, ready, port, refuse)),
-                http=OneWriteProtocol,
+                http=limited(ConnectionLimits(settings.market_max_connections)),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                limit_concurrency=settings.market_max_connections,
+                limit_concurrency=settings.market_max_connections + 1,  # the protocol refuses before that
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
-                h11_max_incomplete_event_size=65_536,
                 ssl_certfile=str(folder / CERTIFICATE) if settings.serves_tls() else None,
                 ssl_keyfile=str(folder / CERTIFICATE_KEY) if settings.serves_tls() else None,
             ),
         )
         _settle_memory()
+        _allow_files(settings.market_max_connections + OWN_FILES)
         await server.serve(sockets=[listener])
         if failure:
             raise failure[0]
@@ -216,6 +219,14 @@ class _Server(uvicorn.Server):
         self._stop_waiting()
         await super().shutdown(sockets)
         self._captured_signals.clear()  # else the signal that asked for this is raised again, and the exit status is its
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's limit of open files: a connection is one, and many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _settle_memory() -> None:
