@@ -9,7 +9,7 @@ from typing import TypeVar
 from parity_protocol.clock import Clock
 from parity_protocol.errors import Overloaded
 
-__all__ = ["Followers"]
+__all__ = ["Followers", "end_of"]
 
 T = TypeVar("T")
 
@@ -85,3 +85,8 @@ class Followers:
         self._count -= 1
         if not waiting:
             del self._waiting[name]
+
+
+def end_of(task_id: str) -> str:
+    """Return the name under which to wait for a task's end, and not for each step on its way."""
+    return f"{task_id} end"

@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 
 from parity_market.domain.dispatch import Needs, check_fit
-from parity_market.followers import Followers
+from parity_market.followers import Followers, end_of
 from parity_market.operations import leases, nodes
 from parity_market.operations.leases import Offer
 from parity_market.operations.steps import read_names
@@ -232,6 +232,7 @@ class Scheduler:
         """A task will not be claimed any more."""
         self._reserved.pop(task_id, None)
         self._pending.pop(task_id, None)
+        self.followers.changed(end_of(task_id))
 
     def task_changed(self, task_id: str) -> None:
         """A task has a new event."""

@@ -294,6 +294,7 @@ def accept(
         started_us=task.started_us,
     )
     _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us)
+    tx.after_commit(lambda: market.signals.task_gone(task_id))
     tx.after_commit(lambda: market.signals.task_changed(task_id))
     return changed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from parity_market.auth import Access, Caller
+from parity_market.followers import end_of
 from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import blobs, money, tasks, views
 from parity_market.operations.steps import load_task
@@ -151,7 +152,10 @@ async def result(call: Call) -> ResultReply:
         return views.result(tx, task_id)
 
     found = await state.scheduler.followers.until(
-        task_id, lambda: state.store.read(read), lambda seen: TaskState(seen.state) in FINAL_STATES, wait_s=wait_s
+        end_of(task_id),
+        lambda: state.store.read(read),
+        lambda seen: TaskState(seen.state) in FINAL_STATES,
+        wait_s=wait_s,
     )
     if TaskState(found.state) not in FINAL_STATES:
         raise NotFound(f"task {task_id} is {found.state}: it has no result yet", hint="Ask again with ?wait_s=30.")
