@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 
 
 def test_protocol_page_is_up_to_date(repo_root: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts/render-protocol"), "--check"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    script = runpy.run_path(str(repo_root / "scripts/render-protocol"))
 
-    assert done.returncode == 0, done.stderr
+    assert (repo_root / "docs/protocol.md").read_text() == script["render"](), "run scripts/render-protocol"
 
 
 def test_each_message_names_its_golden_vector(repo_root: Path) -> None:
@@ -29,7 +22,9 @@ def test_each_message_names_its_golden_vector(repo_root: Path) -> None:
     assert [one.partition("\n")[0] for one in sections if "Golden vector: " not in one] == []
 
 
-@pytest.mark.parametrize("page", ["docs/protocol.md", "docs/architecture.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/protocol.md", "docs/architecture.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"]
+)
 def test_every_path_that_a_page_names_exists(repo_root: Path, page: str) -> None:
     text = (repo_root / page).read_text()
     roots = (

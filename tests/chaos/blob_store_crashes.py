@@ -1,4 +1,4 @@
-"""Runs a store in forked processes, each killed at one system call later than the one before; see test_local_crash."""
+"""Runs a store in forked processes, each killed at one system call later than the one before; see test_blob_store."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
-"""The rules of ``tests/conftest.py`` and ``tests/unit/conftest.py`` hold: tried on a small suite of its own."""
+"""The rules of ``tests/conftest.py`` hold: tried on a small suite of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 SUITE = """
 import pytest
@@ -66,12 +63,6 @@ def test_a_module_that_skips_itself_is_a_failure_under_ci(tmp_path: Path, repo_r
 
     assert "1 error" in output
     assert "no_such_module" in output
-
-
-def test_a_unit_test_cannot_open_a_network_socket() -> None:
-    # pytest-socket warns and then raises; warnings being errors, the warning comes first.
-    with pytest.raises(Exception, match=r"tried to use socket\.socket"):
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
 async def test_an_async_test_runs_on_asyncio_without_a_mark() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parity_market.store import open_sqlite, sql
 
-_SCRIPT = Path(__file__).with_name("durable_writer.py")
+_SCRIPT = Path(__file__).with_name("market_store_writer.py")
 
 
 def _write_until_killed(path: Path) -> list[str]:
