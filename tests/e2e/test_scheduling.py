@@ -158,7 +158,10 @@ async def test_market_killed_with_20_tasks_queued_and_results_on_their_way_loses
     back_at = town.stack.clock.now()
     tasks = await town.ended([*running, *queued])
 
-    assert all_completed_once(tasks)
+    assert all_completed_once(tasks[: len(running)])  # nothing that was done is done again
+    assert all(task.state == "completed" for task in tasks)
+    # A claim whose answer was lost may have come too late to be used: then the task is claimed once more.
+    assert sum(task.attempts - 1 for task in tasks) <= 4
     claims: dict[str, list[datetime]] = {node.id: [] for node in pair}
     for task in tasks:
         events = await town.events(task.id)
