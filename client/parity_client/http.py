@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from typing import TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
@@ -86,7 +87,7 @@ class MarketHttp:
             trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            headers={"user-agent": "parity-client"},
+            headers={"user-agent": "parity-client", "accept-encoding": "identity"},
         )
 
     async def aclose(self) -> None:
@@ -130,11 +131,14 @@ class MarketHttp:
         if session is not None:
             request.headers.update(self.signature(request, session, body=content, upload=body))
         try:
-            response = await self._client.send(request, stream=True)
-            try:
-                data = await _capped(response)
-            finally:
-                await response.aclose()
+            with anyio.fail_after(limit_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
+                response = await self._client.send(request, stream=True)
+                try:
+                    data = await _capped(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as exc:
+            raise Unreachable(f"the market at {self.url} did not answer within {limit_s:g} s") from exc
         except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
             raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
         if not 200 <= response.status_code < 300:
@@ -209,8 +213,12 @@ def parse_reply(model: type[M], data: bytes) -> M:
 
 
 async def _capped(response: httpx.Response) -> bytes:
+    """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise BadDocument(f"the market's answer is compressed ({encoding[:32]!r}), which nobody asked for")
     data = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_bytes():  # which decodes nothing now
         data += chunk
         if len(data) > MAX_REPLY_BYTES:
             raise TooLarge(f"the market's answer is over {MAX_REPLY_BYTES} bytes")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import pytest
 
 from parity_blobs.importer import cid_of_bytes
 from parity_node.executors.base import ExecutionResult
+from parity_node.market import http as market_http
 from parity_node.market.base import MarketClient, MarketDirectory
 from parity_node.market.http import MAX_REPLY_BYTES, HttpMarket
 from parity_node.results import StoredResult, build_report
@@ -316,6 +319,45 @@ async def test_answer_that_is_not_the_documented_one_is_no_markets(body: bytes) 
 async def test_answer_without_end_is_cut_off() -> None:
     with pytest.raises(Unreachable, match="over"):
         await beat(answering(200, b"x" * (MAX_REPLY_BYTES + 1)))
+
+
+class _Stream(httpx.AsyncByteStream):
+    """A body whose pieces come when they come."""
+
+    def __init__(self, piece: bytes, *, every_s: float = 0.0, pieces: int = 1) -> None:
+        self._piece, self._every_s, self._pieces = piece, every_s, pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self._pieces):
+            await asyncio.sleep(self._every_s)
+            yield self._piece
+
+
+async def test_compressed_answer_is_not_unpacked() -> None:
+    bomb = gzip.compress(gzip.compress(b"\0" * (1 << 20)))
+    headers = {"Content-Encoding": "gzip, gzip"}
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["accept-encoding"])
+        return httpx.Response(200, headers=headers, stream=_Stream(bomb))
+
+    with pytest.raises(Unreachable, match="compressed"):
+        await beat(httpx.MockTransport(answer))
+    assert asked == ["identity"]
+
+
+async def test_answer_that_trickles_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market_http, "CONNECT_TIMEOUT_S", 0.0)
+    adapter = http_market(
+        FakeClock(),
+        httpx.MockTransport(lambda _: httpx.Response(200, stream=_Stream(b" ", every_s=0.01, pieces=10_000))),
+        None,
+    )
+
+    with pytest.raises(Unreachable, match=r"within 0\.05 s"):
+        await adapter._send("GET", "/", b"", {}, timeout_s=0.05)
+    await adapter.aclose()
 
 
 async def test_server_error_without_a_problem_document_is_retryable() -> None:

@@ -7,7 +7,7 @@ market's place, and a report that it "refused" is still worth its reward.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import TypeVar
@@ -187,22 +187,33 @@ class HttpMarket(MarketClient, MarketDirectory):
         self, method: str, target: str, body: bytes, headers: dict[str, str], *, timeout_s: float = REPLY_TIMEOUT_S
     ) -> tuple[int, Mapping[str, str], bytes]:
         request = self._client.build_request(
-            method, target, content=body, headers=headers, timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+            method,
+            target,
+            content=body,
+            headers={"Accept-Encoding": "identity", **headers},
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
         )
         try:
-            response = await self._client.send(request, stream=True)
-            try:
-                data = await _capped(response.aiter_bytes())
-            finally:
-                await response.aclose()
+            with anyio.fail_after(timeout_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
+                response = await self._client.send(request, stream=True)
+                try:
+                    data = await _capped(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as exc:
+            raise Unreachable(f"the market at {self.url} did not answer within {timeout_s:g} s") from exc
         except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
             raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
         return response.status_code, response.headers, data
 
 
-async def _capped(chunks: AsyncIterator[bytes]) -> bytes:
+async def _capped(response: httpx.Response) -> bytes:
+    """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise Unreachable(f"the market's answer is compressed ({encoding[:32]!r}), which nobody asked for")
     data = bytearray()
-    async for chunk in chunks:
+    async for chunk in response.aiter_bytes():  # which decodes nothing now
         data += chunk
         if len(data) > MAX_REPLY_BYTES:
             raise Unreachable(f"the market's answer is over {MAX_REPLY_BYTES} bytes")

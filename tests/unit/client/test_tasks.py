@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -395,3 +397,17 @@ def test_the_result_of_a_task_can_be_read_by_programs() -> None:
 
     assert json.loads(result.output or "") == {}
     assert "data" not in repr(result)
+
+
+class _Compressed(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield gzip.compress(gzip.compress(b"\0" * (1 << 20)))
+
+
+async def test_a_compressed_answer_is_not_unpacked(market: FakeMarket) -> None:
+    headers = {"content-encoding": "gzip, gzip"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, stream=_Compressed()))
+
+    with pytest.raises(BadDocument, match="compressed"):
+        async with Client(market.join, clock=market.clock, transport=transport):
+            pass
