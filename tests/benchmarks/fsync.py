@@ -1,4 +1,4 @@
-"""What one durable write costs where the processes keep their data: the floor of every acknowledgement."""
+"""What the machine itself does now: the cost of one durable write, and how fast it computes beside its other work."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ import time
 from statistics import median
 
 from benchmarks.figures import Figure, percentile
+from parity_protocol.signing.keys import Ed25519PrivateKey
 
-__all__ = ["fsync_ms", "measure"]
+__all__ = ["measure"]
 
 WRITES = 300
+CHECKS = 500
+QUIET_US = 60  # of one check on a machine of this project's kind with nothing else to do
 
 
-def fsync_ms() -> list[float]:
+async def measure(*, quick: bool) -> list[Figure]:
+    """Return the cost of one fsync and of one signature check."""
+    del quick
+    fsync_ms, check_us = _fsync_ms(), _check_us()
+    return [
+        Figure(
+            "one fsync", median(fsync_ms), "ms", note=f"append of 100 bytes; p99 {percentile(fsync_ms, 0.99):.2f} ms"
+        ),
+        Figure(
+            "one Ed25519 check",
+            median(check_us),
+            "µs",
+            note=f"on a quiet machine about {QUIET_US}: what is slower here was measured beside other work",
+        ),
+    ]
+
+
+def _fsync_ms() -> list[float]:
     """Return how long each of many appends of 100 bytes with fdatasync took."""
     took = []
     with tempfile.NamedTemporaryFile(prefix="parity-bench-") as file:
@@ -26,8 +46,13 @@ def fsync_ms() -> list[float]:
     return took
 
 
-async def measure(*, quick: bool) -> list[Figure]:
-    """Return the cost of one fsync."""
-    del quick
-    took = fsync_ms()
-    return [Figure("one fsync", median(took), "ms", note=f"append of 100 bytes; p99 {percentile(took, 0.99):.2f} ms")]
+def _check_us() -> list[float]:
+    key = Ed25519PrivateKey.generate()
+    message = b"x" * 300
+    public, signature = key.public_key, key.sign(message)
+    took = []
+    for _ in range(CHECKS):
+        started = time.perf_counter()
+        public.verify(signature, message)
+        took.append(1e6 * (time.perf_counter() - started))
+    return took
