@@ -19,7 +19,11 @@ def configure_logging(level: str, form: str) -> None:
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     renderer: structlog.types.Processor
-    renderer = structlog.processors.JSONRenderer() if form == "json" else structlog.processors.LogfmtRenderer(key_order=["at", "level", "event"], drop_missing=True)
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.processors.LogfmtRenderer(key_order=["at", "level", "event"], drop_missing=True)
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
