@@ -13,7 +13,7 @@ import structlog
 __all__ = ["configure_logging"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MAX_VALUE_CHARS = 2_000
 
 
@@ -45,9 +45,14 @@ def _render_text(_logger: object, _name: str, event: MutableMapping[str, Any]) -
     trace = event.pop("exception", "")
     fields = " ".join(f"{key}={_shown(value)}" for key, value in event.items())
     line = f"{time} {level:<7} {name} {fields}".rstrip()
-    return f"{line}\n{trace}" if trace else line
+    below = "".join(f"\n{_escaped(text)}" for text in trace.splitlines())
+    return line + below
 
 
 def _shown(value: object) -> str:
-    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(value))[:_MAX_VALUE_CHARS]
+    text = _escaped(str(value))[:_MAX_VALUE_CHARS]
     return f'"{text}"' if " " in text or not text else text
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
