@@ -109,7 +109,7 @@ def next_operator(state_dir: Path) -> EvmKey:
     Raises:
         ConfigInvalid: The file is malformed, a link, or readable by others.
     """
-    from parity_node.files import make_private_dir, read_private, write_atomic
+    from parity_contracts.files import make_private_dir, read_private, write_file
     from parity_protocol.signing.keys import EvmKey
 
     path = make_private_dir(state_dir) / NEXT_OPERATOR_FILE
@@ -117,7 +117,7 @@ def next_operator(state_dir: Path) -> EvmKey:
     if known is not None:
         return EvmKey.from_hex(known.decode("ascii", errors="replace"))
     key = EvmKey.generate()
-    write_atomic(path, key.reveal_secret().hex().encode() + b"\n")
+    write_file(path, key.reveal_secret().hex().encode() + b"\n")
     return key
 
 

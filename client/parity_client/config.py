@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
+from parity_contracts.files import write_file
 from parity_protocol import strict_json
-from parity_protocol.errors import BadField, ConfigInvalid, InvalidInput, NotFound, StorageFull, Unavailable
+from parity_protocol.errors import BadField, ConfigInvalid, InvalidInput, NotFound
 from parity_protocol.join import JoinString, parse_join
 from parity_protocol.wire import Request, parse_as
 
@@ -27,7 +26,6 @@ __all__ = ["Config", "Home", "MarketEntry", "NodeEntry", "checked_name"]
 
 MAX_CONFIG_BYTES = 256 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_FULL = frozenset({28, 122})  # ENOSPC, EDQUOT
 
 
 class MarketEntry(Request):
@@ -135,42 +133,12 @@ class Home:
             ConfigInvalid: The folder cannot be used.
             StorageFull: No room.
         """
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         try:
             for folder in (self.path, path.parent):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(file, rest) :]
-                os.fsync(file)
-            finally:
-                os.close(file)
-            temporary.rename(path)
+            write_file(path, data)
         except OSError as exc:
-            temporary.unlink(missing_ok=True)
-            if exc.errno in _FULL:
-                raise StorageFull(f"no room for {path}") from exc
             raise ConfigInvalid([f"{path}: {exc.strerror}"]) from exc
-
-    def read_private(self, path: Path, *, max_bytes: int) -> bytes | None:
-        """Return a secret file's content; None when it is not there, or is not ours alone.
-
-        Raises:
-            Unavailable: It cannot be read.
-        """
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise Unavailable(f"{path}: {exc.strerror}") from exc
-        with os.fdopen(file, "rb") as opened:
-            status = os.fstat(opened.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
-                return None
-            return opened.read(max_bytes)
 
     def wallets(self) -> list[str]:
         """Return the names of the wallets."""

@@ -13,6 +13,7 @@ import anyio
 
 from parity_client.config import Home
 from parity_client.wallet import Wallet
+from parity_contracts.files import read_private
 from parity_protocol import strict_json
 from parity_protocol.api.tasks import NonceReply, SignInReply, SignInRequest
 from parity_protocol.clock import Clock
@@ -91,7 +92,7 @@ class SessionFile:
     def load(self) -> Session | None:
         """Return the kept session, or None; one that cannot be read counts as none."""
         try:
-            data = self._home.read_private(self._path, max_bytes=_MAX_FILE_BYTES)
+            data = read_private(self._path, max_bytes=_MAX_FILE_BYTES)
             if data is None:
                 return None
             document = strict_json.loads(data)

@@ -7,8 +7,6 @@ after ``market init``: the signed document stays and is served as it is until it
 from __future__ import annotations
 
 import ipaddress
-import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from parity_contracts.files import write_file
+from parity_contracts.files import read_private, write_file
 from parity_protocol.errors import ConfigInvalid, ParityError
 from parity_protocol.signing.keys import Ed25519PrivateKey, EvmKey
 
@@ -69,10 +67,13 @@ def load_keys(folder: Path) -> MarketKeys:
 
     def read(name: str, parse: Callable[[str], T]) -> T | None:
         try:
-            return parse(_private_text(folder / name))
-        except FileNotFoundError:
+            found = read_private(folder / name, max_bytes=_MAX_KEY_FILE)
+            if found is not None:
+                return parse(found.decode("ascii").strip())
             problems.append(f"{folder / name} is missing: run `parity market init`")
-        except (ParityError, ValueError, OSError) as exc:
+        except ConfigInvalid as exc:
+            problems.extend(exc.problems)
+        except (ParityError, ValueError) as exc:
             problems.append(f"{folder / name}: {exc}")
         return None
 
@@ -88,15 +89,6 @@ def load_keys(folder: Path) -> MarketKeys:
     if manifest is None or spender is None or transaction is None or problems:
         raise ConfigInvalid(problems)
     return MarketKeys(identity, manifest, spender, transaction)
-
-
-def _private_text(path: Path) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & 0o077:
-            raise ConfigInvalid([f"mode is {mode:04o}, expected 0600: others can read this key"])
-        return file.read(_MAX_KEY_FILE).decode("ascii").strip()
 
 
 def make_certificate(folder: Path, url: str, *, now: datetime) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 from anyio.abc import SocketStream
 
-from parity_node.files import write_atomic
+from parity_contracts.files import write_file
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, NotFound, ParityError, Unreachable
 
@@ -44,7 +44,7 @@ async def serve_control(state_dir: Path, handle: Handler) -> None:
         listener = await anyio.create_unix_listener(path, mode=0o600)
     finally:
         os.umask(before)
-    write_atomic(state_dir / POINTER_FILE, json.dumps({"pid": os.getpid(), "socket": str(path)}).encode())
+    write_file(state_dir / POINTER_FILE, json.dumps({"pid": os.getpid(), "socket": str(path)}).encode())
 
     async def answer(stream: SocketStream) -> None:
         async with stream:

@@ -11,10 +11,10 @@ import anyio
 import structlog
 from pydantic import ValidationError
 
+from parity_contracts.files import make_private_dir
 from parity_node.admission import Committed, limits_of
 from parity_node.crashpoints import crashpoint
 from parity_node.executors.base import ExecutionResult, Executor, Handle, Job, Limits
-from parity_node.files import make_private_dir
 from parity_node.leases import HeldLease, LeaseKeeper, LossReason
 from parity_node.market.base import MarketClient
 from parity_node.notices import LogFeed, LogShipper, StartNotices

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity_node.files import make_private_dir
+from parity_contracts.files import make_private_dir
 from parity_node.settings import NodeSettings
 from parity_protocol.ids import NodeId
 

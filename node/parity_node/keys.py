@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from parity_node.files import make_private_dir, read_private, write_atomic
+from parity_contracts.files import make_private_dir, read_private, write_file
 from parity_protocol.errors import BadField, ConfigInvalid
 from parity_protocol.ids import NodeId
 from parity_protocol.signing.keys import Ed25519PrivateKey, EvmKey, node_id_of
@@ -76,7 +76,7 @@ def load_operator_key(state_dir: Path) -> EvmKey:
 def store_operator_key(state_dir: Path, key: EvmKey) -> None:
     """Write ``key`` as the operator key (``parity node auth``); the vault must be told its address too."""
     make_private_dir(state_dir)
-    write_atomic(state_dir / OPERATOR_KEY_FILE, key.reveal_secret().hex().encode() + b"\n")
+    write_file(state_dir / OPERATOR_KEY_FILE, key.reveal_secret().hex().encode() + b"\n")
 
 
 def instance_of(state_dir: Path, *, hostname: str = "") -> str:
@@ -98,7 +98,7 @@ def instance_of(state_dir: Path, *, hostname: str = "") -> str:
 def _load_or_make(path: Path, make: Callable[[], str], read: Callable[[str], T]) -> T:
     data = read_private(path, max_bytes=_MAX_KEY_FILE)
     if data is None:
-        write_atomic(path, make().encode() + b"\n")
+        write_file(path, make().encode() + b"\n")
         data = read_private(path, max_bytes=_MAX_KEY_FILE) or b""
     try:
         return read(data.decode("ascii").strip())

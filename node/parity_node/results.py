@@ -14,8 +14,8 @@ import anyio
 import anyio.to_thread
 
 from parity_blobs.importer import FileImporter, cid_of_bytes
+from parity_contracts.files import sync_dir, sync_file, write_file
 from parity_node.executors.base import ExecutionResult
-from parity_node.files import sync_dir, sync_file, write_atomic
 from parity_node.store.base import Execution, OutboxEntry
 from parity_protocol.api.leases import FinalReport
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
@@ -177,7 +177,7 @@ def _receipt(
 def _store_large(data: bytes | None, path: Path | None, folder: Path, execution_id: str) -> StoredResult:
     target = folder / execution_id
     if data is not None:
-        write_atomic(target, data)
+        write_file(target, data)
     elif path is not None:
         temp = folder / f".{execution_id}.tmp"
         try:

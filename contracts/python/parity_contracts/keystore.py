@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 from eth_account import Account
 
+from parity_contracts.files import make_private_dir, read_private, sync_dir
 from parity_protocol import strict_json
 from parity_protocol.errors import BadField, ConfigInvalid, Conflict, NotFound, ParityError, Unauthenticated
 from parity_protocol.ids import Address
@@ -43,9 +43,7 @@ def create(path: Path, key: EvmKey, passphrase: str, *, scrypt_n: int = SCRYPT_N
     """
     if len(passphrase) < MIN_PASSPHRASE:
         raise BadField(f"a passphrase has at least {MIN_PASSPHRASE} characters", field="passphrase")
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_folder(folder)
+    folder = make_private_dir(path.parent)
     if path.is_symlink() or path.exists():
         raise Conflict(f"{path} is there already; a keystore is never overwritten")
     document = Account.encrypt(key.reveal_secret(), passphrase, kdf="scrypt", iterations=scrypt_n)
@@ -61,11 +59,7 @@ def create(path: Path, key: EvmKey, passphrase: str, *, scrypt_n: int = SCRYPT_N
             raise Conflict(f"{path} is there already; a keystore is never overwritten") from exc
     finally:
         Path(temporary).unlink()
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_dir(folder)
     return key.address
 
 
@@ -103,21 +97,9 @@ def address_of(path: Path) -> Address | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as exc:
-        raise NotFound(f"there is no keystore at {path}", hint="Make one with `parity node auth`.") from exc
-    except OSError as exc:
-        raise ConfigInvalid([f"{path}: expected a plain file, not a link ({exc.strerror})"]) from exc
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise ConfigInvalid([f"{path}: expected a plain file"])
-    with os.fdopen(fd, "rb") as file:
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise ConfigInvalid([f"{path}: others can read it (mode {mode:o}); run `chmod 600` on it"])
-        content = file.read(_MAX_FILE_BYTES + 1)
+    content = read_private(path, max_bytes=_MAX_FILE_BYTES)
+    if content is None:
+        raise NotFound(f"there is no keystore at {path}", hint="Make one with `parity node auth`.")
     try:
         document = strict_json.loads(content, max_bytes=_MAX_FILE_BYTES)
     except ParityError as exc:
@@ -125,14 +107,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("version") != 3:
         raise ConfigInvalid([f"{path}: expected a version 3 keystore"])
     return cast("dict[str, Any]", document)
-
-
-def _check_folder(folder: Path) -> None:
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise ConfigInvalid([f"{folder}: expected a folder, not a link"])
-    if status.st_mode & 0o022:
-        raise ConfigInvalid([f"{folder}: others can write to it; run `chmod 700` on it"])
 
 
 def _check_kdf(path: Path, document: dict[str, Any], min_scrypt_n: int) -> None:

@@ -14,12 +14,12 @@ import time
 import traceback
 from pathlib import Path
 
+from parity_contracts.files import write_file
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import resolve_fl_spec
 from parity_node.executors.base import Limits
 from parity_node.executors.folder import JobFolder
 from parity_node.executors.sandbox.limits import apply_own_limits
-from parity_node.files import write_atomic
 from parity_protocol.errors import ExecutionFailed, FailureReason, InvalidInput, ParityError, StorageFull
 
 __all__ = ["train_in", "try_models"]
@@ -39,7 +39,7 @@ def train_in(path: str) -> int:
     """Train what the folder says, write down how it went, and return the exit status."""
     folder = JobFolder(Path(path))
     outcome = _outcome(folder)
-    write_atomic(folder.path / "outcome.json", json.dumps(outcome).encode())
+    write_file(folder.path / "outcome.json", json.dumps(outcome).encode())
     _say(event="ended", ok=outcome["ok"])
     return 0
 
@@ -88,7 +88,7 @@ def _train(folder: JobFolder) -> dict[str, object]:
     began = time.monotonic()
     trained = train(spec, plan, data, part)
     _say(event="trained", seconds=round(time.monotonic() - began, 3), bytes=len(trained.update_bytes))
-    write_atomic(folder.path / "update.bin", trained.update_bytes)
+    write_file(folder.path / "update.bin", trained.update_bytes)
     return {name: value for name, value in trained.metrics.items() if isinstance(value, int | float)}
 
 

@@ -115,7 +115,7 @@ def test_a_readable_file_a_link_and_a_folder_are_refused(path: Path, tmp_path: P
     with pytest.raises(NotFound):
         keystore.load(tmp_path / "missing", PASSPHRASE)
     path.chmod(0o640)
-    with pytest.raises(ConfigInvalid, match="others can read it"):
+    with pytest.raises(ConfigInvalid, match="chmod 600"):
         keystore.load(path, PASSPHRASE, min_scrypt_n=LIGHT)
 
 

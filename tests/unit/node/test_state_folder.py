@@ -1,4 +1,4 @@
-"""Keys, identity, lock and private files of a state folder."""
+"""Keys, identity and lock of a state folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_node.files import make_private_dir, read_private, write_atomic
+from parity_contracts.files import write_file
 from parity_node.keys import instance_of, load_keys, load_operator_key, store_operator_key
 from parity_node.lockfile import exclusive_lock
 from parity_protocol.errors import ConfigInvalid, NodeInUse
@@ -75,7 +75,7 @@ def test_copied_folder_is_another_instance(tmp_path: Path) -> None:
     load_keys(tmp_path / "a")
     (tmp_path / "b").mkdir(mode=0o700)
     for file in (tmp_path / "a").iterdir():
-        write_atomic(tmp_path / "b" / file.name, file.read_bytes())
+        write_file(tmp_path / "b" / file.name, file.read_bytes())
 
     one, copy = load_keys(tmp_path / "a"), load_keys(tmp_path / "b")
 
@@ -86,30 +86,6 @@ def test_copied_folder_is_another_instance(tmp_path: Path) -> None:
 def test_same_folder_on_another_machine_is_another_instance(tmp_path: Path) -> None:
     assert instance_of(tmp_path, hostname="a") != instance_of(tmp_path, hostname="b")
     assert instance_of(tmp_path, hostname="a") == instance_of(tmp_path, hostname="a")
-
-
-def test_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir()
-    folder.chmod(0o777)
-
-    with pytest.raises(ConfigInvalid, match="nobody else may write"):
-        make_private_dir(folder)
-
-
-def test_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
-    def fail(_fd: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        write_atomic(path, b"new")
-
-    assert read_private(path, max_bytes=10) == b"old"
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def test_second_agent_on_a_state_folder_is_told_who_holds_it(tmp_path: Path) -> None:
