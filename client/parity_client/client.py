@@ -15,7 +15,8 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from parity_client import following, tls
+from parity_blobs.tls import context_for
+from parity_client import following
 from parity_client.config import Home
 from parity_client.data import Data
 from parity_client.http import MarketHttp, Retry, parse_reply, retrying
@@ -125,7 +126,8 @@ class Client:
     async def __aenter__(self) -> Self:
         verify = None
         if self._transport is None:
-            verify = await anyio.to_thread.run_sync(tls.context_for, self.join, abandon_on_cancel=True)
+            join = self.join
+            verify = await anyio.to_thread.run_sync(context_for, join.url, join.certificate, abandon_on_cancel=True)
         http = MarketHttp(self.join.url, clock=self._clock, verify=verify, transport=self._transport)
         self._stack.push_async_callback(http.aclose)
         try:

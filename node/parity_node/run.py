@@ -13,13 +13,13 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from parity_blobs.tls import context_for
 from parity_node.agent import Agent, AgentParts
 from parity_node.executors.base import Executor
 from parity_node.folders import Folders, make_folders
 from parity_node.keys import NodeKeys, load_keys
 from parity_node.lockfile import exclusive_lock
 from parity_node.market.http import HttpMarket
-from parity_node.market.tls import pinned_context, system_context
 from parity_node.observability.logging import configure_logging
 from parity_node.settings import NodeSettings
 from parity_node.store.sqlite import SqliteNodeStore
@@ -108,21 +108,17 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
 async def _connect(settings: NodeSettings, keys: NodeKeys, clock: Clock) -> HttpMarket:
     """Return the market's adapter; with a pinned certificate this waits until the market shows it once."""
     join, url = settings.join(), settings.market_url()
-    context = None
-    if url.startswith("https://"):
-        context = system_context()
-        if join is not None and join.certificate is not None:
-            context = await _pinned(url, join.certificate, clock)
+    trust = await _trust(url, join.certificate if join is not None else None, clock)
     return HttpMarket(
-        url, key=keys.device, clock=clock, identity=join.market if join is not None else None, verify=context
+        url, key=keys.device, clock=clock, identity=join.market if join is not None else None, verify=trust
     )
 
 
-async def _pinned(url: str, fingerprint: str, clock: Clock) -> ssl.SSLContext:
+async def _trust(url: str, fingerprint: str | None, clock: Clock) -> ssl.SSLContext | None:
     backoff = Backoff(0.5, 30.0)
     while True:
         try:
-            return await anyio.to_thread.run_sync(pinned_context, url, fingerprint)
+            return await anyio.to_thread.run_sync(context_for, url, fingerprint)
         except Unreachable as exc:
             pause_s = backoff.after(exc)
             log.warning("market_unreachable", url=url, error=exc.message, retry_in_s=round(pause_s, 1))

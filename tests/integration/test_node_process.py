@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from parity_blobs.tls import pinned_context
 from parity_node.control import ask_agent
-from parity_node.market.tls import pinned_context
 from parity_node.testing.market import MarketSimulator
 from parity_node.testing.simulator_app import simulator_app
 from parity_protocol.clock import SystemClock

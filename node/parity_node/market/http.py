@@ -62,7 +62,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         url: ``scheme://host[:port]``; plain HTTP was refused off loopback when it was read.
         key: The node's device key, which signs every request.
         identity: Pinned thumbprint; None takes the market's word at first contact (loopback only).
-        verify: TLS context; see ``parity_node.market.tls``.
+        verify: TLS context; see ``parity_blobs.tls``.
         transport: For tests: an ASGI application instead of a network.
     """
 
