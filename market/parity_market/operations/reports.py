@@ -12,6 +12,7 @@ from parity_market.domain.reputation import counts_against
 from parity_market.domain.verification import VERIFIED_INLINE, CheckedReport, check_proof
 from parity_market.operations.blobs import add_ref, put_small
 from parity_market.operations.context import Market
+from parity_market.operations.groups import RUNNING
 from parity_market.operations.steps import (
     end_lease,
     free,
@@ -300,7 +301,7 @@ def accept(
 
 
 def reject(tx: Tx, market: Market, task_id: str, fence: int, reason: str, now: datetime) -> TaskRow:
-    """Refuse a result: the task goes to another node, or is NOT_VERIFIED when its attempts are used up.
+    """Refuse a result: the task goes to another node, or is NOT_VERIFIED when nobody else should try.
 
     Raises:
         InvalidTransition: It is not verifying this fence's result (any more).
@@ -312,13 +313,19 @@ def reject(tx: Tx, market: Market, task_id: str, fence: int, reason: str, now: d
         tx,
         market,
         task,
-        TaskEvent.REJECT if task.attempts < task.max_attempts else TaskEvent.REJECT_FINAL,
+        TaskEvent.REJECT if task.attempts < task.max_attempts and _is_wanted(tx, task) else TaskEvent.REJECT_FINAL,
         now_us=to_us(now),
         node_id=task.last_node,
         detail=reason,
         failure=str(FailureReason.NODE_FAULT),
         exclude=True,
     )
+
+
+def _is_wanted(tx: ReadTx, task: TaskRow) -> bool:
+    """Return whether anybody would use the result: a part of a group that has ended would be paid for nothing."""
+    group = None if task.group_id is None else tx.one(sql.GROUP, id=task.group_id)
+    return group is None or group.state == RUNNING
 
 
 def verify_later(tx: Tx, market: Market, task_id: str, fence: int, reason: str, now: datetime) -> TaskRow:

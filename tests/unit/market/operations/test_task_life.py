@@ -463,7 +463,9 @@ class TaskLife(RuleBasedStateMachine):
             self.accepted[task.id] = task.result
         elif verdict == "reject":
             self.call(self.store.write(lambda tx: reports.reject(tx, market, task.id, task.fence, "no trees", now)))
-            self._freed(task, exclude=True, final=_S.NOT_VERIFIED if task.attempts >= task.max_attempts else None)
+            is_over = any(one.order is task.order and one.state is _S.CANCELLED for one in self.tasks)
+            is_last = is_over or task.attempts >= task.max_attempts
+            self._freed(task, exclude=True, final=_S.NOT_VERIFIED if is_last else None)
         else:
             self.call(self.store.write(lambda tx: reports.verify_later(tx, market, task.id, task.fence, "busy", now)))
             task.verify_attempts += 1
