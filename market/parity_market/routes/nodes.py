@@ -187,14 +187,20 @@ async def why_no_work(call: Call) -> WhyNoWorkReply:
 
 
 async def earnings(call: Call) -> EarningsReply:
-    """Return what a node earned, where the money is, and its vouchers: it can redeem them itself."""
-    node_id = checked_node_id(call.path("node_id"))
-    if call.caller.is_node and call.caller.id != node_id:
-        raise Forbidden("a node sees its own earnings")
+    """Return what a node earned, where the money is, and its vouchers: it can redeem them itself.
+
+    They name who paid it for what, so they are for the node and for whoever signs in with its operator key.
+    """
+    node_id, caller = checked_node_id(call.path("node_id")), call.caller
     before, limit = call.whole("cursor", 0, low=0, high=2**62) or None, call.limit()
-    return await call.state.store.read(
-        lambda tx: vouchers.earnings(tx, node_id, before=before, limit=limit, unfunded=call.state.chain_health.unfunded)
-    )
+
+    def read(tx: ReadTx) -> EarningsReply:
+        is_own = caller.id == node_id if caller.is_node else caller.id == nodes.get(tx, node_id).operator
+        if not is_own:
+            raise Forbidden("a node's earnings are for itself and its operator")
+        return vouchers.earnings(tx, node_id, before=before, limit=limit, unfunded=call.state.chain_health.unfunded)
+
+    return await call.state.store.read(read)
 
 
 def _node(leaf: str = "") -> str:
