@@ -6,7 +6,6 @@ found again and ``recover`` says no. The market hands the task on.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from parity_node.executors.sandbox.launch import SandboxExit, SandboxProcess
 from parity_node.executors.sandbox.limits import scratch_bytes, task_rlimits
 from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.executors.sandbox.probe import find_missing, try_sandbox
+from parity_node.executors.trial import Trial
 from parity_node.waiting import within
 from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock
@@ -74,9 +74,7 @@ class CommandExecutor:
         self._clock = clock
         self._enabled = enabled
         self._runs: dict[str, _Run] = {}
-        self._state: ExecutorState | None = None
-        self._tried_at = -math.inf
-        self._trying = anyio.Lock()
+        self._trial = Trial(self._try, clock=clock, retry_s=RETRY_TRIAL_S)
 
     @property
     def kind(self) -> TaskKind:
@@ -87,13 +85,7 @@ class CommandExecutor:
         """Say whether commands can run here; the first call, and any after a failure, makes a trial run."""
         if not self._enabled:
             return ExecutorState(available=False, reason="off; RUNNER_SHELL_ENABLED=true turns it on")
-        async with self._trying:
-            state = self._state
-            is_due = self._clock.monotonic() - self._tried_at >= RETRY_TRIAL_S
-            if state is None or (not state.available and is_due):
-                state = self._state = await self._try()
-                self._tried_at = self._clock.monotonic()
-            return state
+        return await self._trial.outcome()
 
     async def prepare(self, job: Job) -> Handle:
         """Fetch the inputs; see the port."""

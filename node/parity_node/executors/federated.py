@@ -26,6 +26,7 @@ from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog, boot_id, same_process, start_time
 from parity_node.executors.sandbox.env import child_env
+from parity_node.executors.trial import Trial
 from parity_node.waiting import within
 from parity_protocol import strict_json
 from parity_protocol.capability import ExecutorState
@@ -70,10 +71,8 @@ class FederatedExecutor:
         self._inputs = inputs
         self._clock = clock
         self._runs: dict[str, _Run] = {}
-        self._state: ExecutorState | None = None
         self._model_types: tuple[str, ...] = ()
-        self._tried_at = -math.inf
-        self._trying = anyio.Lock()
+        self._trial = Trial(self._try, clock=clock, retry_s=RETRY_TRIAL_S)
 
     @property
     def kind(self) -> TaskKind:
@@ -87,13 +86,7 @@ class FederatedExecutor:
 
     async def describe(self) -> ExecutorState:
         """Say whether training works here; the first call, and any after a failure, trains two tiny models."""
-        async with self._trying:
-            state = self._state
-            is_due = self._clock.monotonic() - self._tried_at >= RETRY_TRIAL_S
-            if state is None or (not state.available and is_due):
-                state = self._state = await self._try()
-                self._tried_at = self._clock.monotonic()
-            return state
+        return await self._trial.outcome()
 
     async def prepare(self, job: Job) -> Handle:
         """Check settings and plan, and fetch the data set; see the port."""
