@@ -34,7 +34,7 @@ from parity_node.status import agent_status, read_logs
 from parity_node.store.base import NodeStore
 from parity_node.supervise import FATAL, supervise
 from parity_node.version import node_version
-from parity_node.waiting import Backoff, event_within
+from parity_node.waiting import Backoff, Comeback, Signal, event_within
 from parity_protocol.capability import Capability, ExecutorState
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
@@ -46,6 +46,7 @@ from parity_protocol.errors import (
     StakeTooLow,
     StorageFull,
     Unauthenticated,
+    Unreachable,
 )
 from parity_protocol.task import TaskKind
 
@@ -86,6 +87,9 @@ class Agent:
         self.leases = LeaseKeeper(market, clock)
         self._starts = StartNotices(market, clock)
         self._logs = LogShipper(market, store, clock)
+        self._comeback = Comeback()
+        self._market_back = Signal()
+        self._comeback.wakes(self._market_back.set)
         self.outbox = Outbox(
             store,
             market,
@@ -94,6 +98,7 @@ class Agent:
             max_rows=settings.runner_outbox_max_rows,
             max_bytes=settings.runner_outbox_max_bytes,
             on_settled=self._settled,
+            comeback=self._comeback,
         )
         self._executor_states: dict[TaskKind, ExecutorState] = {}
         self._capability: Capability | None = None
@@ -128,6 +133,7 @@ class Agent:
             interval_s=settings.runner_heartbeat_interval.total_seconds(),
             capability=self.measure,
             load=self._load,
+            comeback=self._comeback,
         )
         self._acquirer = Acquirer(
             market=market,
@@ -336,12 +342,15 @@ class Agent:
                 self.presence.doubt()  # a heartbeat finds out what we are to the market now
                 pause_s = failed.after(exc)
             except (ParityError, TimeoutError) as exc:
+                if isinstance(exc, Unreachable | TimeoutError):
+                    self._comeback.failed()
                 pause_s = failed.after(exc)
                 level = log.error if isinstance(exc, StorageFull) else log.info
                 level("no_offers", error=str(exc), retry_in_s=round(pause_s, 3))
             if pause_s:
                 with anyio.CancelScope() as self._waiting:
-                    await self._parts.clock.sleep(pause_s)
+                    if await self._market_back.wait_within(self._parts.clock, pause_s):
+                        failed.reset()
 
     async def _next_offers(self) -> tuple[str, ...]:
         await self.presence.wait_eligible()
@@ -359,6 +368,7 @@ class Agent:
             await self._parts.clock.sleep(GATHER_S)
             free = self.slots.free
         offers = await self._acquirer.poll(max(1, min(free, self._room())))
+        self._comeback.answered()
         self._had_offers = bool(offers)
         return offers
 

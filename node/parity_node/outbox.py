@@ -18,10 +18,10 @@ import structlog
 from parity_node.crashpoints import crashpoint
 from parity_node.market.base import MarketClient, MarketDirectory
 from parity_node.store.base import NodeStore, OutboxEntry
-from parity_node.waiting import Backoff, Signal, within
+from parity_node.waiting import Backoff, Comeback, Signal, within
 from parity_protocol.api.leases import FinalReport, ReportItem, ReportsRequest
 from parity_protocol.clock import Clock
-from parity_protocol.errors import DigestMismatch, InvalidInput, ParityError, Unprocessable
+from parity_protocol.errors import DigestMismatch, InvalidInput, ParityError, Unprocessable, Unreachable
 
 __all__ = ["MAX_REPORT_BATCH", "Outbox", "Settled"]
 
@@ -61,6 +61,7 @@ class Outbox:
     Args:
         max_rows: Reports that may wait before there is no ``room``; ``max_bytes`` likewise.
         on_settled: Told of each final report that has its answer, after the journal has it; must not block.
+        comeback: Ends the pause between two tries when the market answers somebody else of this node.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Outbox:
         max_rows: int,
         max_bytes: int,
         on_settled: Callable[[Settled], None],
+        comeback: Comeback | None = None,
     ) -> None:
         self._store = store
         self._market = market
@@ -81,12 +83,15 @@ class Outbox:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._on_settled = on_settled
+        self._comeback = comeback or Comeback()
+        self._comeback.wakes(self._wake)
         self._waiting: dict[str, _Waiting] = {}
         self._bytes = 0
         self._to_report = Signal()
         self._to_upload = Signal()
         self._emptied = Signal()
         self._hurry = Signal()
+        self._hurry_upload = Signal()
         self.last_error = ""
 
     @property
@@ -119,7 +124,7 @@ class Outbox:
 
     async def flush(self, timeout_s: float) -> bool:
         """Try at once and wait until nothing is left, at most ``timeout_s``; return whether it is empty."""
-        self._hurry.set()
+        self._wake()
         end = self._clock.monotonic() + timeout_s
         while self._waiting:
             left_s = end - self._clock.monotonic()
@@ -127,6 +132,11 @@ class Outbox:
                 return False
             await self._emptied.wait_within(self._clock, left_s)
         return True
+
+    def _wake(self) -> None:
+        """Try again now."""
+        self._hurry.set()
+        self._hurry_upload.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -149,8 +159,11 @@ class Outbox:
                 await self._send(batch)
                 backoff.reset()
                 self.last_error = ""
+                self._comeback.answered()
             except (ParityError, TimeoutError) as exc:
                 self.last_error = str(exc)
+                if isinstance(exc, Unreachable | TimeoutError):
+                    self._comeback.failed()
                 pause_s = backoff.after(exc)
                 log.warning("reports_not_sent", waiting=self.rows, error=str(exc), retry_in_s=round(pause_s, 3))
                 await self._hurry.wait_within(self._clock, pause_s)
@@ -232,7 +245,7 @@ class Outbox:
                 log.warning(
                     "result_not_uploaded", report=waiting.entry.id, error=str(exc), retry_in_s=round(pause_s, 3)
                 )
-                await self._clock.sleep(pause_s)
+                await self._hurry_upload.wait_within(self._clock, pause_s)
 
     async def _upload(self, waiting: _Waiting) -> None:
         entry = waiting.entry

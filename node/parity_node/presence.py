@@ -13,11 +13,11 @@ from parity_node.keys import NodeKeys
 from parity_node.market.base import MarketClient, MarketDirectory
 from parity_node.market.trust import MarketTrust
 from parity_node.supervise import FATAL
-from parity_node.waiting import Backoff, Signal, within
+from parity_node.waiting import Backoff, Comeback, Signal, within
 from parity_protocol.api.nodes import EnrolRequest, Heartbeat, enrolment_statement
 from parity_protocol.capability import Capability
 from parity_protocol.clock import Clock
-from parity_protocol.errors import ClockSkew, Forbidden, NotFound, ParityError, Unauthenticated, Untrusted
+from parity_protocol.errors import ClockSkew, Forbidden, NotFound, ParityError, Unauthenticated, Unreachable, Untrusted
 from parity_protocol.signing.eip191 import sign_personal
 from parity_protocol.signing.jws import b64url_encode
 
@@ -60,6 +60,7 @@ class Presence:
         interval_s: Longest time between two heartbeats; the market's own wins if shorter.
         capability: Measures the node now.
         load: Returns what it is doing now.
+        comeback: Told of each answer and of each try without one.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Presence:
         interval_s: float,
         capability: Callable[[], Capability],
         load: Callable[[], Load],
+        comeback: Comeback | None = None,
     ) -> None:
         self._market = market
         self._directory = directory
@@ -85,6 +87,7 @@ class Presence:
         self._interval_s = interval_s
         self._capability = capability
         self._load = load
+        self._comeback = comeback or Comeback()
         self._eligible = anyio.Event()
         self._beat_now = Signal()
         self._capability_sent_at = float("-inf")
@@ -168,10 +171,13 @@ class Presence:
                 else:
                     await self._beat()
                 backoff.reset()
+                self._comeback.answered()
                 pause_s = self._interval_s
             except FATAL:
                 raise
             except (ParityError, TimeoutError) as exc:
+                if isinstance(exc, Unreachable | TimeoutError):
+                    self._comeback.failed()
                 pause_s = min(backoff.after(exc), self._interval_s)
                 self._complain(exc, pause_s)
             await self._beat_now.wait_within(self._clock, pause_s)

@@ -11,7 +11,7 @@ import anyio
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import Unavailable
 
-__all__ = ["Backoff", "Signal", "event_within", "within"]
+__all__ = ["Backoff", "Comeback", "Signal", "event_within", "within"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,29 @@ class Signal:
             self._event = anyio.Event()
             return True
         return False
+
+
+class Comeback:
+    """Several loops pause between tries at one peer; when one of them gets through, the others need not wait longer."""
+
+    def __init__(self) -> None:
+        self._is_away = False
+        self._wakes: list[Callable[[], None]] = []
+
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` at the first answer after a failure."""
+        self._wakes.append(wake)
+
+    def failed(self) -> None:
+        """Note that the peer did not answer."""
+        self._is_away = True
+
+    def answered(self) -> None:
+        """Note that it did."""
+        if self._is_away:
+            self._is_away = False
+            for wake in self._wakes:
+                wake()
 
 
 class Backoff:
