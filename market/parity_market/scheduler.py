@@ -41,6 +41,8 @@ RESCAN_S = 1.0  # between looks at the store for tasks that no signal brought
 RESCAN_ROWS = 200
 MAX_WAITING_POLLS = 10_000
 _LOAD_ROWS = 1_000
+_COMPARISONS_A_TURN = 1_000  # of a node with a kind of need that it was not compared with: 10 to 30 ms
+_BUCKETS_A_TURN = 64  # that are looked at for emptiness, on average
 
 
 @dataclass(slots=True)
@@ -60,7 +62,15 @@ class _Bucket:
     needs: Needs
     heap: list[tuple[int, str]] = field(default_factory=list)  # (created, task id); entries may be out of date
     refusals: RefusalCounts = field(default_factory=RefusalCounts)
-    verdicts: dict[str, tuple[int, Denial | None]] = field(default_factory=dict)  # by node: its version, and why not
+
+
+@dataclass(slots=True)
+class _Fitting:
+    """What a node may have of the buckets that it was compared with."""
+
+    version: int  # of the node then
+    seen: int  # so many of the scheduler's buckets, in the order they were made
+    buckets: list[_Bucket] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +105,10 @@ class Scheduler:
         self.followers = Followers(clock)
         self._pending: dict[str, _Pending] = {}
         self._buckets: dict[str, _Bucket] = {}
+        self._made: list[_Bucket] = []  # every bucket since the last tidying, emptied ones too
+        self._fits: dict[str, _Fitting] = {}  # by node
+        self._turns_until_tidy = 0
+        self._comparisons_left = _COMPARISONS_A_TURN
         self._reserved: dict[str, tuple[str, float]] = {}  # task → (node, until when)
         self._waiters: deque[_Waiter] = deque()
         self._matching = False
@@ -291,6 +305,7 @@ class Scheduler:
         bucket = self._buckets.get(entry.needs_doc)
         if bucket is None:
             bucket = self._buckets[entry.needs_doc] = _Bucket(Needs.from_doc(entry.needs_doc))
+            self._made.append(bucket)
         heapq.heappush(bucket.heap, (entry.created_us, entry.task_id))
 
     def _kick(self) -> None:
@@ -307,7 +322,10 @@ class Scheduler:
         hungry = deque(waiter for waiter in self._waiters if not waiter.future.done())
         for waiter in hungry:
             waiter.node = self.presence.get(waiter.node.node_id) or waiter.node  # it may have enrolled again
+        self._comparisons_left = _COMPARISONS_A_TURN
         fitting = {id(waiter): self._fitting(waiter.node) for waiter in hungry}
+        if self._comparisons_left <= 0:
+            self._kick()  # there may be more to compare, after others had their turn of the event loop
         while hungry:
             waiter = hungry.popleft()
             task_id = self._oldest(waiter.node, fitting[id(waiter)])
@@ -322,23 +340,28 @@ class Scheduler:
                 waiter.future.set_result(None)
 
     def _fitting(self, node: PresentNode) -> list[_Bucket]:
+        # Anybody can submit thousands of tasks that each need something else: a node is compared with each kind of need
+        # once, not at every turn, else they stop the event loop for everybody.
         view, counts, now = self.presence.view(node), self._counts_of(node.node_id), self._clock.now()
-        is_stale = view.capability_age_s > MAX_CAPABILITY_AGE_S
-        found = []
-        for bucket in self._buckets.values():
-            # Anybody can submit tasks of a thousand different sizes, so each is compared with a node only once.
-            verdict = bucket.verdicts.get(node.node_id)
-            if verdict is None or verdict[0] != node.version or is_stale:
-                verdict = (node.version, check_fit(bucket.needs, view))
-                if not is_stale:
-                    bucket.verdicts[node.node_id] = verdict
-            denial = verdict[1]
+        if view.capability_age_s > MAX_CAPABILITY_AGE_S:  # nothing fits, and the reason is always the same
+            denial = check_fit(self._made[0].needs, view)
+            if denial is not None:
+                counts.add(denial, task_id=None, node_id=None, at=now)
+            return []
+        known = self._fits.get(node.node_id)
+        if known is None or known.version != node.version:
+            known = self._fits[node.node_id] = _Fitting(node.version, 0)
+        new = self._made[known.seen : known.seen + max(self._comparisons_left, 0)]
+        for bucket in new:  # also one that is empty now: a task may come back to it
+            denial = check_fit(bucket.needs, view)
             if denial is None:
-                found.append(bucket)
+                known.buckets.append(bucket)
             else:
-                counts.add(denial, task_id=bucket.heap[0][1], node_id=None, at=now)
+                counts.add(denial, task_id=bucket.heap[0][1] if bucket.heap else None, node_id=None, at=now)
                 bucket.refusals.add(denial, task_id=None, node_id=node.node_id, at=now)
-        return found
+        known.seen += len(new)
+        self._comparisons_left -= len(new)
+        return known.buckets
 
     def _oldest(self, node: PresentNode, buckets: list[_Bucket]) -> str | None:
         """Take the oldest task that ``node`` may have out of the index."""
@@ -378,12 +401,20 @@ class Scheduler:
         return None
 
     def _drop_empty_buckets(self) -> None:
+        """Forget what nothing pending needs; in full about as seldom as there are many, so that a turn stays short."""
+        self._turns_until_tidy -= 1
+        if self._turns_until_tidy > 0:
+            return
         for key, bucket in list(self._buckets.items()):
             heap = bucket.heap
             while heap and (heap[0][1] not in self._pending or heap[0][1] in self._reserved):
                 heapq.heappop(heap)
             if not heap:
                 del self._buckets[key]
+        if len(self._made) > 2 * len(self._buckets):
+            self._made = list(self._buckets.values())
+            self._fits.clear()
+        self._turns_until_tidy = len(self._buckets) // _BUCKETS_A_TURN
 
     # -- why --------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_market import scheduler as scheduler_module
 from parity_market.domain.dispatch import Needs, NodeView, check_fit, needs_of
 from parity_market.operations import leases, nodes
 from parity_market.operations.context import Market
@@ -488,3 +489,44 @@ async def test_a_market_that_stops_answers_every_poll_at_once(world: World) -> N
 
     assert await asyncio.wait_for(polling, 5) == []
     assert await asyncio.wait_for(world.poll(alder, wait_s=20), 5) == []
+
+
+async def test_tasks_that_each_need_something_else_do_not_hold_up_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = Counter[str]()
+
+    def counting(needs: Needs, view: NodeView) -> Denial | None:
+        compared[view.node_id] += 1
+        return check_fit(needs, view)
+
+    monkeypatch.setattr(scheduler_module, "check_fit", counting)
+    monkeypatch.setattr(scheduler_module, "_COMPARISONS_A_TURN", 8)
+    for number in range(30):
+        await world.submit(command_submission(resources={"memory_bytes": (1 << 43) + number}))
+    ada = await world.arrive("ada")
+    polling = asyncio.ensure_future(world.poll(ada, wait_s=60))
+    await settle()
+    assert compared == {ada: 30}, "each once, a few at every turn"
+
+    for _ in range(10):
+        world.scheduler.node_changed(ada)
+        await settle()
+    assert compared == {ada: 30}
+
+    wanted = await world.submit(command_submission())
+    assert await until_done(polling) == [wanted.id]
+    assert compared == {ada: 31}
+
+
+async def test_a_task_that_comes_back_to_an_emptied_kind_of_need_is_found(world: World) -> None:
+    reply = await world.submit(command_submission())
+    ada = await world.arrive("ada")
+    assert await world.poll(ada) == [reply.id]
+    bob = await world.arrive("bob")
+    polling = asyncio.ensure_future(world.poll(bob, wait_s=60))
+    await settle()
+
+    await world.pass_time(2.2)
+
+    assert await until_done(polling) == [reply.id]
