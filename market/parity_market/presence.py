@@ -135,6 +135,10 @@ class Presence:
         """Yield the nodes that count as there."""
         return (node for node in self._nodes.values() if self.is_online(node))
 
+    def unbonded(self) -> int:
+        """Return how many enrolled nodes have less than the minimum bond."""
+        return sum(node.bond < self._min_bond for node in self._nodes.values())
+
     def enrolled_and_not_left(self) -> Iterator[PresentNode]:
         """Yield the nodes that did not stop gracefully, heard lately or not."""
         return (node for node in self._nodes.values() if node.online)

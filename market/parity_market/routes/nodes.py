@@ -26,7 +26,7 @@ from parity_protocol.api.nodes import (
     enrolment_statement,
 )
 from parity_protocol.capability import Capability
-from parity_protocol.errors import BadSignature, ClockSkew, Forbidden
+from parity_protocol.errors import BadSignature, ClockSkew, Forbidden, Overloaded
 from parity_protocol.ids import checked_node_id
 from parity_protocol.quantities import format_tokens
 from parity_protocol.signing.eip191 import recover_personal
@@ -35,6 +35,7 @@ from parity_protocol.signing.keys import Ed25519PublicKey, node_id_of
 
 __all__ = ["ENDPOINTS"]
 
+MAX_UNBONDED = 2_000  # enrolled nodes with less than the minimum bond
 ENROLMENT_WINDOW = timedelta(minutes=10)  # between the operator's signature and its arrival
 
 
@@ -54,6 +55,8 @@ async def enrol(call: Call) -> EnrolReply:
             f"the chain names {account.operator} as this node's operator, the enrolment is signed by {body.operator}",
             hint="Run `parity node auth` with the operator key that was staked with, or change it on chain.",
         )
+    if known is None:
+        await _check_room(state, body.node_id)
     new = NewNode(body.node_id, body.device_key, body.operator, body.instance, body.hostname, body.capability)
     seen = state.scheduler.presence.last_seen(body.node_id)
     row = await state.store.write(
@@ -74,6 +77,19 @@ async def enrol(call: Call) -> EnrolReply:
         lease_ttl_s=state.market.lease_ttl.total_seconds(),
         time=now,
     )
+
+
+async def _check_room(state: MarketState, node_id: str) -> None:
+    """Let any number of nodes in that have something at stake, and so many others: a key costs nothing.
+
+    Raises:
+        Overloaded: Many have enrolled without a bond already.
+    """
+    bond = await state.store.read(lambda tx: money.bond_of(tx, state.market, node_id))
+    if bond < state.settings.market_min_bond and state.scheduler.presence.unbonded() >= MAX_UNBONDED:
+        raise Overloaded(
+            "too many nodes without a bond have enrolled; `parity node stake` comes first", retry_after_s=60
+        )
 
 
 def _check_operator(state: MarketState, body: EnrolRequest) -> None:

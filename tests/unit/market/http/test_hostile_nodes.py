@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from parity_market.routes import nodes as node_routes
 from parity_market.testing.served import TOKEN, Served, Signer
 from parity_protocol.api import paths
 from parity_protocol.testing.keys import deterministic_evm_key
@@ -137,3 +138,18 @@ async def test_progress_of_one_lease_does_not_fill_the_store(served: Served, sub
     reply = await served.call("POST", paths.REPORTS, {"reports": reports}, by=node)
 
     assert [item["status"] for item in reply.json()["reports"]] == [200, 200, 422, 422]
+
+
+async def test_keys_without_a_bond_do_not_fill_the_market_and_do_not_keep_others_out(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_routes, "MAX_UNBONDED", 2)
+
+    async def enrol(name: str) -> int:
+        body, signer = served.enrolment(name)
+        return (await served.call("POST", paths.ENROL, body, by=signer)).status_code
+
+    assert [await enrol(f"sybil {number}") for number in range(3)] == [201, 201, 503]
+    assert await enrol("sybil 1") == 201, "who is in may come back"
+    await served.stake("honest")
+    assert await enrol("honest") == 201
