@@ -10,7 +10,7 @@ from parity_node.store.base import NodeStore
 from parity_protocol import strict_json
 from parity_protocol.api.leases import ClaimReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import ConfigInvalid, DigestMismatch, Internal, ParityError, UnknownKey
+from parity_protocol.errors import ConfigInvalid, DigestMismatch, Internal, ParityError, Unavailable, UnknownKey
 from parity_protocol.ids import NodeId
 from parity_protocol.join import TrustedMarket
 from parity_protocol.lease import LEASE_TYPE, LeaseDocument
@@ -21,6 +21,8 @@ from parity_protocol.wire import parse_as
 __all__ = ["REFRESH_INTERVAL_S", "MarketTrust"]
 
 REFRESH_INTERVAL_S = 60.0  # an unknown key fetches the key set at most this often: a forger must not make us hammer
+KEYS_AGE_S = 3_600.0  # after which the key set is fetched again: a key that was withdrawn must stop counting
+MAX_KEYS_AGE_S = 86_400.0  # after which nothing counts until it could be fetched
 MARKET_PIN = "market"
 
 log = structlog.get_logger(__name__)
@@ -39,6 +41,7 @@ class MarketTrust:
         self._clock = clock
         self._market: TrustedMarket | None = None
         self._refreshed_at = float("-inf")
+        self._established_at = float("-inf")
 
     @property
     def market(self) -> TrustedMarket:
@@ -78,14 +81,19 @@ class MarketTrust:
         if problems:
             raise ConfigInvalid(problems)
         self._market = found
+        self._established_at = self._clock.monotonic()
         return found
 
     async def verify(self, token: str, *, node_version: str) -> VerifiedManifest:
-        """Check a manifest completely; see ``verify_manifest``. An unknown key refreshes the key set once a minute."""
+        """Check a manifest completely; see ``verify_manifest``.
+
+        The key set is fetched again once an hour, and when a key is unknown, at most once a minute.
+        """
+        await self._refresh_old_keys()
         try:
             return self._verify(token, node_version)
         except UnknownKey as exc:
-            if self._clock.monotonic() - self._refreshed_at < REFRESH_INTERVAL_S:
+            if self._is_just_refreshed():
                 raise
             log.info("market_keys_refreshed", unknown_kid=exc.kid)
             try:
@@ -94,6 +102,23 @@ class MarketTrust:
                 log.warning("market_keys_refresh_failed", error=failure.message)
                 raise exc from failure
             return self._verify(token, node_version)
+
+    async def _refresh_old_keys(self) -> None:
+        age_s = self._clock.monotonic() - self._established_at
+        if age_s < KEYS_AGE_S or (age_s < MAX_KEYS_AGE_S and self._is_just_refreshed()):
+            return
+        try:
+            await self.establish()
+        except Unavailable as failure:
+            log.warning("market_keys_refresh_failed", error=failure.message)
+            if age_s >= MAX_KEYS_AGE_S:
+                raise
+        except ParityError:  # an answer that is not the pinned market's must not buy the old keys another minute
+            self._refreshed_at = float("-inf")
+            raise
+
+    def _is_just_refreshed(self) -> bool:
+        return self._clock.monotonic() - self._refreshed_at < REFRESH_INTERVAL_S
 
     def check_lease(self, reply: ClaimReply, *, task_id: str, claim_id: str, manifest_hash: str) -> None:
         """Check that a granted lease is signed, ours, and for exactly this claim.
