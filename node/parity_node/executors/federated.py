@@ -100,7 +100,10 @@ class FederatedExecutor:
                 if isinstance(item, CidInput) and item.cid == spec.dataset_cid
             ]
         )
-        await self._inputs.fetch(spec.dataset_cid, folder.path / "dataset", max_bytes=most)
+        try:
+            await self._inputs.fetch(spec.dataset_cid, folder.path / "dataset", max_bytes=most)
+        except ExecutionFailed as exc:
+            raise ExecutionFailed(exc.reason, f"failed to fetch data: {exc.message}") from exc
         folder.write_job({"spec": spec.to_dict(), "plan": plan.partition.to_dict(), "part": job.part}, job.limits)
         return Handle("federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
 

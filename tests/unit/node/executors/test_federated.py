@@ -122,6 +122,7 @@ async def test_data_over_what_the_spec_allows_are_refused(executor, inputs, tmp_
         await executor.prepare(job(tmp_path, spec, plan_of()))
 
     assert caught.value.reason is FailureReason.DATA_INVALID
+    assert caught.value.message.startswith("failed to fetch data: ")
 
 
 async def test_another_kind_of_task_is_refused(executor, tmp_path):
