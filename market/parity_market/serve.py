@@ -16,33 +16,25 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.web3_chain import Web3Chain
 from parity_contracts.deployment import Deployment
 from parity_market import loops
 from parity_market.app import Lifespan, create_app
-from parity_market.auth import Authenticator
+from parity_market.assembly import assemble
 from parity_market.connections import ConnectionLimits, limited
-from parity_market.federation import Federation
 from parity_market.identity import load_identity
 from parity_market.init import load_deployment
 from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, load_keys
 from parity_market.logging import configure_logging
-from parity_market.operations import money
-from parity_market.operations.context import Market
-from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
-from parity_market.state import ChainHealth, MarketState
-from parity_market.store.sqlite import open_sqlite
+from parity_market.state import MarketState
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import ChainUnavailable, ConfigInvalid
-from parity_protocol.signing.eip712 import Eip712Domain
 
 __all__ = ["open_market", "serve"]
 
 log = structlog.get_logger(__name__)
 
-DATABASE = "market.sqlite"
 CHAIN_WAIT_S = 60.0  # for the chain to answer at start-up
 KEEP_ALIVE_S = 75  # longer than the longest poll, so that idle connections survive between two
 GC_THRESHOLD = 10_000  # new objects between two looks for cycles
@@ -73,52 +65,17 @@ async def open_market(
     async with AsyncExitStack() as stack:
         chain = await _connect(settings, deployment, clock)
         stack.push_async_callback(chain.aclose)
-        store = await open_sqlite(folder / DATABASE)
-        stack.push_async_callback(store.close)
-        pinned = await store.write(
-            lambda tx: money.pin_chain(
-                tx, chain_id=deployment.chain_id, genesis=deployment.genesis_hash, vault=deployment.vault
+        yield await stack.enter_async_context(
+            assemble(
+                settings,
+                port=port,
+                version=version,
+                keys=keys,
+                identity=identity,
+                deployment=deployment,
+                chain=chain,
+                clock=clock,
             )
-        )
-        blobs = await stack.enter_async_context(LocalBlobStore(folder / "blobs", max_bytes=settings.market_storage))
-        scheduler = Scheduler(
-            store,
-            clock,
-            lease_ttl=settings.market_lease_ttl,
-            heartbeat=settings.market_heartbeat,
-            min_bond=settings.market_min_bond,
-            chain=pinned,
-            spender=keys.spender.address,
-        )
-        market = Market(
-            chain=pinned,
-            spender=keys.spender.address,
-            signals=scheduler,
-            min_bond=settings.market_min_bond,
-            lease_ttl=settings.market_lease_ttl,
-            chain_grace=settings.market_chain_grace,
-        )
-        federation = Federation(
-            store, blobs, market, clock, gateways=settings.market_gateways, quota=settings.market_upload_quota
-        )
-        yield MarketState(
-            settings=settings,
-            version=version,
-            keys=keys,
-            identity=identity,
-            deployment=deployment,
-            domain=Eip712Domain.market(deployment.chain_id, deployment.vault),
-            store=store,
-            market=market,
-            scheduler=scheduler,
-            authenticator=Authenticator(store, clock, settings.authority(port)),
-            blobs=blobs,
-            chain=chain,
-            chain_health=ChainHealth(),
-            federation=federation,
-            clock=clock,
-            public_url=settings.public_url(port),
-            started_at=clock.now(),
         )
 
 

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.base import Chain
 from parity_contracts.chain.calls import AddFunds, Allow, Approve, Call, Faucet, Stake
 from parity_contracts.chain.sending import send
 from parity_contracts.deployment import Deployment
-from parity_market.auth import Authenticator
-from parity_market.federation import Federation, Offload, run_in_process
+from parity_market.assembly import DATABASE, assemble
+from parity_market.federation import Offload, run_in_process
 from parity_market.federation_worker import execute
 from parity_market.identity import sign_document
 from parity_market.keys import MarketKeys
-from parity_market.operations import blobs, money
-from parity_market.operations.context import Market
+from parity_market.operations import blobs
 from parity_market.operations.steps import load_task
-from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
-from parity_market.state import ChainHealth, MarketState
-from parity_market.store.migrate import upgrade_sqlite
-from parity_market.store.sqlite import SqliteStore, open_sqlite
+from parity_market.state import MarketState
+from parity_market.store.sqlite import SqliteStore
 from parity_market.testing.builders import (
     CHAIN_ID,
     GENESIS,
@@ -41,11 +35,11 @@ from parity_market.testing.builders import (
     new_node,
     signed_submission,
 )
+from parity_market.testing.database import ensure_database
 from parity_protocol.api.leases import ReportItem
 from parity_protocol.api.tasks import SubmitReply
 from parity_protocol.clock import Clock
 from parity_protocol.ids import Address
-from parity_protocol.signing.eip712 import Eip712Domain
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.task import FederatedLearningSpec
 from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
@@ -64,6 +58,7 @@ DEPLOYMENT = Deployment(
 """What a chain in memory must be made with so that the builders' signatures hold on it."""
 
 _PORT = 8080
+VERSION = "0.1.0"
 
 
 async def inline(message: bytes) -> bytes:
@@ -137,15 +132,6 @@ class Rig:
         return await self.bench.report(name, done)
 
 
-@cache
-def _empty_database() -> bytes:
-    """Return a database without a row: running the migrations costs more than most tests."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "market.sqlite"
-        upgrade_sqlite(path)
-        return path.read_bytes()
-
-
 @asynccontextmanager
 async def open_rig(
     folder: Path,
@@ -153,14 +139,12 @@ async def open_rig(
     clock: Clock,
     *,
     settings: Mapping[str, Any] | None = None,
-    gateways: Sequence[str] = (),
     offload: Offload | None = None,
 ) -> AsyncIterator[Rig]:
     """Open a market on ``folder``; opening it again on the same folder is a restart.
 
     Args:
         settings: Replaces some, by field name.
-        gateways: As of ``Federation``.
         offload: As of ``Federation``; None is a child process.
     """
     values = {"market_state_dir": folder, "market_min_bond": "1", "server_port": _PORT, **(settings or {})}
@@ -172,57 +156,21 @@ async def open_rig(
         deterministic_evm_key("spender"),
         deterministic_evm_key("transaction"),
     )
-    deployment = chain.deployment
-    database = folder / "market.sqlite"
-    if not database.exists():
-        database.write_bytes(_empty_database())
-    store = await open_sqlite(database)
-    try:
-        pinned = await store.write(
-            lambda tx: money.pin_chain(
-                tx, chain_id=deployment.chain_id, genesis=deployment.genesis_hash, vault=deployment.vault
-            )
-        )
-        scheduler = Scheduler(
-            store,
-            clock,
-            lease_ttl=made.market_lease_ttl,
-            heartbeat=made.market_heartbeat,
-            min_bond=made.market_min_bond,
-            chain=pinned,
-            spender=keys.spender.address,
-        )
-        bench = Bench(store, lease_ttl=made.market_lease_ttl)
-        bench.now = clock.now()
-        market: Market = replace(
-            bench.market, chain=pinned, spender=keys.spender.address, signals=scheduler, min_bond=made.market_min_bond
-        )
-        bench.market = market
-        async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blob_store:
-            state = MarketState(
-                settings=made,
-                version="0.1.0",
-                keys=keys,
-                identity=sign_document(
-                    identity_key, keys, made, deployment, port=_PORT, version="0.1.0", now=clock.now()
-                ),
-                deployment=deployment,
-                domain=Eip712Domain.market(deployment.chain_id, deployment.vault),
-                store=store,
-                market=market,
-                scheduler=scheduler,
-                authenticator=Authenticator(store, clock, made.authority(_PORT)),
-                blobs=blob_store,
-                chain=chain,
-                chain_health=ChainHealth(),
-                federation=Federation(
-                    store, blob_store, market, clock, gateways=gateways, offload=offload or run_in_process
-                ),
-                clock=clock,
-                public_url=made.public_url(_PORT),
-                started_at=clock.now(),
-            )
-            await scheduler.load()
-            yield Rig(state, bench, store)
-    finally:
-        await store.close()
+    identity = sign_document(identity_key, keys, made, chain.deployment, port=_PORT, version=VERSION, now=clock.now())
+    ensure_database(made.state_dir() / DATABASE)
+    async with assemble(
+        made,
+        port=_PORT,
+        version=VERSION,
+        keys=keys,
+        identity=identity,
+        deployment=chain.deployment,
+        chain=chain,
+        clock=clock,
+        offload=offload or run_in_process,
+    ) as state:
+        assert isinstance(state.store, SqliteStore)
+        bench = Bench(state.store)
+        bench.now, bench.market = clock.now(), state.market
+        await state.scheduler.load()
+        yield Rig(state, bench, state.store)

@@ -13,29 +13,21 @@ from typing import Any
 
 import httpx
 
-from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.calls import AddFunds, Allow, Approve, Faucet, SetOperator, Stake
 from parity_contracts.chain.memory import MemoryChain
 from parity_market.app import create_app
-from parity_market.auth import Authenticator
-from parity_market.federation import Federation
-from parity_market.identity import sign_document
-from parity_market.keys import make_keys
 from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import money
-from parity_market.operations.context import Market
-from parity_market.scheduler import Scheduler
-from parity_market.settings import MarketSettings
-from parity_market.state import ChainHealth, MarketState
-from parity_market.store.sqlite import open_sqlite
+from parity_market.state import MarketState
 from parity_market.testing.builders import capability
+from parity_market.testing.rig import open_rig
 from parity_protocol.api import paths
 from parity_protocol.api.nodes import enrolment_statement
 from parity_protocol.api.tasks import NonceReply
 from parity_protocol.ids import Address
 from parity_protocol.order import Order, spec_hash
 from parity_protocol.signing.eip191 import sign_personal
-from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
+from parity_protocol.signing.eip712 import OrderMessage, sign_order
 from parity_protocol.signing.http_signatures import sign_request
 from parity_protocol.signing.keys import Ed25519PrivateKey, EvmKey, node_id_of
 from parity_protocol.signing.siwe import SiweMessage
@@ -224,49 +216,9 @@ async def serve_in_process(folder: Path) -> AsyncIterator[Served]:
     """Serve a market with a minimum bond of ten tokens."""
     clock = FakeClock(START)
     chain = MemoryChain(clock)
-    settings = MarketSettings(market_state_dir=folder, server_port=8080, _env_file=None)
-    keys = make_keys(folder)
-    deployment = chain.deployment
-    assert keys.identity is not None
-    identity = sign_document(keys.identity, keys, settings, deployment, port=8080, version="0.1.0", now=clock.now())
-    store = await open_sqlite(folder / "market.sqlite")
-    pinned = await store.write(
-        lambda tx: money.pin_chain(
-            tx, chain_id=deployment.chain_id, genesis=deployment.genesis_hash, vault=deployment.vault
-        )
-    )
-    await store.write(lambda tx: money.record_head(tx, pinned, 0, clock.now()))
-    scheduler = Scheduler(
-        store,
-        clock,
-        lease_ttl=settings.market_lease_ttl,
-        heartbeat=settings.market_heartbeat,
-        min_bond=settings.market_min_bond,
-        chain=pinned,
-        spender=keys.spender.address,
-    )
-    market = Market(chain=pinned, spender=keys.spender.address, signals=scheduler, min_bond=settings.market_min_bond)
-    async with LocalBlobStore(folder / "blobs", max_bytes=1 << 28) as blobs:
-        state = MarketState(
-            settings=settings,
-            version="0.1.0",
-            keys=keys,
-            identity=identity,
-            deployment=deployment,
-            domain=Eip712Domain.market(deployment.chain_id, deployment.vault),
-            store=store,
-            market=market,
-            scheduler=scheduler,
-            authenticator=Authenticator(store, clock, settings.authority(8080)),
-            blobs=blobs,
-            chain=chain,
-            chain_health=ChainHealth(),
-            federation=Federation(store, blobs, market, clock, gateways=()),
-            clock=clock,
-            public_url=settings.public_url(8080),
-            started_at=clock.now(),
-        )
+    async with open_rig(folder, chain, clock, settings={"market_min_bond": "10"}) as rig:
+        state = rig.state
+        await rig.store.write(lambda tx: money.record_head(tx, state.market.chain, 0, clock.now()))
         transport = httpx.ASGITransport(create_app(state), raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
             yield Served(state, chain, clock, client)
-    await store.close()

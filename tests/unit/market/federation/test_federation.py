@@ -159,7 +159,7 @@ async def test_data_that_are_nowhere_are_refused_by_their_cid(rig: Rig) -> None:
 async def test_somebody_elses_private_data_cannot_be_planned_with(tmp_path: Path, clock: FakeClock) -> None:
     gateways = ["http://127.0.0.1:9"]  # must not be asked, and would not answer
     chain = MemoryChain(clock, DEPLOYMENT)
-    async with open_rig(tmp_path, chain, clock, offload=inline, gateways=gateways) as rig:
+    async with open_rig(tmp_path, chain, clock, offload=inline, settings={"market_gateways": gateways}) as rig:
         cid = await rig.upload(DATA.encode(), owner="somebody else")
 
         with pytest.raises(Unprocessable, match="may not be read by this account"):
@@ -189,7 +189,9 @@ async def test_public_data_are_fetched_from_a_gateway_and_kept_for_their_submitt
     cid = str(cid_of_bytes(DATA.encode(), version=1, raw=True))
     gateway[cid] = DATA.encode()
     chain = MemoryChain(clock, DEPLOYMENT)
-    async with open_rig(tmp_path, chain, clock, offload=inline, gateways=["https://gateway.test"]) as rig:
+    async with open_rig(
+        tmp_path, chain, clock, offload=inline, settings={"market_gateways": ["https://gateway.test"]}
+    ) as rig:
         plan = await planned(rig, session(cid))
         kept = await rig.state.federation.read(cid, CREATOR, max_bytes=1 << 20)
         with pytest.raises(NotFound):
@@ -205,7 +207,9 @@ async def test_bytes_that_are_not_the_data_are_refused(
     cid = str(cid_of_bytes(DATA.encode(), version=1, raw=True))
     gateway[cid] = DATA.encode() + b"9,9,9\n"
     chain = MemoryChain(clock, DEPLOYMENT)
-    async with open_rig(tmp_path, chain, clock, offload=inline, gateways=["https://gateway.test"]) as rig:
+    async with open_rig(
+        tmp_path, chain, clock, offload=inline, settings={"market_gateways": ["https://gateway.test"]}
+    ) as rig:
         with pytest.raises(Unprocessable, match=cid):
             await planned(rig, session(cid))
 

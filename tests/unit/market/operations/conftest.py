@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from parity_market.store import open_sqlite
 from parity_market.testing import Bench
+from parity_market.testing.database import open_empty
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    store = await open_sqlite(tmp_path / "market.db")
+    store = await open_empty(tmp_path / "market.db")
     found = Bench(store)
     await found.open("ada", "bob")
     yield found

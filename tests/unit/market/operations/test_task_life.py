@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from parity_market.operations import leases, money, reports, tasks, views
 from parity_market.operations.leases import ClaimRequest
 from parity_market.operations.tasks import NewSubmission
-from parity_market.store import SqliteStore, open_sqlite
+from parity_market.store import SqliteStore
 from parity_market.testing import (
     CHAIN_KEY,
     Bench,
@@ -41,6 +41,7 @@ from parity_market.testing import (
     fl_submission,
     new_node,
 )
+from parity_market.testing.database import open_empty
 from parity_protocol.api.leases import ReleaseItem, RenewItem, ReportItem, StartItem
 from parity_protocol.errors import Blame, EscrowTooLow, FailureReason, InvalidTransition, ParityError
 from parity_protocol.lease import Lease
@@ -97,12 +98,9 @@ class Held:
 
 
 class TaskLife(RuleBasedStateMachine):
-    template: Path
-
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="task-life-"))
-        shutil.copy(self.template, self.folder / "market.db")
         self.runner = asyncio.Runner()
         self.seconds = 0.0
         self.tasks: list[Model] = []
@@ -117,7 +115,7 @@ class TaskLife(RuleBasedStateMachine):
         return self.runner.run(work)
 
     async def _open(self, *, first: bool = False) -> None:
-        self.store = await open_sqlite(self.folder / "market.db")
+        self.store = await open_empty(self.folder / "market.db")
         connection = self.store.writer._connection
         connection.execute("PRAGMA synchronous = OFF")  # type: ignore[attr-defined]  # what a crash does is tested elsewhere
         signals = None if first else self.bench.signals
@@ -614,9 +612,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_tasks_live_as_the_model_says(tmp_path: Path) -> None:
-    asyncio.run(_make_template(tmp_path / "template.db"))
-    TaskLife.template = tmp_path / "template.db"
+def test_tasks_live_as_the_model_says() -> None:
     _COUNTS.clear()
 
     for _ in range(_MAX_BATCHES):  # drawn anew each time, also under CI, until every action has succeeded
@@ -627,7 +623,3 @@ def test_tasks_live_as_the_model_says(tmp_path: Path) -> None:
             break
 
     assert {name for name in EXPECTED if not _COUNTS[name]} == set(), _COUNTS
-
-
-async def _make_template(path: Path) -> None:
-    await (await open_sqlite(path)).close()

@@ -10,8 +10,8 @@ import pytest
 from parity_market.followers import end_of
 from parity_market.operations.context import Market
 from parity_market.scheduler import Scheduler
-from parity_market.store.sqlite import open_sqlite
 from parity_market.testing import CHAIN_KEY, SPENDER, Bench, command_submission, final_report
+from parity_market.testing.database import open_empty
 from parity_protocol.testing.clock import FakeClock
 
 TOKEN = 10**18
@@ -23,7 +23,7 @@ def woken() -> list[str]:
 
 
 async def test_only_the_last_step_of_a_task_wakes_who_waits_for_its_end(tmp_path: Path, woken: list[str]) -> None:
-    store = await open_sqlite(tmp_path / "market.db")
+    store = await open_empty(tmp_path / "market.db")
     clock = FakeClock()
     scheduler = Scheduler(
         store,

@@ -17,8 +17,9 @@ from parity_market.operations.context import Market
 from parity_market.operations.leases import Offer
 from parity_market.operations.steps import load_task
 from parity_market.scheduler import RESERVATION_S, Scheduler
-from parity_market.store import SqliteStore, open_sqlite
+from parity_market.store import SqliteStore
 from parity_market.testing import CHAIN_KEY, SPENDER, Bench, capability, command_submission, fl_submission, new_node
+from parity_market.testing.database import open_empty
 from parity_protocol.capability import Capability
 from parity_protocol.errors import NotFound
 from parity_protocol.lease import Lease
@@ -79,7 +80,7 @@ async def until_done(polling: asyncio.Future[list[str]]) -> list[str]:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = await open_sqlite(tmp_path / "market.db")
+    store = await open_empty(tmp_path / "market.db")
     found = World(store, FakeClock())
     await found.open()
     await found.scheduler.load()
