@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -76,6 +77,26 @@ class LazyGroup(Group):
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that is none is answered with what may have been meant."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = get_close_matches(name, self.list_commands(ctx), n=1) or self._groups_with(ctx, name)
+            meant = " or ".join(f"'{ctx.command_path} {each}'" for each in near)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {meant}?" if meant else ""))
+        return super().resolve_command(ctx, args)
+
+    def _groups_with(self, ctx: click.Context, name: str) -> list[str]:
+        """Return the commands of this name in the groups here: ``task submit`` for ``submit``."""
+        groups = {each: self.get_command(ctx, each) for each in self.list_commands(ctx)}
+        return [
+            f"{each} {name}"
+            for each, group in groups.items()
+            if isinstance(group, click.Group) and group.get_command(ctx, name) is not None
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """List the commands without importing any."""

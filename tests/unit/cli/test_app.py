@@ -144,6 +144,22 @@ def test_an_unknown_command_is_a_usage_error(parity: Parity) -> None:
     assert "No such command" in done.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["tsk", "list"], "'parity task'"),
+        (["submit"], "'parity task submit'"),
+        (["withdraw"], "'parity node withdraw' or 'parity wallet withdraw'"),
+        (["node", "stauts"], "'parity node status'"),
+    ],
+)
+def test_a_mistyped_command_is_answered_with_what_was_meant(parity: Parity, typed: list[str], meant: str) -> None:
+    done = parity(*typed)
+
+    assert done.code == exit_codes.USAGE
+    assert f"Did you mean {meant}?" in done.err
+
+
 def boom(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
