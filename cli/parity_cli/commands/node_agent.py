@@ -16,7 +16,7 @@ from parity_cli.lazy import Command
 from parity_cli.node_keys import identity_of
 from parity_cli.node_place import node_settings
 from parity_cli.output import Output, pass_output
-from parity_protocol.errors import NotFinished, NotFound, ParityError, Unreachable
+from parity_protocol.errors import ConfigInvalid, NotFinished, NotFound, ParityError, Unreachable
 
 if TYPE_CHECKING:
     from parity_node.settings import NodeSettings
@@ -45,6 +45,9 @@ def run(out: Output, config_path: Path | None) -> None:
     It may be killed at any moment: the next start goes on where it was.
     """
     settings = node_settings(config_path)
+    if not {"runner_market_join", "runner_server_url"} & settings.model_fields_set:
+        # A node that nobody set up would ask an empty port of this machine for ever.
+        raise ConfigInvalid(["no market was joined yet: run `parity node init`"])
     from parity_node.run import run_node
 
     run_node(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ from parity_cli.market_place import write_settings
 from parity_cli.node_keys import NodeIdentity, checked_address, identity_of, make_owner
 from parity_cli.node_place import node_file, node_settings
 from parity_cli.output import Output, is_interactive, pass_output
-from parity_cli.secrets_input import KeyChoice, key_options, passphrase_option
+from parity_cli.secrets_input import MIN_PASSPHRASE, KeyChoice, key_options, passphrase_option
 from parity_cli.transactions import transaction_options
+from parity_protocol.errors import BadField, ParityError
 
 if TYPE_CHECKING:
     from parity_client import Home
     from parity_client.config import MarketEntry
     from parity_protocol.api.market import MarketDocument
+
+MAX_SLOTS = 256
 
 config_option = click.option(
     "--config-path",
@@ -108,7 +112,7 @@ def _told(identity: NodeIdentity) -> str:
 @click.option("--join", metavar="JOIN", help="The market's join string. Default: the market in use.")
 @click.option("--rpc", metavar="URL", help="The chain's endpoint. Default: what the market names.")
 @click.option("--payout", metavar="ADDRESS", help="Where earnings go. Default: the owner.")
-@click.option("--slots", type=click.IntRange(1, 256), help="Tasks at the same time. Default: the processors.")
+@click.option("--slots", type=click.IntRange(1, MAX_SLOTS), help="Tasks at the same time. Default: the processors.")
 @click.option("--max-memory", metavar="SIZE", help="Most memory of one task. Default: the machine's.")
 @click.option("--shell/--no-shell", default=None, help="Whether to run shell tasks, in bubblewrap. Default: no.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask; take what is given, else the defaults.")
@@ -132,7 +136,7 @@ def init(
     It writes a settings file (node.env in PARITY_HOME, or --config-path) that you can read and change.
     """
     from parity_client import Home
-    from parity_protocol.quantities import format_tokens, parse_bytes
+    from parity_protocol.quantities import format_tokens
 
     if not yes and not is_interactive():
         raise click.UsageError("nobody is here to be asked: add --yes and give what differs from the defaults")
@@ -146,20 +150,23 @@ def init(
     out.say("2/4 Keys")
     config = home.load()
     if not home.wallet_file(config.node.wallet).is_file():
+        if not yes and passphrase_file is None:
+            out.say("    The owner's key is made now: it holds the bond and the earnings. A passphrase encrypts it,")
+            out.say(f"    and nobody can restore either. At least {MIN_PASSPHRASE} characters.")
         make_owner(
             out, home, config.node.wallet, KeyChoice(generate=True, key_file=None, private_key=None), passphrase_file
         )
     current = config.node.payout
-    answer = asker.text("    Payout address (empty: the owner)", payout, current)
-    target = checked_address(answer, field="payout") if answer else ""
+    target = asker.text("    Payout address (empty: the owner)", payout, current, _payout)
     home.save(config.model_copy(update={"node": config.node.model_copy(update={"payout": target})}))
 
     out.say("3/4 Limits")
     known = node_settings(config_path if config_path and config_path.is_file() else None)
-    chosen_slots = int(asker.text("    Tasks at the same time", slots, known.runner_slots))
-    memory = asker.text("    Most memory of one task (empty: the machine's)", max_memory, "")
-    if memory:
-        parse_bytes(memory)
+    chosen_slots = asker.text("    Tasks at the same time", slots, known.runner_slots, _slots)
+    limit = known.runner_max_memory
+    memory = asker.text(
+        "    Most memory of one task (all: the machine's)", max_memory, "all" if limit is None else str(limit), _memory
+    )
     can_shell = sys.platform == "linux"
     runs_shell = can_shell and asker.agrees("    Run shell tasks, in bubblewrap", shell, known.runner_shell_enabled)
 
@@ -168,7 +175,7 @@ def init(
     values = {
         "RUNNER_MARKET_JOIN": entry.join,
         "RUNNER_STATE_DIR": str(known.state_dir()),
-        "RUNNER_SLOTS": str(chosen_slots),
+        "RUNNER_SLOTS": chosen_slots,
         "RUNNER_SHELL_ENABLED": "true" if runs_shell else "false",
     }
     values |= {"RUNNER_MAX_MEMORY": memory} if memory else {}
@@ -195,12 +202,24 @@ class _Asker:
         self._out = out
         self._yes = yes
 
-    def text(self, question: str, given: str | int | None, default: str | int) -> str:
+    def text(
+        self, question: str, given: str | int | None, default: str | int, check: Callable[[str], str] = str
+    ) -> str:
+        """Return what was given, else the person's answer, asked again until ``check`` accepts it.
+
+        Raises:
+            BadField: What was given, or the default that nobody was asked about, is wrong.
+        """
         if given is not None:
-            return str(given)
+            return check(str(given))
         if self._yes:
-            return str(default)
-        return str(click.prompt(question, default=str(default), show_default=bool(str(default)), err=True))
+            return check(str(default))
+        while True:
+            answer = click.prompt(question, default=str(default), show_default=bool(str(default)), err=True)
+            try:
+                return check(str(answer).strip())
+            except ParityError as exc:
+                self._out.say(f"    {exc.message}")
 
     def agrees(self, question: str, given: bool | None, default: bool) -> bool:
         if given is not None:
@@ -210,6 +229,25 @@ class _Asker:
     def proceed(self, question: str) -> None:
         if not self._yes and not click.confirm(question, default=True, err=True):
             raise click.Abort
+
+
+def _payout(text: str) -> str:
+    return checked_address(text, field="payout") if text else ""
+
+
+def _slots(text: str) -> str:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_SLOTS):
+        raise BadField(f"expected a whole number from 1 to {MAX_SLOTS}, got {text[:80]!r}", field="slots")
+    return str(int(text))
+
+
+def _memory(text: str) -> str:
+    from parity_protocol.quantities import parse_bytes
+
+    if text in ("", "all"):
+        return ""
+    parse_bytes(text)
+    return text
 
 
 def _market(asker: _Asker, home: Home, join: str | None, rpc: str | None) -> MarketEntry:
@@ -222,8 +260,7 @@ def _market(asker: _Asker, home: Home, join: str | None, rpc: str | None) -> Mar
     if join is None and config.current is not None:
         entry = config.market()[1]
         return entry.model_copy(update={"rpc": rpc}) if rpc else entry
-    text = asker.text("    Join string of the market", join, "")
-    parsed = parse_join(text)
+    parsed = parse_join(asker.text("    Join string of the market", join, "", lambda text: str(parse_join(text))))
     entry = MarketEntry(join=str(parsed), rpc=rpc or "")
     name = name_of(parsed.url)
     home.save(config.model_copy(update={"current": name, "markets": {**config.markets, name: entry}}))

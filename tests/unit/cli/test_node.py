@@ -104,6 +104,40 @@ def test_init_asks_and_can_be_repeated(parity: Parity, home: Home, market: FakeM
     assert not node_settings().runner_shell_enabled
 
 
+def test_init_asks_again_instead_of_giving_up(parity: Parity, home: Home, market: FakeMarket) -> None:
+    bad_and_good = ["nonsense", str(market.join), "0x12", "", "many", "0", "2", "lots", "2g", "y", "y"]
+
+    done = parity("node", "init", types=bad_and_good)
+
+    assert done.code == 0
+    assert "an address is 0x and 40 hex digits" in done.err
+    assert done.err.count("expected a whole number from 1 to 256") == 2
+    assert "expected a size such as '512m'" in done.err
+    assert (node_settings().runner_slots, node_settings().runner_max_memory) == (2, 2 << 30)
+
+
+def test_repeated_init_keeps_the_memory_limit_until_told_otherwise(
+    parity: Parity, home: Home, market: FakeMarket
+) -> None:
+    parity("node", "init", "--yes", "--join", str(market.join), "--max-memory", "2g")
+
+    again = parity("node", "init", "--yes")
+    kept = node_settings().runner_max_memory
+    lifted = parity("node", "init", "--yes", "--max-memory", "all")
+
+    assert (again.code, lifted.code) == (0, 0)
+    assert kept == 2 << 30
+    assert node_settings().runner_max_memory is None
+
+
+def test_a_node_that_nobody_set_up_does_not_start(parity: Parity, home: Home) -> None:
+    done = parity("node", "run")
+
+    assert done.code != 0
+    assert "parity node init" in done.err
+    assert not (home.path / "node").exists()
+
+
 def test_init_that_is_refused_at_the_end_writes_no_settings(parity: Parity, home: Home, market: FakeMarket) -> None:
     done = parity("node", "init", types=[str(market.join), "", "2", "", "n", "n"])
 
