@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from parity_protocol.ids import Address
 
 MAX_SPEC_FILE_BYTES = 1 << 20
+WHY_AFTER_S = 5.0
+WHY_EVERY_S = 15.0
 
 
 @click.group(cls=Group, short_help="Submit work and follow it.")
@@ -288,8 +290,8 @@ def _write_new(path: Path, data: bytes) -> None:
     try:
         with path.open("xb") as file:
             file.write(data)
-    except FileExistsError as exc:
-        raise InvalidInput(f"{path} exists already", field="output") from exc
+    except FileExistsError:
+        raise InvalidInput(f"{path} exists already", hint="Choose another --output.", field="output") from None
     except OSError as exc:
         raise NotFound(f"{path}: {exc.strerror}") from exc
 
@@ -378,11 +380,44 @@ def _for_terminal(text: str) -> str:
 
 
 async def _follow(out: Output, client: Client, root_id: str, timeout_s: float | None) -> TaskReply | GroupReply:
-    """Show each step on standard error until the end."""
+    """Show each step on standard error until the end, and why nothing happens while nothing does."""
+    import anyio
+
     from parity_cli.screens.task import event_line
 
     def tell(task_id: str, event: EventReply) -> None:
         out.show(event_line(task_id, event))
 
-    with out.console.status("waiting … Ctrl-C stops watching, not the work"):
-        return await client.wait(root_id, timeout=timeout_s, on_event=tell)
+    try:
+        with out.console.status("waiting … Ctrl-C stops watching, not the work"):
+            async with anyio.create_task_group() as beside:
+                beside.start_soon(_tell_why, out, client, root_id)
+                found = await client.wait(root_id, timeout=timeout_s, on_event=tell)
+                beside.cancel_scope.cancel()
+    except anyio.get_cancelled_exc_class():
+        out.say(f"the work goes on; to its result: parity task result --wait {root_id}")
+        raise
+    return found
+
+
+async def _tell_why(out: Output, client: Client, root_id: str) -> NoReturn:
+    """Say why no node takes the work, a moment after that is so, and again when the reason changes."""
+    import anyio
+
+    from parity_cli.screens.task import waiting_line
+    from parity_protocol.api.tasks import GroupReply
+
+    told = ""
+    await anyio.sleep(WHY_AFTER_S)
+    while True:
+        try:
+            found = await client.find(root_id)
+            members = found.tasks if isinstance(found, GroupReply) else (found,)
+            waiting = [each.id for each in members if each.state == "pending"]
+            reason = (await client.why(waiting[0])).summary if waiting else ""
+        except ParityError:
+            reason = ""  # it is only a courtesy: `wait` tells what is wrong with the market
+        if reason and reason != told:
+            out.show(waiting_line(waiting[0], reason, now=datetime.now(UTC)))
+            told = reason
+        await anyio.sleep(WHY_EVERY_S)

@@ -15,7 +15,7 @@ from parity_cli.screens.cells import cell, measure
 from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply, WhyPendingReply
 from parity_protocol.quantities import format_tokens
 
-__all__ = ["event_line", "group_screen", "task_screen", "tasks_screen", "why_screen"]
+__all__ = ["event_line", "group_screen", "task_screen", "tasks_screen", "waiting_line", "why_screen"]
 
 _COLOUR = {
     "completed": "green",
@@ -39,8 +39,16 @@ def event_line(task_id: str, event: EventReply) -> Text:
     detail = f"  {_first_line(event.detail)}" if event.detail else ""
     colour = _COLOUR.get(event.state, "default")
     line = Text(f"{event.at:%H:%M:%S}  {task_id[-_SHORT:]}  ")
-    line.append(f"{event.event:<18}", style=colour)
+    line.append(f"{event.event:<18} ", style=colour)
     line.append(printable(f"{event.state}{node}{detail}"), style="dim")
+    return line
+
+
+def waiting_line(task_id: str, reason: str, *, now: datetime) -> Text:
+    """Return why a task waits, for the same display."""
+    line = Text(f"{now:%H:%M:%S}  {task_id[-_SHORT:]}  ")
+    line.append(f"{'waits':<18} ", style="yellow")
+    line.append(printable(_first_line(reason)))
     return line
 
 
@@ -153,7 +161,7 @@ def why_screen(replies: Sequence[WhyPendingReply]) -> RenderableType:
         for each in reply.refusals:
             table.add_row(f"{each.count:>4}", f"[bold]{cell(each.rule)}[/bold]  {cell(each.message)}")
         parts.append(table)
-        parts.append(Text(f"{reply.nodes_seen} nodes seen, {reply.nodes_fit} fit", style="dim"))
+        parts.append(Text(f"nodes seen: {reply.nodes_seen}, that fit: {reply.nodes_fit}", style="dim"))
     return Group(*parts)
 
 

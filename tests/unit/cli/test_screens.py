@@ -151,7 +151,7 @@ def test_why_names_rule_message_and_count() -> None:
 
     assert "12" in text
     assert "capability.memory" in text
-    assert "12 nodes seen, 0 fit" in text
+    assert "nodes seen: 12, that fit: 0" in text
 
 
 def test_checks_show_cause_and_fix() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,35 @@ def test_waiting_shows_steps_and_prints_the_result(parity: Parity, joined: FakeM
     assert done.out == "hello\n"
     assert "claim" in done.err
     assert "accept" in done.err
+
+
+def test_waiting_says_why_nobody_takes_the_work(
+    parity: Parity, joined: FakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parity_cli.commands.task.WHY_AFTER_S", 0.0)
+    monkeypatch.setattr("parity_cli.commands.task.WHY_EVERY_S", 0.0)
+    joined.finish_after = 20
+
+    done = parity("task", "submit", "--reward", "0.1", "--wait", "--", "echo", "hello")
+
+    assert (done.code, done.out) == (0, "hello\n")
+    assert done.err.count("no node fits") == 1
+
+
+def test_who_stops_watching_is_told_that_the_work_goes_on(
+    parity: Parity, joined: FakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr("parity_cli.commands.task._tell_why", interrupt)
+    joined.finish_after = None
+
+    done = parity("task", "submit", "--reward", "0.1", "--wait", "--", "echo", "hello")
+
+    assert done.code == 130
+    assert f"parity task result --wait {only_task(joined).id}" in done.err
 
 
 def test_waiting_with_json_is_one_document(parity: Parity, joined: FakeMarket) -> None:
