@@ -26,25 +26,23 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _memory_folder() -> Iterator[Path | None]:
+def unit_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return where this run's files go: a folder in memory, or one of pytest's on a system without.
+
+    Every store syncs what it writes, which is most of a market test's time on a disk and nothing in memory. What
+    survives a power cut is not for unit tests.
+    """
     if not _is_usable(MEMORY_FOLDER):
-        yield None
+        yield tmp_path_factory.mktemp("unit")
         return
     with TemporaryDirectory(prefix="parity-unit-", dir=MEMORY_FOLDER) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
-def tmp_path(request: pytest.FixtureRequest, _memory_folder: Path | None) -> Iterator[Path]:
-    """Return an empty folder of the test's own.
-
-    Every store syncs what it writes, which is most of a market test's time on a disk and nothing in memory. What
-    survives a power cut is not for unit tests.
-    """
-    if _memory_folder is None:
-        yield request.getfixturevalue("tmp_path_factory").mktemp("unit")
-        return
-    folder = Path(mkdtemp(dir=_memory_folder))
+def tmp_path(unit_folder: Path) -> Iterator[Path]:
+    """Return an empty folder of the test's own, gone after it."""
+    folder = Path(mkdtemp(dir=unit_folder))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -79,6 +79,7 @@ class World:
     """One market, run and killed and run again, on one chain."""
 
     seen: ClassVar[Counter[str]] = Counter()
+    parent: ClassVar[Path]  # of each history's folder
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,11 +207,12 @@ class World:
 )
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), min_size=8, max_size=25))
 def _play(actions: list[tuple[str, int]]) -> None:
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=World.parent) as folder:
         asyncio.run(World(Path(folder)).play(actions))
 
 
-def test_everybody_is_paid_exactly_once_whatever_happens() -> None:
+def test_everybody_is_paid_exactly_once_whatever_happens(tmp_path: Path) -> None:
+    World.parent = tmp_path
     World.seen.clear()
 
     _play()
