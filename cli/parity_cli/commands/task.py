@@ -123,7 +123,7 @@ def _spec(given: dict[str, Any]) -> dict[str, Any] | str:
         spec["title"] = given["title"]
     if given["inputs"]:
         spec["inputs"] = [
-            {"kind": "cid", "name": name, "cid": cid}
+            {"kind": "cid", "name": name, "cid": _cid(name, cid)}
             for name, cid in (_pair("--input", each) for each in given["inputs"])
         ]
     if given["env"]:
@@ -147,6 +147,21 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     if not equals or not name:
         raise click.UsageError(f"{option} {text!r}: expected NAME=…")
     return name, value
+
+
+def _cid(name: str, text: str) -> str:
+    """Return a CID as it was typed; one that no node could read is refused before it is paid for."""
+    from parity_blobs import Cid
+
+    try:
+        Cid.parse(text)
+    except ParityError as exc:
+        raise BadField(
+            f"--input {name}: {text[:80]!r} is not a CID: {exc.message}",
+            hint="`parity data add FILE` stores a file and prints its CID.",
+            field="inputs",
+        ) from None
+    return text
 
 
 def _spec_file(name: str) -> str:

@@ -56,6 +56,15 @@ def test_a_command_is_submitted_as_it_was_typed(parity: Parity, joined: FakeMark
     assert order.deadline == int(joined.clock.now().timestamp()) + 3_600
 
 
+def test_an_input_that_is_no_cid_is_refused_before_anything_is_signed(parity: Parity, joined: FakeMarket) -> None:
+    done = parity("task", "submit", "--reward", "0.1", "--input", "rows=bafyfoo", "--", "wc", "inputs/rows")
+
+    assert done.code == 20
+    assert "--input rows: 'bafyfoo' is not a CID" in done.err
+    assert "parity data add" in done.err
+    assert joined.tasks == {}
+
+
 def test_waiting_shows_steps_and_prints_the_result(parity: Parity, joined: FakeMarket) -> None:
     done = parity("task", "submit", "--reward", "0.1", "--wait", "--", "echo", "hello")
 
