@@ -113,7 +113,11 @@ def show(out: Output) -> None:
         "wallets": home.wallets(),
         **settings.model_dump(mode="json"),
     }
-    lines = [f"home     {home.path}", f"wallet   {settings.wallet} (of: {', '.join(home.wallets()) or 'none yet'})"]
+    others = [name for name in home.wallets() if name != settings.wallet]
+    has = settings.wallet in home.wallets()
+    lines = [f"home     {home.path}"]
+    lines.append(f"wallet * {settings.wallet}" + ("" if has else "  not made yet: parity wallet create"))
+    lines += [f"wallet   {name}" for name in others]
     for name, entry in settings.markets.items():
         mark = "*" if name == settings.current else " "
         lines.append(f"market {mark} {name}  {entry.join}" + (f"  rpc {entry.rpc}" if entry.rpc else ""))

@@ -47,10 +47,11 @@ def next_steps(kept: str | None, url: str, rpc_url: str) -> RenderableType:
         lines += [
             ("the market", f"{url}/api/status  {url}/api/v1/nodes  {url}/metrics"),
             ("the chain", f"{rpc_url} (JSON-RPC)"),
-            ("your tasks", f". {kept}/env && parity task list"),
-            ("more work", f". {kept}/env && parity task submit --reward 0.1 -- uname -a"),
             ("logs", f"{kept}/logs"),
-            ("the end", "Ctrl-C ends all of it"),
+            ("in a shell", f". {kept}/env"),
+            ("your tasks", "parity task list"),
+            ("more work", "parity task submit --reward 0.1 --wait -- uname -a"),
+            ("the end", "Ctrl-C ends all of it; the folder stays"),
         ]
     else:
         lines += [
