@@ -10,6 +10,7 @@ import anyio
 from rich.console import Console
 
 from parity_cli.demo.keep import write_home
+from parity_cli.demo.processes import ProcessEnded
 from parity_cli.demo.progress import Progress
 from parity_cli.demo.story import Demo, make_folder
 from parity_cli.demo.summary import Summary
@@ -17,6 +18,7 @@ from parity_protocol.clock import Clock, SystemClock
 
 __all__ = ["Interrupted", "run_demo"]
 
+DYING_S = 0.2  # between a process's last packet and its end
 INTERRUPTED_WITHIN_S = 0.5  # for the processes to end by themselves after Ctrl-C
 
 Told = Callable[[Summary, Demo], None]
@@ -85,7 +87,7 @@ async def _run(demo: Demo, keep: bool, told: Told) -> Summary:
             if keep:
                 await anyio.sleep_forever()
         except Exception as exc:  # noqa: BLE001 - raised again below, without the groups around it
-            failure.append(exc)
+            failure.append(await _cause(demo, exc))
         scope.cancel()
 
     try:
@@ -100,6 +102,16 @@ async def _run(demo: Demo, keep: bool, told: Told) -> Summary:
     if not found:
         raise Interrupted(caught[0] if caught else signal.SIGINT)
     return found[0]
+
+
+async def _cause(demo: Demo, error: Exception) -> Exception:
+    """Return that a process has ended when one has: all else that failed comes of it."""
+    await anyio.sleep(DYING_S)
+    try:
+        demo.stack.processes.check()
+    except ProcessEnded as ended:
+        return ended
+    return error
 
 
 def _leaf(error: BaseException) -> BaseException:
