@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 def run_async(function: Callable[[], Awaitable[T]]) -> T:
     """Run ``function`` to its end; Ctrl-C cancels it and raises ``KeyboardInterrupt``."""
-    import anyio
+    import asyncio
+
+    async def wait() -> T:
+        return await function()
 
     try:
-        return anyio.run(function)
+        return asyncio.run(wait())
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
