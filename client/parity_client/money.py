@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from parity_protocol.api.market import MarketDocument
 from parity_protocol.clock import Clock, SystemClock
-from parity_protocol.errors import ConfigInvalid, Unprocessable
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Unprocessable
 from parity_protocol.ids import Address
+from parity_protocol.join import is_loopback
 from parity_protocol.quantities import TokenAmount, format_tokens
 from parity_protocol.signing.keys import EvmKey
 
@@ -60,7 +62,10 @@ async def connect(document: MarketDocument, rpc_url: str = "", *, timeout_s: flo
     url = rpc_url or document.rpc_hint
     if not url:
         raise ConfigInvalid(["BLOCKCHAIN_RPC is missing: the market names no endpoint of its chain"])
-    found = await discover(url, document.chain.vault, timeout_s=timeout_s)
+    try:
+        found = await discover(url, document.chain.vault, timeout_s=timeout_s)
+    except ChainUnavailable as exc:
+        raise ChainUnavailable(f"the chain at {_place(url)} cannot be used: {exc.message}", hint=_hint(url)) from exc
     pinned = replace(
         found,
         chain_id=document.chain.chain_id,
@@ -69,6 +74,21 @@ async def connect(document: MarketDocument, rpc_url: str = "", *, timeout_s: flo
         decimals=document.token_decimals,
     )
     return await Web3Chain.connect(url, pinned, timeout_s=timeout_s)
+
+
+def _place(url: str) -> str:
+    """Return the part of an endpoint's address that may be shown: paths and queries of such hold keys."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _hint(url: str) -> str:
+    if is_loopback(urlsplit(url).hostname or ""):
+        return (
+            "`parity chain serve` starts the embedded chain; if it runs on another machine, "
+            "forward the port: ssh -N -L 8545:127.0.0.1:8545 MACHINE"
+        )
+    return "Check that it runs, and its address: BLOCKCHAIN_RPC for a node, `parity config use NAME --rpc URL` else."
 
 
 def approval_before(call: Call, allowance: TokenAmount) -> tuple[Call, ...]:

@@ -225,6 +225,9 @@ def release(out: Output, amount: str | None, finish: bool, cancel: bool, **commo
             text = f"release {describe(value, chain.deployment)}, ready after {unbonding_text(chain.deployment)}"
             return text, [RequestRelease(who, spender, value)]
         if finish:
+            ready = (await chain.escrow(who, spender)).ready_at
+            if ready is not None and ready > (await chain.head()).time:
+                raise Conflict(f"the unbonding time is not over: it is ready from {ready:%Y-%m-%d %H:%M:%S} UTC on")
             return "finish the release", [FinishRelease(who, spender)]
         return "cancel the release", [CancelRelease(who, spender)]
 
@@ -245,6 +248,12 @@ def withdraw(out: Output, amount: str, **common: Any) -> None:
         from parity_contracts.chain.calls import Withdraw
 
         value = parse_amount(amount, chain.deployment)
+        credit = (await chain.account(client.address)).credit
+        if credit < value:
+            raise Unprocessable(
+                f"{describe(credit, chain.deployment)} can be paid out now",
+                hint="What is set aside for a market is taken back with `parity wallet release`.",
+            )
         return f"withdraw {describe(value, chain.deployment)}", [Withdraw(client.address, value)]
 
     _transaction(out, plan, next_step="parity wallet show", **common)

@@ -210,6 +210,7 @@ def test_credit_becomes_escrow_and_comes_back(parity: Parity, rich: ClosableChai
     parity("wallet", "release", "--amount", "1.5", "--yes")
     releasing = run(escrow)
     locked = parity("wallet", "release", "--finish", "--yes")
+    too_much = parity("wallet", "withdraw", "--amount", "1.5", "--yes")
     parity("wallet", "release", "--cancel", "--yes")
 
     assert too_early.code == 50
@@ -217,6 +218,9 @@ def test_credit_becomes_escrow_and_comes_back(parity: Parity, rich: ClosableChai
     assert allowed == (2 * TOKEN, 0)
     assert releasing == (2 * TOKEN, 15 * 10**17)
     assert locked.code == 40
+    assert "time is not over: it is ready from" in locked.err
+    assert too_much.code == 50
+    assert "1 PDEV (1000000000000000000 base units) can be paid out now" in too_much.err
     assert run(escrow) == (2 * TOKEN, 0)
     assert parity("wallet", "withdraw", "--amount", "1", "--yes").code == 0
     assert parity("wallet", "release", "--finish", "--cancel", "--yes").code == 2

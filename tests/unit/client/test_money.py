@@ -10,7 +10,7 @@ from parity_contracts.chain.calls import AddFunds, Allow, Approve, Faucet
 from parity_contracts.chain.memory import MemoryChain
 from parity_contracts.chain.sending import send
 from parity_protocol.api.market import MarketDocument
-from parity_protocol.errors import ConfigInvalid, Unprocessable
+from parity_protocol.errors import ChainUnavailable, ConfigInvalid, Unprocessable
 from parity_protocol.signing.keys import EvmKey
 
 TOKEN = 10**18
@@ -64,3 +64,28 @@ async def test_a_chain_without_an_address_is_a_question_of_settings() -> None:
 
     with pytest.raises(ConfigInvalid, match="BLOCKCHAIN_RPC"):
         await money.connect(document)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "hint"),
+    [
+        ("http://127.0.0.1:8545", "http://127.0.0.1:8545", "ssh -N -L"),
+        ("https://me:pw@rpc.example:9/v3/secret?key=secret", "https://rpc.example:9", "--rpc"),
+    ],
+)
+async def test_a_chain_that_does_not_answer_is_named_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, url: str, shown: str, hint: str
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise ChainUnavailable("the chain does not answer: refused")
+
+    monkeypatch.setattr("parity_contracts.deploy.discover", refuse)
+    document = MarketDocument.model_validate_json(json.dumps(FakeMarket().document()))
+
+    with pytest.raises(ChainUnavailable) as caught:
+        await money.connect(document, url)
+
+    assert f"the chain at {shown} cannot be used" in caught.value.message
+    assert hint in caught.value.hint()
+    assert "secret" not in str(caught.value) + caught.value.hint()
+    assert "pw" not in str(caught.value)
