@@ -21,7 +21,6 @@ __all__ = ["KeepAliveTransport"]
 
 MAX_HEAD_BYTES = 65_536  # of a response
 HIGH_WATER_BYTES = 1 << 20  # of a body that nobody has read yet; the peer then waits
-LOW_WATER_BYTES = 1 << 18
 
 Origin = tuple[str, str, int]
 

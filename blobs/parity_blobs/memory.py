@@ -128,13 +128,6 @@ class MemoryBlobStore:
         del self._objects[cid.key]
         return True
 
-    def corrupt(self, cid: Cid) -> None:
-        """Flip the last byte of the block ``cid``, as a failing disk would; for tests of the readers."""
-        found = self._find(cid)
-        if found is None:
-            raise NotFound(f"{cid} is not in this store")
-        found.blocks[cid.key] = found.blocks[cid.key][:-1] + bytes((found.blocks[cid.key][-1] ^ 1,))
-
     def _find(self, cid: Cid) -> _Object | None:
         found = self._objects.get(cid.key)
         if found is None:

@@ -18,7 +18,6 @@ from parity_blobs.cid import CODEC_DAG_PB, HASH_SHA2_256, Block, Cid
 __all__ = ["INLINE_BYTES", "BlockRow", "Sealed", "Spool", "fsync_file", "fsync_folder"]
 
 INLINE_BYTES = 64 << 10  # objects up to this size live inside the index: below it SQLite beats a file of its own
-_WRITE_BUFFER_BYTES = 1 << 20
 
 BlockRow = tuple[bytes, int, int, int]  # digest, codec, position in file or inline data, length
 

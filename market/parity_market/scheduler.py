@@ -24,7 +24,7 @@ from parity_market.presence import MISSED_HEARTBEATS, Presence, PresentNode
 from parity_market.refusals import RefusalCounts, why_no_work, why_pending
 from parity_market.store import sql
 from parity_market.store.base import MarketStore, ReadTx
-from parity_market.store.rows import TaskRow, from_us
+from parity_market.store.rows import TaskRow
 from parity_protocol.api.nodes import WhyNoWorkReply
 from parity_protocol.api.tasks import WhyPendingReply
 from parity_protocol.capability import MAX_CAPABILITY_AGE_S
@@ -446,18 +446,6 @@ class Scheduler:
         if node is None:
             raise NotFound(f"node {node_id} is not enrolled here")
         return why_no_work(node_id, self._counts_of(node_id), pending=len(self._pending))
-
-    @property
-    def pending_count(self) -> int:
-        """Tasks that wait for a node."""
-        return len(self._pending)
-
-    def oldest_pending_s(self) -> float:
-        """Return how long the oldest pending task has existed, in seconds; 0 when there is none."""
-        if not self._pending:
-            return 0.0
-        oldest = min(entry.created_us for entry in self._pending.values())
-        return max((self._clock.now() - from_us(oldest)).total_seconds(), 0.0)
 
 
 def _pending_page(tx: ReadTx, *, after: str, limit: int) -> list[TaskRow]:

@@ -160,7 +160,6 @@ class Agent:
         self._grace_s = settings.runner_grace.total_seconds()
         self.ready = anyio.Event()  # start-up and recovery are over
         self.started_at = clock.now()
-        self.health_port = 0
         self._watch_gauges()
 
     @property

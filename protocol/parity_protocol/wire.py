@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     PlainSerializer,
-    StringConstraints,
     ValidationError,
     WithJsonSchema,
 )
@@ -88,5 +87,3 @@ WireTime = Annotated[
     PlainSerializer(_write_time, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-
-ShortText = Annotated[str, StringConstraints(max_length=255)]

@@ -16,12 +16,6 @@ class Record:
     completed: int  # accepted by the market
     failed: int  # that count against the node
 
-    @property
-    def success_rate(self) -> float | None:
-        """Share of executions that were accepted, 0 to 1; None before the first."""
-        total = self.completed + self.failed
-        return self.completed / total if total else None
-
 
 def counts_against(blame: Blame) -> bool:
     """Return whether a failure with this blame counts against the node that reports it."""

@@ -437,7 +437,6 @@ NODE_COMPLETED = Command(
 )
 NODE_FAILED = Command(sa.update(t.node).where(t.node.c.id == _bind("key_id")).values(failed=t.node.c.failed + 1))
 NODE_IDS: Query[str] = _scalar(sa.select(t.node.c.id))
-NODE_COUNT = _scalar(sa.select(sa.func.count()).select_from(t.node))
 
 # -- blobs, sessions ------------------------------------------------------------------------------------------------
 

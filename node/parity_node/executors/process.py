@@ -208,11 +208,6 @@ class Child:
                 self._process.returncode = self._exit.status  # Popen must not wait for a pid that is gone
         return self._exit
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether ``wait`` has returned."""
-        return self._exit is not None
-
     def kill(self) -> None:
         """Send SIGKILL to the process, or to its whole group if it leads one; nothing if it has ended."""
         if self._exit is not None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import aiohttp
 import anyio
-from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3 import AsyncHTTPProvider
 from web3.exceptions import Web3Exception
 from web3.types import RPCEndpoint
 
@@ -38,13 +38,11 @@ class Rpc:
             raise ConfigInvalid([f"BLOCKCHAIN_RPC: expected an http:// or https:// address, got {url[:80]!r}"])
         self._timeout_s = timeout_s
         self._errors = errors
-        provider = AsyncHTTPProvider(
+        self._provider = AsyncHTTPProvider(
             url,
             request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout_s)},
             exception_retry_configuration=None,  # who may repeat what is decided by the caller
         )
-        self.web3 = AsyncWeb3(provider)
-        self._provider = provider
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
