@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parity_cli.output import Output
-from parity_cli.secrets_input import KeyChoice, new_passphrase, passphrase_asker, read_key
+from parity_cli.secrets_input import KeyChoice, asks_again, new_passphrase, passphrase_asker, read_key
 from parity_protocol.errors import BadField, Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def owner_wallet(home: Home, passphrase_file: Path | None) -> Wallet:
     path = home.wallet_file(name)
     if not path.is_file():
         raise NotFound("this node has no owner yet", hint="Make one with `parity node auth`.")
-    return Wallet.of_keystore(path, passphrase_asker(passphrase_file, "the node's owner"), asks_person=True)
+    asker = passphrase_asker(passphrase_file, "the node's owner")
+    return Wallet.of_keystore(path, asker, asks_person=True, again=asks_again(passphrase_file))
 
 
 def identity_of(settings: NodeSettings, home: Home) -> NodeIdentity:

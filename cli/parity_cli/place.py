@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from parity_cli.secrets_input import passphrase_asker
+from parity_cli.secrets_input import asks_again, passphrase_asker
 
 if TYPE_CHECKING:
     from parity_client import Client, Home, Wallet
@@ -34,7 +34,10 @@ def stored_wallet(home: Home, name: str | None, passphrase_file: Path | None) ->
 
     chosen = name or home.load().wallet
     return Wallet.of_keystore(
-        home.existing_wallet(chosen), passphrase_asker(passphrase_file, f"wallet {chosen!r}"), asks_person=True
+        home.existing_wallet(chosen),
+        passphrase_asker(passphrase_file, f"wallet {chosen!r}"),
+        asks_person=True,
+        again=asks_again(passphrase_file),
     )
 
 

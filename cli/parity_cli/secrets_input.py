@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,15 @@ from parity_protocol.errors import BadField, ConfigInvalid, Unauthenticated
 if TYPE_CHECKING:
     from parity_protocol.signing.keys import EvmKey
 
-__all__ = ["KeyChoice", "key_options", "new_passphrase", "passphrase_asker", "passphrase_option", "read_key"]
+__all__ = [
+    "KeyChoice",
+    "asks_again",
+    "key_options",
+    "new_passphrase",
+    "passphrase_asker",
+    "passphrase_option",
+    "read_key",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,3 +132,16 @@ def passphrase_asker(file: Path | None, what: str) -> Callable[[], str]:
         return answer
 
     return ask
+
+
+def asks_again(file: Path | None) -> Callable[[Unauthenticated], bool]:
+    """Return a function that tells a person of a wrong passphrase; a file's would be wrong again."""
+    from parity_client.wallet import FILE_VARIABLE
+
+    def again(error: Unauthenticated) -> bool:
+        if file is not None or os.environ.get(FILE_VARIABLE) or not is_interactive():
+            return False
+        click.echo(error.message, err=True)
+        return True
+
+    return again

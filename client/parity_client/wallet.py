@@ -18,6 +18,7 @@ __all__ = ["FILE_VARIABLE", "Wallet", "passphrase_from_file"]
 FILE_VARIABLE = "PARITY_PASSPHRASE_FILE"  # environment variable
 MAX_PASSPHRASE_BYTES = 4_096
 MAX_KEYSTORE_BYTES = 16 * 1024
+ATTEMPTS = 3  # passphrases that a person may try
 
 
 class Wallet:
@@ -42,11 +43,19 @@ class Wallet:
         return wallet
 
     @classmethod
-    def of_keystore(cls, path: Path, passphrase: Callable[[], str], *, asks_person: bool = False) -> Wallet:
+    def of_keystore(
+        cls,
+        path: Path,
+        passphrase: Callable[[], str],
+        *,
+        asks_person: bool = False,
+        again: Callable[[Unauthenticated], bool] | None = None,
+    ) -> Wallet:
         """Return the wallet of an encrypted v3 keystore; ``passphrase`` is asked only when the key is needed.
 
         Args:
             asks_person: Whether ``passphrase`` talks to a terminal.
+            again: Told of a wrong passphrase; whether to ask again, three times in all. None gives up at the first.
 
         Raises:
             NotFound: There is no such file.
@@ -57,7 +66,14 @@ class Wallet:
         def unlock() -> EvmKey:
             from parity_contracts import keystore  # eth_account takes most of a second to load
 
-            return keystore.load(path, passphrase())
+            for left in reversed(range(ATTEMPTS)):
+                text = passphrase()
+                try:
+                    return keystore.load(path, text)
+                except Unauthenticated as exc:
+                    if not left or again is None or not again(exc):
+                        raise
+            raise AssertionError("the last attempt returns or raises")
 
         return cls(address, unlock, asks_person=asks_person)
 

@@ -235,6 +235,22 @@ def test_a_wrong_passphrase_sends_nothing(parity: Parity, rich: ClosableChain, k
     assert run(credit, rich, key) == 0
 
 
+def test_a_mistyped_passphrase_is_asked_again_three_times_in_all(
+    parity: Parity, rich: ClosableChain, key: EvmKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PARITY_PASSPHRASE_FILE")
+    deposit = ("wallet", "deposit", "--amount", "1", "--yes")
+
+    given_up = parity(*deposit, types=["wrong-1", "wrong-2", "wrong-3", PASSPHRASE])
+    before = run(credit, rich, key)
+    done = parity(*deposit, types=["wrong-1", "wrong-2", PASSPHRASE])
+
+    assert (given_up.code, before) == (32, 0)
+    assert given_up.err.count("the passphrase is wrong") == 3
+    assert done.code == 0
+    assert run(credit, rich, key) == TOKEN
+
+
 @pytest.mark.parametrize("question", ["visible_prompt_func", "hidden_prompt_func"])
 def test_one_ctrl_c_ends_a_question_inside_the_event_loop(
     parity: Parity, rich: ClosableChain, key: EvmKey, monkeypatch: pytest.MonkeyPatch, question: str
