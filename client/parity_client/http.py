@@ -10,23 +10,22 @@ from secrets import token_urlsafe
 from typing import TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from parity_blobs.http_exchange import CONNECT_TIMEOUT_S, exchange
 from parity_blobs.http_transport import KeepAliveTransport
 from parity_client.session import Session
 from parity_protocol import strict_json
 from parity_protocol.api.problem import error_of_answer
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadDocument, InvalidInput, TooLarge, Unavailable, Unreachable
+from parity_protocol.errors import BadDocument, InvalidInput, Unavailable
 from parity_protocol.signing.http_signatures import sign_request
 
 __all__ = ["MarketHttp", "Retry", "Upload", "parse_reply", "retrying"]
 
 MAX_REPLY_BYTES = 32 << 20
 MAX_REPLY_VALUES = 2_000_000  # a page of 200 tasks with their specs
-CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 20.0  # added to the time that a request asks the market to wait
 MAX_RETRY_AFTER_S = 60.0
 MAX_CONNECTIONS = 64
@@ -112,6 +111,7 @@ class MarketHttp:
         Raises:
             Unreachable: No answer in time.
             TooLarge: The answer is over 32 MiB.
+            BadDocument: It is compressed.
             ParityError: What the market raised.
         """
         target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
@@ -130,26 +130,17 @@ class MarketHttp:
         request = self._client.build_request(method, target, content=content, headers=headers, timeout=timeout)
         if session is not None:
             request.headers.update(self.signature(request, session, body=content, upload=body))
-        try:
-            with anyio.fail_after(limit_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
-                response = await self._client.send(request, stream=True)
-                try:
-                    data = await _capped(response)
-                finally:
-                    await response.aclose()
-        except TimeoutError as exc:
-            raise Unreachable(f"the market at {self.url} did not answer within {limit_s:g} s") from exc
-        except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
-            raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
-        if not 200 <= response.status_code < 300:
+        peer = f"the market at {self.url}"
+        answer = await exchange(self._client, request, limit_s=limit_s, max_bytes=MAX_REPLY_BYTES, peer=peer)
+        if not 200 <= answer.status < 300:
             raise error_of_answer(
-                response.status_code,
-                data,
-                sender=f"the market at {self.url}",
-                retry_after=response.headers.get("retry-after", ""),
+                answer.status,
+                answer.body,
+                sender=peer,
+                retry_after=answer.headers.get("retry-after", ""),
                 max_retry_after_s=MAX_RETRY_AFTER_S,
             )
-        return data
+        return answer.body
 
     def signature(
         self, request: httpx.Request, session: Session, *, body: object = b"", upload: object = None
@@ -210,16 +201,3 @@ def parse_reply(model: type[M], data: bytes) -> M:
         return model.model_validate_json(data)
     except (InvalidInput, ValidationError) as exc:
         raise BadDocument(f"the market's answer is not a {model.__name__}: {str(exc)[:200]}") from exc
-
-
-async def _capped(response: httpx.Response) -> bytes:
-    """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise BadDocument(f"the market's answer is compressed ({encoding[:32]!r}), which nobody asked for")
-    data = bytearray()
-    async for chunk in response.aiter_bytes():  # which decodes nothing now
-        data += chunk
-        if len(data) > MAX_REPLY_BYTES:
-            raise TooLarge(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
-    return bytes(data)

@@ -7,7 +7,6 @@ market's place, and a report that it "refused" is still worth its reward.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import TypeVar
@@ -17,6 +16,7 @@ import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from parity_blobs.http_exchange import CONNECT_TIMEOUT_S, exchange
 from parity_blobs.http_transport import KeepAliveTransport
 from parity_node.market.base import MarketClient, MarketDirectory
 from parity_protocol.api import paths
@@ -38,7 +38,7 @@ from parity_protocol.api.nodes import EnrolReply, EnrolRequest, Heartbeat, Heart
 from parity_protocol.api.problem import error_of_answer
 from parity_protocol.api.storage import UploadReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import TooLarge, Unreachable
+from parity_protocol.errors import InvalidInput, TooLarge, Unreachable
 from parity_protocol.join import TrustedMarket, verify_market
 from parity_protocol.signing.http_signatures import sign_request
 from parity_protocol.signing.keys import Ed25519PrivateKey, node_id_of
@@ -47,7 +47,6 @@ __all__ = ["HttpMarket"]
 
 MAX_REPLY_BYTES = 16 << 20
 MAX_UPLOAD_BYTES = 1 << 30
-CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 20.0  # added to the time that a long poll may wait
 MAX_RETRY_AFTER_S = 300.0
 MAX_CONNECTIONS = 16
@@ -97,9 +96,8 @@ class HttpMarket(MarketClient, MarketDirectory):
 
     async def trust(self) -> TrustedMarket:
         """Fetch and check the signed key set; see the port."""
-        status, headers, body = await self._send("GET", paths.JWKS, b"", {})
-        _raise_unless_ok(status, headers, body, self.url)
-        found = verify_market(body, self._identity, now=self._clock.now())
+        answer = await self._send("GET", paths.JWKS, b"", {})
+        found = verify_market(answer, self._identity, now=self._clock.now())
         self._identity, self._authority = found.thumbprint, found.document.authority
         return found
 
@@ -155,19 +153,15 @@ class HttpMarket(MarketClient, MarketDirectory):
         headers = self.signed_headers("POST", paths.STORAGE_UPLOAD, query, body)
         headers["Content-Type"] = "application/octet-stream"
         timeout_s = REPLY_TIMEOUT_S + size / (64 << 10)  # a market slower than 64 KiB/s counts as away
-        status, answer, data = await self._send(
-            "POST", f"{paths.STORAGE_UPLOAD}?{query}", body, headers, timeout_s=timeout_s
-        )
-        _raise_unless_ok(status, answer, data, self.url)
-        return _parse(UploadReply, data)
+        answer = await self._send("POST", f"{paths.STORAGE_UPLOAD}?{query}", body, headers, timeout_s=timeout_s)
+        return _parse(UploadReply, answer)
 
     async def _post(self, path: str, request: BaseModel, reply: type[M], *, timeout_s: float = REPLY_TIMEOUT_S) -> M:
         body = request.model_dump_json(by_alias=True).encode()
         headers = self.signed_headers("POST", path, "", body)
         headers["Content-Type"] = "application/json"
-        status, answer, data = await self._send("POST", path, body, headers, timeout_s=timeout_s)
-        _raise_unless_ok(status, answer, data, self.url)
-        return _parse(reply, data)
+        answer = await self._send("POST", path, body, headers, timeout_s=timeout_s)
+        return _parse(reply, answer)
 
     def signed_headers(self, method: str, path: str, query: str, body: bytes) -> dict[str, str]:
         """Return the headers that sign a request to this market, for readers of its gateway."""
@@ -185,7 +179,7 @@ class HttpMarket(MarketClient, MarketDirectory):
 
     async def _send(
         self, method: str, target: str, body: bytes, headers: dict[str, str], *, timeout_s: float = REPLY_TIMEOUT_S
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    ) -> bytes:
         request = self._client.build_request(
             method,
             target,
@@ -193,31 +187,20 @@ class HttpMarket(MarketClient, MarketDirectory):
             headers={"Accept-Encoding": "identity", **headers},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
         )
+        peer = f"the market at {self.url}"
         try:
-            with anyio.fail_after(timeout_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
-                response = await self._client.send(request, stream=True)
-                try:
-                    data = await _capped(response)
-                finally:
-                    await response.aclose()
-        except TimeoutError as exc:
-            raise Unreachable(f"the market at {self.url} did not answer within {timeout_s:g} s") from exc
-        except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
-            raise Unreachable(f"the market at {self.url} does not answer: {str(exc) or type(exc).__name__}") from exc
-        return response.status_code, response.headers, data
-
-
-async def _capped(response: httpx.Response) -> bytes:
-    """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise Unreachable(f"the market's answer is compressed ({encoding[:32]!r}), which nobody asked for")
-    data = bytearray()
-    async for chunk in response.aiter_bytes():  # which decodes nothing now
-        data += chunk
-        if len(data) > MAX_REPLY_BYTES:
-            raise Unreachable(f"the market's answer is over {MAX_REPLY_BYTES} bytes")
-    return bytes(data)
+            answer = await exchange(self._client, request, limit_s=timeout_s, max_bytes=MAX_REPLY_BYTES, peer=peer)
+        except InvalidInput as exc:
+            raise Unreachable(exc.message) from exc
+        if not 200 <= answer.status < 300:
+            raise error_of_answer(
+                answer.status,
+                answer.body,
+                sender=peer,
+                retry_after=answer.headers.get("retry-after", ""),
+                max_retry_after_s=MAX_RETRY_AFTER_S,
+            )
+        return answer.body
 
 
 def _parse(model: type[M], data: bytes) -> M:
@@ -230,14 +213,3 @@ def _parse(model: type[M], data: bytes) -> M:
 def _as_many(sent: int, came: int) -> None:
     if sent != came:
         raise Unreachable(f"the market answered {came} of {sent} items")
-
-
-def _raise_unless_ok(status: int, headers: Mapping[str, str], body: bytes, url: str) -> None:
-    if not 200 <= status < 300:
-        raise error_of_answer(
-            status,
-            body,
-            sender=f"the market at {url}",
-            retry_after=headers.get("retry-after", ""),
-            max_retry_after_s=MAX_RETRY_AFTER_S,
-        )

@@ -1,0 +1,66 @@
+"""One request and its whole answer, bounded in time and size: what the API clients of node and submitter share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import anyio
+import httpx
+
+from parity_protocol.errors import BadDocument, TooLarge, Unreachable
+
+__all__ = ["CONNECT_TIMEOUT_S", "Answer", "exchange"]
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Answer(NamedTuple):
+    """An HTTP answer that was read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def exchange(
+    client: httpx.AsyncClient, request: httpx.Request, *, limit_s: float, max_bytes: int, peer: str
+) -> Answer:
+    """Send ``request`` and read its answer, whatever its status.
+
+    Args:
+        request: Should ask for ``Accept-Encoding: identity``: nothing is decompressed here.
+        limit_s: For all of it, in seconds, besides ``CONNECT_TIMEOUT_S`` to connect.
+        max_bytes: Most that the answer's body may have.
+        peer: Who is asked, for people, such as ``the market at https://market.example``.
+
+    Raises:
+        Unreachable: No answer in time.
+        TooLarge: The answer is over ``max_bytes``.
+        BadDocument: It is compressed.
+    """
+    try:
+        with anyio.fail_after(limit_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
+            response = await client.send(request, stream=True)
+            try:
+                body = await _capped(response, max_bytes, peer)
+            finally:
+                await response.aclose()
+    except TimeoutError as exc:
+        raise Unreachable(f"{peer} did not answer within {limit_s:g} s") from exc
+    except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
+        raise Unreachable(f"{peer} does not answer: {str(exc) or type(exc).__name__}") from exc
+    return Answer(response.status_code, response.headers, body)
+
+
+async def _capped(response: httpx.Response, max_bytes: int, peer: str) -> bytes:
+    """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise BadDocument(f"the answer of {peer} is compressed ({encoding[:32]!r}), which nobody asked for")
+    data = bytearray()
+    async for chunk in response.aiter_bytes():  # which decodes nothing now
+        data += chunk
+        if len(data) > max_bytes:
+            raise TooLarge(f"the answer of {peer} is over {max_bytes} bytes")
+    return bytes(data)
