@@ -136,7 +136,9 @@ def serve(out: Output, config_path: Path | None) -> None:
         if out.json:
             out.emit({"join": join})
         else:
+            out.say("the market runs; nodes and submitters join it with: parity config use 'JOIN', where JOIN is")
             click.echo(join)
         sys.stdout.flush()
 
+    out.say("starting the market …")
     run(settings, version=version_of("parity-node"), ready=ready)

@@ -78,7 +78,8 @@ def status(out: Output, watch: bool, config_path: Path | None) -> None:
         raise click.UsageError("--watch is for people and --json for programs: choose one")
     from rich.live import Live
 
-    with Live(console=out.console, screen=False, auto_refresh=False) as live:
+    with Live("asking the node, its market and its chain …", console=out.console, auto_refresh=False) as live:
+        live.refresh()
         while True:
             live.update(status_screen(_status(settings)), refresh=True)
             time.sleep(WATCH_S)

@@ -353,6 +353,8 @@ def _result_text(found: Result) -> str:
 async def logs(out: Output, client: Client, task_id: str, follow: bool) -> None:
     """Print the newest attempt's standard output and error."""
     text = []
+    if follow and (await client.find(task_id)).state == "pending":
+        out.say(f"it waits for a node; the reason: parity task why {task_id}")
     async for piece in client.logs(task_id, follow=follow):
         if out.json:
             text.append(piece)

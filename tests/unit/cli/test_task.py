@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +234,22 @@ def test_list_logs_why_and_cancel(parity: Parity, joined: FakeMarket) -> None:
     assert parity("task", "why", task_id, "--json").json["tasks"][0]["nodes_fit"] == 0
     assert parity("task", "cancel", task_id).code == 0
     assert parity("task", "result", task_id).code == 43
+
+
+def test_following_the_logs_of_a_waiting_task_says_that_it_waits(
+    parity: Parity, joined: FakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def printed(*_: object, **__: object) -> AsyncIterator[str]:
+        yield "some output\n"
+
+    monkeypatch.setattr("parity_client.client.Client.logs", printed)
+    joined.finish_after = None
+    task_id = parity("task", "submit", "--reward", "0.1", "--", "echo", "hello").out.strip()
+
+    done = parity("task", "logs", "-f", task_id)
+
+    assert (done.code, done.out) == (0, "some output\n")
+    assert f"parity task why {task_id}" in done.err
 
 
 def test_a_result_goes_to_a_new_file_only(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
