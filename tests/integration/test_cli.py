@@ -226,7 +226,7 @@ def test_every_check_passes(machine: Machine) -> None:
 
 def test_ctrl_c_ends_the_waiting_and_not_the_work(machine: Machine) -> None:
     waiting = machine.start(
-        "waiting", "task", "submit", "--reward", "0.1", "--wait", "--title", "long", "--", "sleep", "5"
+        "waiting", "task", "submit", "--reward", "0.1", "--wait", "--title", "long", "--", "sleep", "12"
     )
     machine.until(lambda: "claim" in machine.text("waiting.err"), "waiting")
 
