@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,24 @@ def market_settings(path: Path | None = None, **overrides: Any) -> MarketSetting
     return settings
 
 
-def write_settings(home: Home, file: Path, values: dict[str, str], *, title: str) -> None:
-    """Write a settings file of KEY=value lines, mode 0600; raises as ``Home.write``."""
-    lines = [f"# {title}", *(f"{key}={_quoted(value)}" for key, value in values.items())]
-    home.write(file, ("\n".join(lines) + "\n").encode())
+def write_settings(home: Home, file: Path, values: Mapping[str, str | None], *, title: str) -> None:
+    """Set keys in a settings file of KEY=value lines, mode 0600; raises as ``Home.write``.
+
+    Args:
+        home: Owns the file.
+        file: Made if it is not there; its other lines stay as somebody wrote them.
+        values: By key; None takes the key away.
+        title: First line, as a comment.
+    """
+    heading = f"# {title}"
+    there = file.read_text().splitlines() if file.is_file() else []
+    kept = [line for line in there if line != heading and _key_of(line) not in values]
+    made = [f"{key}={_quoted(value)}" for key, value in values.items() if value is not None]
+    home.write(file, ("\n".join([heading, *made, *kept]) + "\n").encode())
+
+
+def _key_of(line: str) -> str:
+    return line.partition("=")[0].strip().removeprefix("export ").strip()
 
 
 def _quoted(value: str) -> str:

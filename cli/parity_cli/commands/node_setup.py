@@ -172,15 +172,16 @@ def init(
 
     out.say("4/4 Settings")
     file = config_path or node_file(home)
-    values = {
+    values: dict[str, str | None] = {
         "RUNNER_MARKET_JOIN": entry.join,
         "RUNNER_STATE_DIR": str(known.state_dir()),
         "RUNNER_SLOTS": chosen_slots,
         "RUNNER_SHELL_ENABLED": "true" if runs_shell else "false",
+        "RUNNER_MAX_MEMORY": memory or None,
+        "BLOCKCHAIN_RPC": entry.rpc or None,
     }
-    values |= {"RUNNER_MAX_MEMORY": memory} if memory else {}
-    values |= {"BLOCKCHAIN_RPC": entry.rpc} if entry.rpc else {}
-    for key, value in values.items():
+    chosen = {key: value for key, value in values.items() if value is not None}
+    for key, value in chosen.items():
         out.say(f"    {key}={value}")
     asker.proceed(f"    Write {file}")
     write_settings(home, file, values, title="Settings of `parity node`, written by init; see .env.sample for all keys")
@@ -188,7 +189,7 @@ def init(
         out.warn(f"./.env or PARITY_CONFIG_PATH wins over {file}")
     identity = identity_of(node_settings(file), home)
     bond = format_tokens(document.min_bond, decimals=document.token_decimals)
-    result = identity.to_json() | {"config": str(file), "settings": values, "min_bond": str(document.min_bond)}
+    result = identity.to_json() | {"config": str(file), "settings": chosen, "min_bond": str(document.min_bond)}
     steps = f"next: parity node stake --amount {bond}, then parity node run"
     if document.rpc_hint or entry.rpc:
         steps = f"on a development chain first: parity wallet faucet --to {identity.owner}\n{steps}"

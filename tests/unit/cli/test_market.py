@@ -51,6 +51,17 @@ def test_a_written_setting_is_read_as_it_was(home: Home, value: str) -> None:
     assert stat.S_IMODE((home.path / "market.env").stat().st_mode) == 0o600
 
 
+def test_what_somebody_added_to_a_settings_file_stays(home: Home) -> None:
+    file = home.path / "market.env"
+    write_settings(home, file, {"MARKET_NAME": "one", "SERVER_PORT": "8081"}, title="t")
+    with file.open("a") as added:
+        added.write("# mine\nMARKET_STORAGE=20g\n")
+
+    write_settings(home, file, {"MARKET_NAME": "two", "SERVER_PORT": None}, title="t")
+
+    assert file.read_text().splitlines() == ["# t", "MARKET_NAME=two", "# mine", "MARKET_STORAGE=20g"]
+
+
 def test_a_setting_that_would_be_read_as_another_is_refused(home: Home) -> None:
     with pytest.raises(BadField):
         write_settings(home, home.path / "market.env", {"MARKET_NAME": "a ${HOME} b"}, title="t")
