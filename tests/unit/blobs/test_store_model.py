@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from parity_blobs.base import BlobStore
@@ -69,13 +69,13 @@ async def run(sequence: list[tuple[str, int]], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_every_outcome_is_met")
-@settings(max_examples=60)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 @example([("put pinned", 4), ("put pinned", 2), ("put", 3), ("put", 1), ("unpin", 4), ("put", 3), ("read", 4)])
 @example([("put", 1), ("put", 2), ("put", 3), ("restart", 0), ("read", 1), ("put", 4), ("pin", 2), ("pin", 1)])
 @example([("put pinned", 0), ("delete", 0), ("unpin", 0), ("delete", 0), ("delete", 0), ("read", 0)])
-def test_local_and_memory_agree(sequence: list[tuple[str, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def test_local_and_memory_agree(tmp_path: Path, sequence: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         asyncio.run(run(sequence, Path(folder)))
 
 

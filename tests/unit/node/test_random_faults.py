@@ -19,7 +19,7 @@ from parity_protocol.testing.clock import FakeClock
 
 from .conftest import NodeFactory, node_factory
 
-SEEDS = range(16)
+SEEDS = range(10)
 STEPS = 40
 ACTIONS = (
     "offer",

@@ -91,7 +91,7 @@ def test_an_undocumented_parameter_of_a_handler_would_be_noticed() -> None:
     assert read <= {one.name for endpoint in ENDPOINTS for one in endpoint.query}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_the_document_allows_or_forbids_is_answered_without_a_5xx(
     market: Any, operations: list[tuple[Endpoint, Any]], data: st.DataObject
