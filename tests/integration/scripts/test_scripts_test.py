@@ -67,7 +67,7 @@ def test_everything_runs_in_two_stages_and_ends_with_one_line(run: Run) -> None:
     assert done.stdout.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
     services, together, alone = done.args
     assert services == "services install"
-    assert "-n 2 --dist loadfile -m not serial" in together
+    assert "-n 2 --dist loadfile --no-loadscope-reorder -m not serial" in together
     assert "-n 0 -m serial" in alone
 
 
