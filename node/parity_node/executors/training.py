@@ -55,7 +55,7 @@ def _outcome(folder: JobFolder) -> dict[str, object]:
     try:
         return {"ok": True, "metrics": _train(folder)}
     except ExecutionFailed as exc:
-        return _failure(exc.reason, exc.message)
+        return _failure(exc.reason, _STAGE.get(exc.reason, "") + exc.message)
     except InvalidInput as exc:
         return _failure(FailureReason.SPEC_INVALID, exc.message)
     except StorageFull as exc:
@@ -90,6 +90,13 @@ def _train(folder: JobFolder) -> dict[str, object]:
     _say(event="trained", seconds=round(time.monotonic() - began, 3), bytes=len(trained.update_bytes))
     write_file(folder.path / "update.bin", trained.update_bytes)
     return {name: value for name, value in trained.metrics.items() if isinstance(value, int | float)}
+
+
+# How the Parity network's runner begins these messages, so that what people search for is found.
+_STAGE = {
+    FailureReason.DATA_INVALID: "failed to load training data: ",
+    FailureReason.NUMERICAL_INSTABILITY: "training failed: ",
+}
 
 
 def _failure(reason: FailureReason, message: str) -> dict[str, object]:

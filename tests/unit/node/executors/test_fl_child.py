@@ -37,6 +37,23 @@ def test_each_failure_has_a_reason_that_blames_the_right_one(error, reason, monk
     assert "secret value" not in str(outcome["message"])
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (FailureReason.DATA_INVALID, "failed to load training data: no data loaded"),
+        (FailureReason.NUMERICAL_INSTABILITY, "training failed: no data loaded"),
+        (FailureReason.SPEC_INVALID, "no data loaded"),
+    ],
+)
+def test_messages_begin_as_the_parity_runners_do(reason, said, monkeypatch, tmp_path):
+    def train(folder: JobFolder) -> dict[str, object]:
+        raise ExecutionFailed(reason, "no data loaded")
+
+    monkeypatch.setattr(training, "_train", train)
+
+    assert training._outcome(JobFolder(tmp_path))["message"] == said
+
+
 def test_a_process_whose_node_has_ended_already_does_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "getppid", lambda: 1)
     monkeypatch.setattr(fl_child, "_die_with", lambda pid: os.getppid() == pid)
