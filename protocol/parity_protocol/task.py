@@ -19,11 +19,39 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from parity_protocol import strict_json
 from parity_protocol.errors import BadField, InvalidTransition
-from parity_protocol.ids import WireSha256
+from parity_protocol.isolation import IsolationTier
+from parity_protocol.needs import (
+    Argument,
+    Budgets,
+    CidInput,
+    Egress,
+    EnvName,
+    HttpsInput,
+    ImageReference,
+    ImageTar,
+    InputSpec,
+    Name,
+    OutputFolder,
+    Requirements,
+    Resources,
+    ShardInput,
+    Workdir,
+    no_nul,
+)
 from parity_protocol.wire import JsonObject, Request, explain
 
 __all__ = [
@@ -36,11 +64,13 @@ __all__ = [
     "CidInput",
     "CommandSpec",
     "DockerSpec",
+    "Egress",
     "FederatedLearningSpec",
     "HttpsInput",
     "InputSpec",
     "IsolationTier",
     "LlmSpec",
+    "OutputFolder",
     "Requirements",
     "Resources",
     "ShardInput",
@@ -70,22 +100,6 @@ class TaskKind(StrEnum):
     COMMAND = "command"
     LLM = "llm"
     FEDERATED_LEARNING = "federated_learning"
-
-
-class IsolationTier(StrEnum):
-    """How well a node's own probe proved that it contains a task, weakest first."""
-
-    NONE = "none"
-    PROCESS = "process"
-    BWRAP = "bwrap"
-    DOCKER = "docker"
-    GVISOR = "docker+gvisor"
-    VM = "vm"
-
-    @property
-    def rank(self) -> int:
-        """Position from 0 (weakest)."""
-        return list(IsolationTier).index(self)
 
 
 # -- the state machine -------------------------------------------------------------------------------------------
@@ -178,79 +192,12 @@ def public_state(state: TaskState) -> str:
     return _PUBLIC.get(state, state.value)
 
 
-# -- what a task may ask for -------------------------------------------------------------------------------------
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=128)]
-
-
-def _no_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain a NUL character")
-    return text
-
-
-Argument = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(_no_nul)]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", max_length=128)]
-
-
-class CidInput(Request):
-    """Data by content identifier; every block is verified."""
-
-    kind: Literal["cid"] = "cid"
-    name: Name = "data"
-    cid: Annotated[str, StringConstraints(min_length=2, max_length=128)]
-    max_bytes: Annotated[int, Field(gt=0, le=1 << 40)] = 1 << 30
-
-
-class HttpsInput(Request):
-    """Data by URL; the digest and size are part of the signed spec."""
-
-    kind: Literal["https"] = "https"
-    name: Name = "data"
-    url: Annotated[str, StringConstraints(pattern=r"^https://", max_length=4096)]
-    sha256: WireSha256
-    size: Annotated[int, Field(ge=0, le=1 << 40)]
-
-
-class ShardInput(Request):
-    """Data that the node already has, by the name its operator gave it."""
-
-    kind: Literal["shard"] = "shard"
-    name: Name = "data"
-    shard: Name
-
-
-InputSpec = Annotated[CidInput | HttpsInput | ShardInput, Field(discriminator="kind")]
-
-
-class Budgets(Request):
-    """What one execution may use up; None is the node's own limit."""
-
-    wall_time_s: Annotated[float, Field(gt=0, le=604_800)] = 900.0
-    tokens_max: Annotated[int, Field(gt=0, le=10**9)] | None = None
-    epochs_max: Annotated[int, Field(gt=0, le=10**6)] | None = None
-
-
-class Resources(Request):
-    """What one execution needs; the node's own limits are never exceeded."""
-
-    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    memory_bytes: Annotated[int, Field(ge=16 << 20, le=1 << 44)] = 512 << 20
-    disk_bytes: Annotated[int, Field(ge=0, le=1 << 44)] = 256 << 20
-    pids: Annotated[int, Field(ge=1, le=65_536)] = 128
-
-
-class Requirements(Request):
-    """What a node must be to get this task."""
-
-    isolation: IsolationTier = IsolationTier.NONE
-    min_node_version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5}$")] | None = None
+# -- what a task is ----------------------------------------------------------------------------------------------
 
 
 class _Spec(Request):
-    title: Annotated[str, StringConstraints(max_length=255), AfterValidator(_no_nul)] = ""
-    description: Annotated[str, StringConstraints(max_length=4096), AfterValidator(_no_nul)] = ""
+    title: Annotated[str, StringConstraints(max_length=255), AfterValidator(no_nul)] = ""
+    description: Annotated[str, StringConstraints(max_length=4096), AfterValidator(no_nul)] = ""
     inputs: Annotated[tuple[InputSpec, ...], Field(max_length=32)] = ()
     budgets: Budgets = Budgets()
     resources: Resources = Resources()
@@ -266,24 +213,54 @@ class _Spec(Request):
         return self
 
 
+def _words(value: object, info: ValidationInfo) -> object:
+    """Return a text as its words, or whole when a shell is to read it; a list as a tuple."""
+    if isinstance(value, str):
+        return (value,) if info.data.get("shell") else tuple(value.split())
+    return tuple(value) if isinstance(value, list) else value
+
+
 class CommandSpec(_Spec):
-    """A program as an argument list; no shell reads it."""
+    """A program and its arguments.
+
+    ``command`` is an argument list. A string is split at white space, without quoting and without a shell, as the
+    Parity runner does; only with ``shell`` does ``/bin/sh -c`` read it. After validation it is always a list.
+    """
 
     type: Literal["command"] = "command"
-    command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=1024)]
+    shell: bool = False  # before ``command``, whose reading it decides
+    command: Annotated[tuple[Argument, ...], BeforeValidator(_words), Field(min_length=1, max_length=1024)]
     env: Annotated[dict[EnvName, Argument], Field(max_length=256)] = {}
-    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20
+    workdir: Workdir | None = None  # None is the task's own folder
+    egress: Egress | None = None
+    output: OutputFolder | None = None
+    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20  # of what it prints
+
+    @model_validator(mode="after")
+    def _shell_reads_one_text(self) -> CommandSpec:
+        if self.shell and len(self.command) != 1:
+            raise ValueError("command: with shell it must be one text, the script")
+        return self
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What is executed, the shell included when the spec asks for one."""
+        return ("/bin/sh", "-c", *self.command) if self.shell else self.command
 
 
 class DockerSpec(_Spec):
     """A container image and what to run in it."""
 
     type: Literal["docker"] = "docker"
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)]
-    command: Annotated[tuple[Argument, ...], Field(max_length=1024)] = ()
+    image: ImageReference
+    image_tar: ImageTar | None = None  # a `docker save` archive that holds ``image``; None pulls from its registry
+    entrypoint: Annotated[tuple[Argument, ...], Field(max_length=64)] | None = None  # None is the image's own
+    command: Annotated[tuple[Argument, ...], Field(max_length=1024)] = ()  # empty is the image's own
     env: Annotated[dict[EnvName, Argument], Field(max_length=256)] = {}
-    workdir: Annotated[str, StringConstraints(pattern=r"^/", max_length=4096)] = "/"
-    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20
+    workdir: Workdir = "/"
+    egress: Egress | None = None
+    output: OutputFolder | None = None
+    max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20  # of what it prints
 
 
 class LlmSpec(_Spec):
@@ -291,7 +268,7 @@ class LlmSpec(_Spec):
 
     type: Literal["llm"] = "llm"
     model: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    prompt: Annotated[str, StringConstraints(max_length=48_000), AfterValidator(_no_nul)]
+    prompt: Annotated[str, StringConstraints(max_length=48_000), AfterValidator(no_nul)]
     options: Annotated[dict[Name, JsonValue], Field(max_length=32)] = {}
 
 
@@ -374,14 +351,18 @@ def parts_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -
 
 def input_bytes(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> int:
     """Return how many bytes of input one task may bring at most, a session's data set included."""
-    listed = sum(item.max_bytes if isinstance(item, CidInput) else _size_of(item) for item in spec.inputs)
+    listed = sum(_size_of(item) for item in spec.inputs)
+    if isinstance(spec, DockerSpec) and spec.image_tar is not None:
+        return listed + _size_of(spec.image_tar)
     if not isinstance(spec, FederatedLearningSpec) or not spec.dataset_cid:
         return listed
     is_listed = any(isinstance(item, CidInput) and item.cid == spec.dataset_cid for item in spec.inputs)
     return listed if is_listed else listed + MAX_DATASET_BYTES
 
 
-def _size_of(item: HttpsInput | ShardInput) -> int:
+def _size_of(item: CidInput | HttpsInput | ShardInput) -> int:
+    if isinstance(item, CidInput):
+        return item.max_bytes
     return item.size if isinstance(item, HttpsInput) else 0  # a shard is on the node already
 
 
