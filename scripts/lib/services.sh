@@ -8,8 +8,8 @@ SERVICES_FILE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/services.sh
 PATH=$PATH:$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")/.venv/bin # a uv that the bootstrap brought
 CACHE=${PARITY_SERVICES:-${XDG_CACHE_HOME:-$HOME/.cache}/parity-node/services}
 
-ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc postgres ollama gemma bore minio chromium"
-TEST_SERVICES="bubblewrap foundry kubo"
+ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox postgres ollama gemma bore minio chromium"
+TEST_SERVICES="bubblewrap foundry kubo docker runsc registry busybox"
 
 version_of() {
   case $1 in
@@ -52,6 +52,8 @@ in_cache() { [ -e "$(home_of "$1")/$2" ] && echo "$(home_of "$1")/$2"; }
 find_bubblewrap() { in_path bwrap; }
 find_docker() { in_path dockerd; }
 find_runsc() { in_path runsc; }
+find_registry() { in_path docker-registry; }
+find_busybox() { in_path busybox && ! ldd "$(in_path busybox)" >/dev/null 2>&1; } # a static one: test images hold nothing else
 find_redis() { in_path redis-server; }
 find_chromium() { in_path chromium || in_path google-chrome; }
 find_kubo() { in_path_as ipfs 0.40. version || in_cache kubo ipfs; }
@@ -129,6 +131,8 @@ why_not() {
     bubblewrap) needs_debian bubblewrap ;;
     docker) needs_debian docker.io iptables ;;
     runsc) needs_debian runsc ;;
+    registry) needs_debian docker-registry ;;
+    busybox) needs_debian busybox-static ;;
     redis) needs_debian redis-server ;;
     postgres) needs_debian postgresql-15 ;;
     chromium) needs_debian chromium ;;
@@ -182,6 +186,8 @@ apt_install() {
 install_bubblewrap() { apt_install bubblewrap; }
 install_docker() { apt_install docker.io iptables; }
 install_runsc() { apt_install runsc; }
+install_registry() { apt_install docker-registry; }
+install_busybox() { apt_install busybox-static; }
 install_redis() { apt_install redis-server; }
 install_postgres() { apt_install postgresql-15; }
 install_chromium() { apt_install chromium chromium-driver; }
