@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +55,21 @@ class SandboxProcess:
 
     @classmethod
     async def launch(
-        cls, bwrap: Path, sandbox: Sandbox, output: OutputLog, *, confine: Callable[[int], None] | None = None
+        cls,
+        bwrap: Path,
+        sandbox: Sandbox,
+        output: OutputLog,
+        *,
+        confine: Callable[[int], None] | None = None,
+        before_start: Callable[[int], Awaitable[None]] | None = None,
     ) -> SandboxProcess:
         """Start a sandbox and return once its command is let go; call it on the event loop's thread.
 
         Args:
             confine: Called with the pid that becomes the task, before the command starts; joins it to a cgroup.
+            before_start: Called with the pid (in this process's namespace) of the sandbox's first process, when all its
+                namespaces stand and nothing of the task has run. What it raises ends the sandbox and is raised here.
+                Nested user namespaces: the network's owner is the *parent* of that pid's own (``NS_GET_USERNS``).
 
         Raises:
             ExecutionFailed: The sandbox could not be set up (``sandbox_failed``, with bwrap's words).
@@ -111,6 +120,8 @@ class SandboxProcess:
                 limit_process(process.init_pid, sandbox.rlimits)
                 _tell(block_write, b"\n")  # from here on it forks
                 await process._contained()
+                if before_start is not None:
+                    await before_start(process.init_pid)
                 _tell(gate_write, b"go\n")
             except BaseException:
                 with anyio.CancelScope(shield=True):
