@@ -19,10 +19,10 @@ import fcntl
 import os
 import threading
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -34,15 +34,17 @@ from parity_blobs.base import BlobStat, Scope
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.export import iter_dag, iter_file, measure_dag
 from parity_blobs.importer import DEFAULT_OPTIONS, AddOptions, FileImporter
+from parity_blobs.local_evict import Evictor, StoredEntry, StoreUsage
 from parity_blobs.local_index import LocalIndex, Transaction
 from parity_blobs.local_read import Source, StoredObject, locate, pack_path
 from parity_blobs.local_threads import Batches, Worker, settled, submit, translate_os, wait
 from parity_blobs.spool import INLINE_BYTES, Sealed, Spool, fsync_folder
 from parity_blobs.unixfs import Kind
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, DagSummary, DagVerifier, Order
-from parity_protocol.errors import Conflict, NotFound, StorageFull, TooLarge, Unavailable
+from parity_protocol.clock import Clock, SystemClock
+from parity_protocol.errors import Conflict, NotFound, TooLarge, Unavailable
 
-__all__ = ["LocalBlobStore", "StoreUsage"]
+__all__ = ["LocalBlobStore", "StoreUsage", "StoredEntry"]
 
 T = TypeVar("T")
 
@@ -52,15 +54,6 @@ _THREADS = 4
 _KEPT_QUARANTINE = 8  # objects
 
 
-@dataclass(frozen=True, slots=True)
-class StoreUsage:
-    """How full a store is, in bytes."""
-
-    used: int
-    pinned: int
-    limit: int
-
-
 class LocalBlobStore:
     """Implements ``BlobStore`` in a folder. Use it as ``async with LocalBlobStore(path, max_bytes=…) as store``.
 
@@ -68,14 +61,27 @@ class LocalBlobStore:
         path: The folder; made with mode 0700 when it is missing.
         max_bytes: What all objects together may take; content that is not pinned is evicted to stay below. Objects on
             their way in come on top until they are complete, themselves never more than what is not pinned.
+        floor_bytes: Free space that a write leaves on the file system; what may be evicted goes first. 0 does not look.
+        in_use: Returns the CIDs that must not be evicted now; called on threads. Text that is no CID is passed over.
+        clock: Says when something was used.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        floor_bytes: int = 0,
+        in_use: Callable[[], Iterable[str]] = tuple,
+        clock: Clock | None = None,
+    ) -> None:
         self._path = path
         self._packs = path / "packs"
         self._tmp = path / "tmp"
         self._quarantine = path / "quarantine"
         self._max_bytes = max_bytes
+        self._evictor = Evictor(self._packs, max_bytes=max_bytes, floor_bytes=floor_bytes, in_use=in_use)
+        self._clock = clock or SystemClock()
         self._in_flight = 0
         self._in_flight_lock = threading.Lock()
         self._lock: int | None = None
@@ -233,15 +239,33 @@ class LocalBlobStore:
                 return False
             if found.pinned:
                 raise Conflict(f"{cid} is pinned")
-            self._remove(transaction, found.id, found.digest, found.codec)
+            self._evictor.remove(transaction, found.id, found.digest, found.codec)
             return True
 
         return await settled(self._index.submit(operation))
 
     async def usage(self) -> StoreUsage:
         """Return how full the store is."""
-        used, pinned = await self._run(self._usage)
+        query = "SELECT bytes, pinned FROM usage"
+        used, pinned = await self._run(lambda: self._index.reader().execute(query).fetchone())
         return StoreUsage(used, pinned, self._max_bytes)
+
+    async def entries(self) -> list[StoredEntry]:
+        """Return what is here, what would be evicted first at the head; as many as ``local_evict.MAX_ENTRIES``."""
+        return await settled(self._index.submit(self._evictor.entries))
+
+    async def evict(
+        self, wanted_bytes: int, *, unused_since: float | None = None, dry_run: bool = False
+    ) -> list[StoredEntry]:
+        """Remove what is neither pinned nor in use, least recently used first, and return what went.
+
+        Args:
+            wanted_bytes: At least so many, if there are.
+            unused_since: Unix seconds; what was used later stays. None for any age.
+            dry_run: Remove nothing, and say what would go.
+        """
+        evict = partial(self._evictor.free, wanted=wanted_bytes, unused_since=unused_since, dry_run=dry_run)
+        return await settled(self._index.submit(evict))
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
@@ -260,7 +284,7 @@ class LocalBlobStore:
         try:
             for orphan in self._tmp.iterdir():
                 orphan.unlink()
-            self._index = LocalIndex(self._path / "index.sqlite3")
+            self._index = LocalIndex(self._path / "index.sqlite3", now=lambda: self._clock.now().timestamp())
         except BaseException:
             os.close(self._lock)
             raise
@@ -302,10 +326,8 @@ class LocalBlobStore:
 
         def reserve(count: int) -> None:
             nonlocal reserved
-            pinned = self._usage()[1]
             with self._in_flight_lock:
-                if pinned + self._in_flight + count > self._max_bytes:
-                    raise StorageFull(f"the blob store holds at most {self._max_bytes} bytes, {pinned} are pinned")
+                self._evictor.reserve(self._index, self._in_flight, count)
                 self._in_flight += count
                 reserved += count
 
@@ -336,7 +358,7 @@ class LocalBlobStore:
                 return bool(pin or found[2])
             if found is not None:
                 connection.execute("DELETE FROM object WHERE id = ?", (found[0],))
-            self._make_room(transaction, sealed.footprint)
+            self._evictor.make_room(transaction, sealed.footprint)
             if sealed.path is not None:
                 self._move_in(sealed.path, path)
             self._insert(transaction, summary, sealed, pin=pin)
@@ -372,31 +394,6 @@ class LocalBlobStore:
             fsync_folder(path.parent)
         except OSError as exc:
             raise translate_os(exc) from exc
-
-    def _make_room(self, transaction: Transaction, needed: int) -> None:
-        execute = transaction.connection.execute
-        used, pinned = execute("SELECT bytes, pinned FROM usage").fetchone()
-        if pinned + needed > self._max_bytes:
-            raise StorageFull(f"the blob store holds at most {self._max_bytes} bytes, {pinned} are pinned")
-        while used + needed > self._max_bytes:
-            object_id, digest, codec, footprint = execute(
-                "SELECT id, digest, codec, footprint FROM object WHERE pinned = 0 ORDER BY used LIMIT 1"
-            ).fetchone()
-            self._remove(transaction, object_id, digest, codec)
-            used -= footprint
-
-    def _remove(self, transaction: Transaction, object_id: int, digest: bytes, codec: int) -> None:
-        connection = transaction.connection
-        connection.execute("DELETE FROM object WHERE id = ?", (object_id,))
-
-        def unlink() -> None:
-            # The same content may have come back in the same commit.
-            query = "SELECT 1 FROM object WHERE digest = ? AND codec = ? AND in_file"
-            if connection.execute(query, (digest, codec)).fetchone() is None:
-                with suppress(OSError):  # the next start tries again
-                    pack_path(self._packs, digest, codec).unlink(missing_ok=True)
-
-        transaction.on_commit.append(unlink)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -441,10 +438,6 @@ class LocalBlobStore:
             return BlobStat(cid, *measure_dag(cid, source.get_block, source.length_of), bool(found.pinned))
         finally:
             source.close()
-
-    def _usage(self) -> tuple[int, int]:
-        used, pinned = self._index.reader().execute("SELECT bytes, pinned FROM usage").fetchone()
-        return used, pinned
 
     async def _stream(self, batches: Batches[T]) -> AsyncGenerator[T]:
         """Yield items while a thread reads the next ones ahead."""

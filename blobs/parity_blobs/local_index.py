@@ -6,7 +6,6 @@ its own, so that one that fails undoes only itself. Answers follow the commit.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import sqlite3
 import threading
@@ -39,7 +38,7 @@ CREATE TABLE object (
   footprint INTEGER NOT NULL,          -- bytes that count against the store's limit
   in_file INTEGER NOT NULL,
   pinned INTEGER NOT NULL,
-  used INTEGER NOT NULL,               -- grows with every use: the smallest is evicted first
+  used INTEGER NOT NULL,               -- unix microseconds; grows with every use: the smallest is evicted first
   UNIQUE (digest, codec)
 ) STRICT;
 CREATE INDEX object_by_use ON object (pinned, used);
@@ -80,9 +79,13 @@ class Transaction:
 
 
 class LocalIndex:
-    """Opens and serves the index file. ``submit`` may be called from any thread; readers are one per thread."""
+    """Opens and serves the index file. ``submit`` may be called from any thread; readers are one per thread.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        now: Returns unix seconds; called on any thread.
+    """
+
+    def __init__(self, path: Path, *, now: Callable[[], float]) -> None:
         self._path = path
         self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._writer = self._connect()
@@ -92,8 +95,9 @@ class LocalIndex:
         self._readers_lock = threading.Lock()
         self._touched: dict[int, int] = {}  # object id to its latest use, not written yet
         self._touched_lock = threading.Lock()
-        start = self._writer.execute("SELECT coalesce(max(used), 0) + 1 FROM object").fetchone()[0]
-        self._uses = itertools.count(int(start))
+        self._now = now
+        self._last_use = int(self._writer.execute("SELECT coalesce(max(used), 0) FROM object").fetchone()[0])
+        self._last_use_lock = threading.Lock()
         self._closing = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="blob-index", daemon=True)
@@ -126,11 +130,13 @@ class LocalIndex:
     def touch(self, object_id: int) -> None:
         """Note a use for the eviction order; written with the next commit, and lost in a crash, which is harmless."""
         with self._touched_lock:
-            self._touched[object_id] = next(self._uses)
+            self._touched[object_id] = self.next_use()
 
     def next_use(self) -> int:
-        """Return a number larger than that of any use before."""
-        return next(self._uses)
+        """Return the time in unix microseconds, and always more than at any use before, wherever the clock went."""
+        with self._last_use_lock:
+            self._last_use = max(self._last_use + 1, int(self._now() * 1e6))
+            return self._last_use
 
     def close(self) -> None:
         """Finish what was submitted and close; idempotent. Readers must be idle."""
