@@ -40,6 +40,8 @@ def import_path(
 ) -> Iterator[Block | Imported]:
     """Yield the blocks of a file or a folder, and last its ``Imported``; blocking, so call it on a thread.
 
+    The ``size`` of a folder is that of all files in it.
+
     Args:
         hidden: Take files whose names start with a dot, as ``ipfs add --hidden``; the path itself is always taken.
 
@@ -167,18 +169,19 @@ class _Walk:
         yield done
 
     def _folder(self, path: Path, depth: int) -> Iterator[Block | Imported]:
-        entries = []
+        entries, size = [], 0
         for name in sorted(child.name for child in path.iterdir()):
             if name.startswith(".") and not self._hidden:
                 continue
             for item in self.import_any(path / name, follow=False, depth=depth + 1):
                 if isinstance(item, Imported):
                     entries.append(Entry(name, item.cid, item.tsize))
+                    size += item.size
                 else:
                     yield item
         done = build_directory(entries, self._options)
         yield from done.blocks
-        yield done
+        yield done._replace(size=size)
 
 
 async def _blocks(path: Path, options: AddOptions, *, hidden: bool) -> AsyncGenerator[Block]:
