@@ -69,7 +69,25 @@ class NodeSettings(BaseSettings):
         default=False, description="Run `command` tasks, in bubblewrap. Off unless you say so."
     )
     runner_disk_floor: Size = Field(
-        256 << 20, description="Free space under which no new task is taken.", validate_default=True
+        256 << 20,
+        description="Free space that stays on each disk of the node: below it no new task is taken, and the cache goes.",
+        validate_default=True,
+    )
+    runner_disk_ballast: Size = Field(
+        16 << 20,
+        le=1 << 30,
+        description="Room that is kept beside the journal and given back when the disk is full, so that it can be written.",
+    )
+    runner_cache_max_bytes: Size = Field(
+        4 << 30, gt=0, description="Most disk for data sets that tasks used; the least recently used go first."
+    )
+    runner_image_cache_max_bytes: Size = Field(
+        20 << 30,
+        gt=0,
+        description="Most disk for images that this node brought to its engine; nobody else's are touched.",
+    )
+    runner_result_max_bytes: Size = Field(
+        8 << 30, gt=0, description="Most disk for results that wait for their upload; at it no new task is taken."
     )
     runner_outbox_max_bytes: Size = Field(
         256 << 20, description="Size of the queue of reports; when it is full no new task is taken."

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from parity_node.disk import Ballast
 from parity_node.store import migrations
 from parity_node.store.base import ClaimIntent, Execution, IntentState, NodeStore, OutboxEntry, Phase, Snapshot
 from parity_node.store.writer import GroupCommitWriter
@@ -21,7 +22,7 @@ from parity_protocol.errors import Internal
 
 __all__ = ["SqliteNodeStore"]
 
-BALLAST_BYTES = 4 << 20  # freed when the disk is full: SQLite needs room even to delete
+BALLAST_BYTES = 16 << 20  # freed when the disk is full: SQLite needs room even to delete
 NOTE_DELAY_S = 0.002
 JTI_KEEP_S = 3_600  # a jti is remembered this long after its manifest expired
 
@@ -38,18 +39,21 @@ log = structlog.get_logger(__name__)
 class SqliteNodeStore(NodeStore):
     """A ``NodeStore`` in the file ``path``.
 
+    Args:
+        ballast_bytes: Room that is kept to be given back when the disk is full; who owns the store calls
+            ``ballast.fill`` again when there is room.
+
     Raises:
         Internal: The file is of a newer version, or WAL and full synchronisation cannot be had.
     """
 
     def __init__(self, path: Path, *, ballast_bytes: int = BALLAST_BYTES) -> None:
         self._path = path
-        self._ballast = path.with_name(path.name + ".ballast")
-        self._ballast_bytes = ballast_bytes
+        self.ballast = Ballast(path.with_name(path.name + ".ballast"), ballast_bytes)
         self._notes: dict[str, dict[str, object]] = {}  # by execution, later changes over earlier ones
         self._forgotten: list[str] = []
-        self._fill_ballast()
-        self._writer = GroupCommitWriter(self._connect, on_error=_log_failure, on_full=self._free_ballast)
+        self.ballast.fill()
+        self._writer = GroupCommitWriter(self._connect, on_error=_log_failure, on_full=self.ballast.free)
 
     async def record_intents(self, executions: Sequence[Execution], *, now: int) -> list[ClaimIntent]:
         """Record claims that are about to be sent; see the port."""
@@ -180,23 +184,6 @@ class SqliteNodeStore(NodeStore):
             db.execute("PRAGMA fullfsync=ON")
         _migrate(db, self._path)
         return db
-
-    def _fill_ballast(self) -> None:
-        """Reserve room to work in when the disk is full; best effort, tried again at each start."""
-        try:
-            if not self._ballast.exists() and self._ballast_bytes:
-                self._ballast.write_bytes(bytes(self._ballast_bytes))
-        except OSError as exc:
-            self._ballast.unlink(missing_ok=True)
-            log.warning("ballast_missing", path=str(self._ballast), reason=exc.strerror)
-
-    def _free_ballast(self) -> bool:
-        try:
-            self._ballast.unlink()
-        except OSError:
-            return False
-        log.error("disk_full", freed_bytes=self._ballast_bytes, path=str(self._path))
-        return True
 
 
 def _record_one(db: sqlite3.Connection, execution: Execution) -> ClaimIntent:
