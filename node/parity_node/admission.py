@@ -7,6 +7,7 @@ from datetime import datetime
 
 from parity_node.executors.base import Limits
 from parity_protocol.capability import Capability
+from parity_protocol.isolation import IsolationTier
 from parity_protocol.manifest import VerifiedManifest, version_tuple
 from parity_protocol.policy import Denial, Policy, check_policy
 from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, input_bytes
@@ -20,6 +21,12 @@ class Committed:
 
     memory_bytes: int = 0
     disk_bytes: int = 0
+
+    def __add__(self, other: Committed) -> Committed:
+        return Committed(self.memory_bytes + other.memory_bytes, self.disk_bytes + other.disk_bytes)
+
+    def __sub__(self, other: Committed) -> Committed:
+        return Committed(self.memory_bytes - other.memory_bytes, self.disk_bytes - other.disk_bytes)
 
 
 def admit(
@@ -42,9 +49,16 @@ def admit(
         now: Current time, UTC.
     """
     spec, manifest = verified.spec, verified.manifest
-    denials = check_policy(policy, spec, reward=manifest.reward, creator=manifest.order.creator)
     kind = TaskKind(spec.type)
     executor = capability.executors.get(kind)
+    denials = check_policy(
+        policy,
+        spec,
+        reward=manifest.reward,
+        creator=manifest.order.creator,
+        tier=executor.isolation if executor is not None else IsolationTier.NONE,
+        now=now,
+    )
     if executor is None or not executor.available:
         reason = executor.reason if executor is not None else "this node has no executor for it"
         denials.append(Denial("executor", f"{kind} tasks cannot run here: {reason}"))
@@ -86,6 +100,10 @@ def _room(
     denials = []
     if resources.cpus > capability.cpus:
         denials.append(Denial("cpus", f"asks for {resources.cpus:g} processors, there are {capability.cpus:g}"))
+    if resources.gpus > len(capability.gpus):
+        denials.append(
+            Denial("gpus", f"asks for {resources.gpus} graphics processors, {len(capability.gpus)} are granted")
+        )
     if resources.memory_bytes > free_memory:
         denials.append(Denial("memory", f"asks for {resources.memory_bytes} bytes of memory, {free_memory} are free"))
     if resources.disk_bytes + inputs > free_disk:
