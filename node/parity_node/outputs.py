@@ -220,8 +220,8 @@ def _take_over(source: Path, files: Path) -> bool:
         _remove(files)
         source.rename(files)
     except OSError as exc:
-        if exc.errno in {errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM}:
-            return False  # a mount, another file system, or another user's
+        if exc.errno in {errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM, errno.EOVERFLOW}:
+            return False  # a mount, another file system, another user's, or of a user namespace that we are not in
         raise
     finally:
         os.close(fd)
