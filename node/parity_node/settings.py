@@ -19,6 +19,7 @@ from parity_protocol import settings as reading
 from parity_protocol.errors import ConfigInvalid, InvalidInput
 from parity_protocol.join import JoinString, is_loopback, parse_join, parse_market_url
 from parity_protocol.policy import Policy
+from parity_protocol.policy_rules import DomainPattern, ImagePattern
 from parity_protocol.settings import CommaList, Seconds, Size, Tokens
 from parity_protocol.task import TaskKind
 
@@ -106,11 +107,25 @@ class NodeSettings(BaseSettings):
     )
     runner_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")
 
+    runner_policy_file: Path | None = Field(
+        None,
+        description="Policy file, see docs/how-to/set-a-policy.md. Default: policy.toml in the state folder, if any.",
+    )
     runner_policy_kinds: Annotated[frozenset[TaskKind], NoDecode, CommaList] = Field(
         frozenset(TaskKind), description="Kinds of task to take, separated by commas. Default: all that can run here."
     )
+    runner_policy_images: Annotated[frozenset[ImagePattern] | None, NoDecode, CommaList] = Field(
+        None, description="Images to run, separated by commas: debian:12, debian@sha256:…, ghcr.io/me/*. Default: all."
+    )
+    runner_policy_domains: Annotated[frozenset[DomainPattern] | None, NoDecode, CommaList] = Field(
+        None,
+        description="Hosts that tasks may reach, separated by commas: pypi.org, *.example.org. Default: none.",
+    )
     runner_policy_max_input: Size | None = Field(None, description="Most input data of one task.")
     runner_policy_min_reward: Tokens = Field(0, description="Least reward of one task, in tokens such as 0.25.")
+    runner_policy_min_reward_per_hour: Tokens = Field(
+        0, description="Least reward of an hour of wall time, in tokens, by the time that a task asks for."
+    )
     runner_policy_creators: Annotated[frozenset[AddressText] | None, NoDecode, CommaList] = Field(
         None, description="Addresses of the only submitters to work for, separated by commas. Default: everybody."
     )
@@ -187,14 +202,18 @@ class NodeSettings(BaseSettings):
         return self.runner_state_dir.expanduser().absolute()
 
     def policy(self) -> Policy:
-        """Return the operator's own limits."""
+        """Return what the settings alone limit; ``OperatorPolicy`` joins it with the policy file."""
+        images, domains = self.runner_policy_images, self.runner_policy_domains
         return Policy(
+            images=frozenset() if images is None else frozenset({images}),
+            domains=frozenset() if domains is None else frozenset({domains}),
             kinds=self.runner_policy_kinds,
             max_wall_time_s=self.runner_execution_timeout.total_seconds(),
             max_memory_bytes=self.runner_max_memory,
             max_cpus=self.runner_max_cpus,
             max_input_bytes=self.runner_policy_max_input,
             min_reward=self.runner_policy_min_reward,
+            min_reward_per_hour=self.runner_policy_min_reward_per_hour,
             creators=self.runner_policy_creators,
         )
 
