@@ -1,28 +1,39 @@
 """The trustless-gateway client: fetches a DAG over HTTP and believes nothing but hashes.
 
 Follows the IPFS Trustless Gateway specification: a CAR in depth-first order, or block by block from a gateway that has
-no CARs. The store that receives the blocks verifies each of them; this module bounds time, rate and bytes, and goes to
-the next gateway when one fails.
+no CARs. Each block is hashed as it comes, so a transfer that breaks anywhere goes on with the next block at the next
+gateway; gateways of one rank are raced when the first does not answer at once.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import anyio
 import httpx
 
 from parity_blobs.base import BlobStat, BlobStore
-from parity_blobs.car import CAR_MEDIA_TYPE, CarReader
+from parity_blobs.car import CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
-from parity_blobs.http_transport import KeepAliveTransport
-from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, DagVerifier, Order
+from parity_blobs.download import download
+from parity_blobs.gateway_http import (
+    DEFAULT_FETCH_LIMITS,
+    FetchLimits,
+    Gateway,
+    GatewayHttp,
+    Meter,
+    NoCar,
+    RetryLater,
+    url_problem,
+)
+from parity_blobs.gateways import Bench, GatewayHealth
+from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import (
     BadDocument,
@@ -31,79 +42,74 @@ from parity_protocol.errors import (
     Forbidden,
     NotFound,
     ParityError,
-    StorageFull,
     TooLarge,
     Unreachable,
 )
 
-__all__ = ["DEFAULT_FETCH_LIMITS", "FetchLimits", "Gateway", "TrustlessGateway"]
+__all__ = ["DEFAULT_FETCH_LIMITS", "FetchLimits", "Gateway", "Partial", "Progress", "TrustlessGateway"]
 
-_RAW_MEDIA_TYPE = "application/vnd.ipld.raw"
-_CAR_TYPE = "application/vnd.ipld.car"
+Progress = Callable[[int, int | None], None]
+"""Called with the content bytes that are here and checked, and those of the whole: None while that is not known."""
+
 _SECTION_OVERHEAD_BYTES = 64  # of a CAR around each block: length and CID, generously
 _DAG_OVERHEAD_BYTES = 65_536  # of nodes above the content, besides an eighth of it
 _PARALLEL_BLOCKS = 8
-_BENCH_S = 2.0  # after the first failure in a row, doubled by each further one
-_MAX_BENCH_S = 300.0
-_MAX_URL = 2048
+_MAX_TRIES = 3  # of one gateway in one fetch, as long as each brings something
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """Where blocks come from; set by the operator, never by a task.
+class Partial(Protocol):
+    """What an earlier, broken fetch left behind."""
 
-    Attributes:
-        url: What ``/ipfs/{cid}`` is appended to. ``https``, or ``http`` on loopback.
-        auth: Signs requests to this gateway, and to no other.
-    """
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more can come from it."""
+        ...
 
-    url: str
-    auth: httpx.Auth | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """What one attempt at one gateway may take.
-
-    Attributes:
-        dag: Of the content; ``fetch_into``'s ``max_bytes`` lowers its bytes.
-        connect_s: Until the connection stands.
-        headers_s: Until the response begins.
-        stall_s: Between two pieces of the response.
-        total_s: In all.
-        min_rate: Bytes a second on average, looked at after ``rate_grace_s``.
-    """
-
-    dag: DagLimits = DEFAULT_LIMITS
-    connect_s: float = 10.0
-    headers_s: float = 30.0
-    stall_s: float = 20.0
-    total_s: float = 3600.0
-    min_rate: float = 4096.0
-    rate_grace_s: float = 15.0
+    def block(self, cid: Cid) -> CheckedBlock | None:
+        """Return the block that is wanted next, hashed again, or None when it is not here."""
+        ...
 
 
-DEFAULT_FETCH_LIMITS = FetchLimits()
+class _Fault(Exception):
+    """The content itself, as its hashes prove it, is not acceptable: no other gateway can help."""
+
+    def __init__(self, cause: ParityError) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
 
 
 @dataclass
-class _Health:
-    failures: int = 0
-    benched_until: float = 0.0
+class _Fetch:
+    """One fetch, over all gateways."""
+
+    cid: Cid
+    dag: DagLimits
+    walk: DagVerifier
+    partial: Partial | None
+    progress: Progress | None
+    problems: list[tuple[str, ParityError]] = field(default_factory=list)
+    tries: dict[str, int] = field(default_factory=dict)
+    excluded: set[str] = field(default_factory=set)
+    current: Gateway | None = None
+    ahead: dict[Cid, CheckedBlock] = field(default_factory=dict)  # fetched in parallel, not yet their turn
 
 
-class _NoCar(Exception):
-    """This gateway does not serve CARs."""
+@dataclass
+class _Opened:
+    gateway: Gateway
+    cid: Cid
+    response: httpx.Response
+    is_car: bool
 
 
 class TrustlessGateway:
-    """Fetches content into a store from the first gateway that delivers it whole.
+    """Fetches content from gateways into a store or a file.
 
     Use it as ``async with TrustlessGateway([...]) as gateway``. Redirects are not followed and the environment's
     proxies are not used: either would send a signed request to somebody it was not meant for.
 
     Args:
-        gateways: In order of preference. One that failed is tried last for a while.
+        gateways: In order of preference within each rank. One that failed is tried last for a while.
         verify: TLS trust, such as a context with a pinned certificate.
         transport: Replaces the network; for tests.
 
@@ -121,21 +127,14 @@ class TrustlessGateway:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._gateways = [Gateway(each) if isinstance(each, str) else each for each in gateways]
-        problems = [problem for each in self._gateways if (problem := _url_problem(each.url))]
+        problems = [problem for each in self._gateways if (problem := url_problem(each.url))]
         if problems or not self._gateways:
             raise ConfigInvalid(problems or ["gateways: expected at least one address, got none"])
-        self._clock = clock or SystemClock()
         self._limits = limits
-        self._health = {each.url: _Health() for each in self._gateways}
-        self._http = httpx.AsyncClient(
-            verify=verify,
-            transport=transport or _transport(verify),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s),
-            # Compression would let a few bytes become many before the first hash is checked.
-            headers={"accept-encoding": "identity", "user-agent": "parity-node"},
-        )
+        clock = clock or SystemClock()
+        self._bench = Bench(self._gateways, clock)
+        self._without_car: set[str] = set()
+        self._http = GatewayHttp(clock, limits, verify=verify, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,8 +146,18 @@ class TrustlessGateway:
         with anyio.CancelScope(shield=True):
             await self._http.aclose()
 
+    def health(self) -> list[GatewayHealth]:
+        """Return how each gateway did lately, in the order they were given."""
+        return self._bench.health()
+
     async def fetch_into(
-        self, cid: Cid, store: BlobStore, *, max_bytes: int | None = None, pin: bool = False
+        self,
+        cid: Cid,
+        store: BlobStore,
+        *,
+        max_bytes: int | None = None,
+        pin: bool = False,
+        progress: Progress | None = None,
     ) -> BlobStat:
         """Make sure that ``store`` holds all of ``cid``.
 
@@ -159,7 +168,7 @@ class TrustlessGateway:
         Raises:
             NotFound: No gateway has it.
             DigestMismatch: No gateway delivered, and one sent bytes that do not match.
-            BadDocument: As before, and one sent something else than what was asked for.
+            BadDocument: As before, and one sent something else than what was asked for; or it is not UnixFS.
             TooLarge: The content is over the limits.
             StorageFull: The store has no room.
             Unreachable: No gateway delivered; the message says what each did.
@@ -170,169 +179,275 @@ class TrustlessGateway:
                 await store.pin(cid)
                 found = replace(found, is_pinned=True)
             return found
-        dag = self._limits.dag
-        if max_bytes is not None:
-            dag = replace(dag, max_bytes=min(dag.max_bytes, max_bytes + max_bytes // 8 + _DAG_OVERHEAD_BYTES))
-        problems: list[tuple[str, ParityError]] = []
-        for gateway in self._ordered():
-            try:
-                stat = await self._fetch(gateway, cid, store, dag, pin=pin)
-            except StorageFull:  # our own limit: another gateway cannot help
-                raise
-            except ParityError as exc:
-                problems.append((gateway.url, exc))
-                if not isinstance(exc, NotFound):
-                    self._bench(gateway)
-            else:
-                self._health[gateway.url] = _Health()
-                try:
-                    _check_size(stat, max_bytes)
-                except TooLarge:  # repeated blocks: few bytes to store, many to read
-                    await store.pin(cid, keep=False)
-                    await store.delete(cid)
-                    raise
-                return stat
-        raise _verdict(cid, problems)
+        dag = self._dag_limits(max_bytes)
+        async with aclosing(self.stream(cid, max_bytes=max_bytes, progress=progress)) as blocks:
+            stat = await store.put_blocks(cid, blocks, limits=dag, pin=pin)
+        try:
+            _check_size(stat, max_bytes)
+        except TooLarge:  # repeated blocks: few bytes to store, many to read
+            await store.pin(cid, keep=False)
+            await store.delete(cid)
+            raise
+        return stat
 
-    # -- one gateway ---------------------------------------------------------------------------------------------
+    async def fetch_to(
+        self,
+        cid: Cid,
+        target: Path,
+        *,
+        max_bytes: int,
+        progress: Progress | None = None,
+        is_durable: bool = True,
+    ) -> BlobStat:
+        """Write content straight to ``target``, a file or a folder; it appears complete or not at all.
 
-    async def _fetch(self, gateway: Gateway, cid: Cid, store: BlobStore, dag: DagLimits, *, pin: bool) -> BlobStat:
-        meter = _Meter(self._clock, self._limits, gateway.url)
-        if cid.codec != CODEC_RAW:
-            try:
-                async with aclosing(self._car(gateway, cid, dag, meter)) as blocks:
-                    return await store.put_blocks(cid, blocks, limits=dag, pin=pin)
-            except _NoCar:
-                pass
-        async with aclosing(self._one_by_one(gateway, cid, dag, meter)) as blocks:
-            return await store.put_blocks(cid, blocks, limits=dag, order=Order.PARENTS_FIRST, pin=pin)
+        A file that breaks off leaves ``.NAME.parity-part`` beside ``target``; the next call goes on from there and
+        believes none of it before hashing it again.
 
-    async def _car(self, gateway: Gateway, cid: Cid, dag: DagLimits, meter: _Meter) -> AsyncGenerator[Block]:
-        """Yield the blocks of a CAR in the order they come; the store checks them."""
-        async with self._get(gateway, cid, "format=car&dag-scope=all", CAR_MEDIA_TYPE) as response:
-            if response.status_code in (400, 406, 415, 501):
-                raise _NoCar
-            _check_status(response)
-            if response.headers.get("content-type", "").partition(";")[0].strip().lower() != _CAR_TYPE:
-                raise _NoCar
-            reader = CarReader(max_block_bytes=dag.max_block_bytes)
-            budget = dag.max_bytes + _SECTION_OVERHEAD_BYTES * dag.max_blocks
-            async for piece in meter.watch(response, budget):
-                for block in reader.feed(piece):
+        Args:
+            target: Must not exist; its parent must.
+            is_durable: Whether that holds after a power cut too.
+
+        Raises:
+            InvalidInput: ``target`` exists.
+            ParityError: As ``fetch_into``.
+        """
+        return await download(self, cid, target, max_bytes=max_bytes, progress=progress, is_durable=is_durable)
+
+    async def stream(
+        self,
+        cid: Cid,
+        *,
+        max_bytes: int | None = None,
+        progress: Progress | None = None,
+        partial: Partial | None = None,
+    ) -> AsyncGenerator[CheckedBlock]:
+        """Yield every different block of a DAG once, depth first, each hashed; ends only when none is missing.
+
+        Raises:
+            ParityError: As ``fetch_into``; what was yielded before is right.
+        """
+        dag = self._dag_limits(max_bytes)
+        fetch = _Fetch(cid, dag, DagVerifier(cid, dag), partial, progress)
+        try:
+            async with aclosing(self._blocks(fetch)) as blocks:
+                async for block in blocks:
                     yield block
-                if reader.roots is not None and [root.key for root in reader.roots] != [cid.key]:
-                    raise BadDocument(f"{gateway.url}: a CAR of {reader.roots[0]} instead of {cid}")
-            reader.finish()
+            fetch.walk.finish()
+        except _Fault as exc:
+            raise exc.cause from exc
 
-    async def _one_by_one(self, gateway: Gateway, cid: Cid, dag: DagLimits, meter: _Meter) -> AsyncGenerator[Block]:
-        """Yield blocks fetched one at a time, some in parallel, parents before children."""
-        verifier = DagVerifier(cid, dag, order=Order.PARENTS_FIRST)
-        while wanted := verifier.wanted(_PARALLEL_BLOCKS):
-            found = await self._several(gateway, wanted, dag.max_block_bytes, meter)
-            for block in found:
-                verifier.add(block)
+    def _dag_limits(self, max_bytes: int | None) -> DagLimits:
+        dag = self._limits.dag
+        if max_bytes is None:
+            return dag
+        return replace(dag, max_bytes=min(dag.max_bytes, max_bytes + max_bytes // 8 + _DAG_OVERHEAD_BYTES))
+
+    # -- over all gateways -----------------------------------------------------------------------------------------
+
+    async def _blocks(self, fetch: _Fetch) -> AsyncGenerator[CheckedBlock]:
+        is_clean = True  # the last answer ended as it should: one that goes on after the end is refused
+        while True:
+            for block in _from_partial(fetch):
+                yield block
+            if fetch.walk.is_complete:
+                if is_clean or self._eligible(fetch):
+                    return
+                raise _verdict(fetch.cid, fetch.problems)
+            opened = await self._open(fetch)
+            before = fetch.walk.progress[0]
+            is_clean = False
+            try:
+                async with aclosing(self._read(opened, fetch)) as blocks:
+                    async for block in blocks:
+                        yield block
+            except NoCar:
+                self._without_car.add(opened.gateway.url)
+            except ParityError as exc:
+                self._failed(fetch, opened.gateway, exc, has_progress=fetch.walk.progress[0] > before)
+            else:
+                is_clean = True
+                fetch.current = opened.gateway
+                self._bench.praise(opened.gateway)
+
+    def _eligible(self, fetch: _Fetch) -> list[Gateway]:
+        """Return the gateways of the lowest rank that is not exhausted, the first to ask at the front."""
+        left = [each for each in self._gateways if each.url not in fetch.excluded]
+        lowest = min((each.rank for each in left), default=0)
+        ordered = self._bench.order(each for each in left if each.rank == lowest)
+        if fetch.current in ordered:  # it just delivered, and its connection is warm
+            ordered.remove(fetch.current)
+            ordered.insert(0, fetch.current)
+        return ordered
+
+    def _failed(self, fetch: _Fetch, gateway: Gateway, exc: ParityError, *, has_progress: bool = False) -> None:
+        fetch.problems.append((gateway.url, exc))
+        fetch.tries[gateway.url] = fetch.tries.get(gateway.url, 0) + 1
+        if fetch.current == gateway:
+            fetch.current = None
+        # A connection that breaks after it brought something is worth another try; a liar is not.
+        if not (has_progress and isinstance(exc, Unreachable)) or fetch.tries[gateway.url] >= _MAX_TRIES:
+            fetch.excluded.add(gateway.url)
+        if not isinstance(exc, NotFound):
+            self._bench.blame(gateway, at_least_s=exc.after_s if isinstance(exc, RetryLater) else 0.0)
+
+    async def _open(self, fetch: _Fetch) -> _Opened:
+        """Return the first good answer for what is wanted next; a gateway that is slow to begin is raced by the next.
+
+        Raises:
+            ParityError: None came; the verdict over every gateway.
+        """
+        (wanted,) = fetch.walk.wanted(1)
+        while contenders := self._eligible(fetch):
+            winner = await self._race(contenders, wanted, fetch)
+            if winner is not None:
+                return winner
+        raise _verdict(fetch.cid, fetch.problems)
+
+    async def _race(self, contenders: list[Gateway], wanted: Cid, fetch: _Fetch) -> _Opened | None:
+        winner: _Opened | None = None
+        settled = anyio.Event()
+
+        async def contend(gateway: Gateway) -> None:
+            nonlocal winner
+            try:
+                opened = await self._ask(gateway, wanted, fetch)
+            except ParityError as exc:
+                self._failed(fetch, gateway, exc)
+            else:
+                if winner is None:
+                    winner = opened
+                    group.cancel_scope.cancel()
+                else:
+                    with anyio.CancelScope(shield=True):
+                        await opened.response.aclose()
+            settled.set()
+
+        async with anyio.create_task_group() as group:
+            for gateway in contenders:
+                settled = anyio.Event()
+                group.start_soon(contend, gateway)
+                with anyio.move_on_after(self._limits.hedge_s):
+                    await settled.wait()
+                if winner is not None:
+                    break
+        return winner
+
+    async def _ask(self, gateway: Gateway, wanted: Cid, fetch: _Fetch) -> _Opened:
+        is_resuming = fetch.partial is not None and not fetch.partial.is_exhausted
+        if wanted.codec != CODEC_RAW and gateway.url not in self._without_car and not is_resuming:
+            try:
+                return _Opened(gateway, wanted, await self._http.open(gateway, wanted, car=True), is_car=True)
+            except NoCar:
+                self._without_car.add(gateway.url)
+        return _Opened(gateway, wanted, await self._http.open(gateway, wanted, car=False), is_car=False)
+
+    # -- one gateway -----------------------------------------------------------------------------------------------
+
+    async def _read(self, opened: _Opened, fetch: _Fetch) -> AsyncGenerator[CheckedBlock]:
+        meter = self._http.meter(opened.gateway)
+        try:
+            if opened.is_car:
+                async with aclosing(self._read_car(opened, fetch, meter)) as blocks:
+                    async for block in blocks:
+                        yield block
+                return
+            pieces = meter.watch(opened.response, fetch.dag.max_block_bytes)
+            data = b"".join([piece async for piece in pieces])
+        finally:
+            with anyio.CancelScope(shield=True):
+                await opened.response.aclose()
+        yield _accept(fetch, CheckedBlock.of(Block(opened.cid, data)))
+        async with aclosing(self._read_blocks(opened.gateway, fetch, meter)) as blocks:
+            async for block in blocks:
                 yield block
 
-    async def _several(self, gateway: Gateway, cids: list[Cid], max_bytes: int, meter: _Meter) -> list[Block]:
-        """Fetch some blocks at once; the first failure ends the others."""
-        found: dict[Cid, bytes] = {}
+    async def _read_car(self, opened: _Opened, fetch: _Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
+        """Yield what is new in a CAR. One of a part is walked on its own, since it may repeat what came before."""
+        walk, dag, url = fetch.walk, fetch.dag, opened.gateway.url
+        part = walk if opened.cid.key == fetch.cid.key else DagVerifier(opened.cid, dag)
+        reader = CarReader(max_block_bytes=dag.max_block_bytes)
+        budget = dag.max_bytes + _SECTION_OVERHEAD_BYTES * dag.max_blocks
+        async for piece in meter.watch(opened.response, budget):
+            for block in reader.feed(piece):
+                checked = CheckedBlock.of(block)
+                if not part.expects(checked.cid):
+                    raise BadDocument(f"{url}: sent block {checked.cid}, which is not what comes next in {opened.cid}")
+                if part is not walk:
+                    _add(part, checked)
+                    if walk.has(checked.cid):
+                        continue
+                yield _accept(fetch, checked)
+            if reader.roots is not None and [root.key for root in reader.roots] != [opened.cid.key]:
+                raise BadDocument(f"{url}: a CAR of {reader.roots[0]} instead of {opened.cid}")
+        reader.finish()
+        if not part.is_complete:
+            raise BadDocument(f"{url}: ended early, block {part.wanted(1)[0]} and maybe more are missing")
+
+    async def _read_blocks(self, gateway: Gateway, fetch: _Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
+        """Yield blocks that are fetched one at a time, some in parallel, until a CAR would be better."""
+        has_car = gateway.url not in self._without_car
+        while not fetch.walk.is_complete:
+            for block in _from_partial(fetch):
+                yield block
+            wanted = fetch.walk.wanted(_PARALLEL_BLOCKS)
+            if not wanted:
+                return
+            is_resuming = fetch.partial is not None and not fetch.partial.is_exhausted
+            if has_car and wanted[0].codec != CODEC_RAW and not is_resuming:
+                return
+            if has_car:
+                wanted = [each for each in wanted if each.codec == CODEC_RAW] if not is_resuming else wanted[:1]
+            await self._several(gateway, [each for each in wanted if each not in fetch.ahead], fetch, meter)
+            while (turn := fetch.walk.wanted(1)) and turn[0] in fetch.ahead:
+                yield _accept(fetch, fetch.ahead.pop(turn[0]))
+
+    async def _several(self, gateway: Gateway, cids: list[Cid], fetch: _Fetch, meter: Meter) -> None:
+        """Fetch some blocks at once; the first failure ends the others, what came before it is kept."""
         problems: list[ParityError] = []
 
-        async def fetch(cid: Cid) -> None:
+        async def one(cid: Cid) -> None:
             try:
-                found[cid] = await self._raw(gateway, cid, max_bytes, meter)
+                data = await self._http.block(gateway, cid, fetch.dag.max_block_bytes, meter)
+                fetch.ahead[cid] = CheckedBlock.of(Block(cid, data))
             except ParityError as exc:
                 problems.append(exc)
                 group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             for cid in cids:
-                group.start_soon(fetch, cid)
+                group.start_soon(one, cid)
         if problems:
             raise problems[0]
-        return [Block(cid, found[cid]) for cid in cids]
-
-    async def _raw(self, gateway: Gateway, cid: Cid, max_bytes: int, meter: _Meter) -> bytes:
-        async with self._get(gateway, cid, "format=raw", _RAW_MEDIA_TYPE) as response:
-            _check_status(response)
-            return b"".join([piece async for piece in meter.watch(response, max_bytes)])
-
-    @asynccontextmanager
-    async def _get(self, gateway: Gateway, cid: Cid, query: str, accept: str) -> AsyncGenerator[httpx.Response]:
-        url = f"{gateway.url.rstrip('/')}/ipfs/{cid}?{query}"
-        try:
-            request = self._http.build_request("GET", url, headers={"accept": accept})
-            with anyio.fail_after(self._limits.headers_s):  # a header line a second would never hit a read timeout
-                response = await self._http.send(request, stream=True, auth=gateway.auth)
-            try:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise BadDocument(f"{gateway.url}: a compressed response")
-                yield response
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as exc:
-            raise Unreachable(f"{gateway.url}: {type(exc).__name__} {exc}".rstrip()) from exc
-
-    # -- health --------------------------------------------------------------------------------------------------
-
-    def _ordered(self) -> list[Gateway]:
-        now = self._clock.monotonic()
-        return sorted(self._gateways, key=lambda each: max(self._health[each.url].benched_until - now, 0.0))
-
-    def _bench(self, gateway: Gateway) -> None:
-        health = self._health[gateway.url]
-        health.failures += 1
-        pause = min(_BENCH_S * 2.0 ** (health.failures - 1), _MAX_BENCH_S)
-        health.benched_until = self._clock.monotonic() + pause
 
 
-class _Meter:
-    """Bounds one attempt: total time, average rate, and the bytes of each response."""
+def _from_partial(fetch: _Fetch) -> Iterator[CheckedBlock]:
+    """Yield what an earlier fetch left, as long as it is what comes next."""
+    while fetch.partial is not None and (wanted := fetch.walk.wanted(1)):
+        block = fetch.partial.block(wanted[0])
+        if block is None:
+            return
+        yield _accept(fetch, block)
 
-    def __init__(self, clock: Clock, limits: FetchLimits, url: str) -> None:
-        self._clock = clock
-        self._limits = limits
-        self._url = url
-        self._start = clock.monotonic()
-        self._received = 0
 
-    async def watch(self, response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body as it comes.
+def _accept(fetch: _Fetch, block: CheckedBlock) -> CheckedBlock:
+    _add(fetch.walk, block)
+    if fetch.progress is not None:
+        fetch.progress(*fetch.walk.progress)
+    return block
 
-        Raises:
-            BadDocument: More than ``max_bytes`` came.
-            Unreachable: Too slow, or over the total time.
-        """
-        came = 0
-        async for piece in response.aiter_raw():
-            came += len(piece)
-            self._received += len(piece)
-            if came > max_bytes:
-                raise BadDocument(f"{self._url}: more than {max_bytes} bytes came")
-            elapsed = self._clock.monotonic() - self._start
-            if elapsed > self._limits.total_s:
-                raise Unreachable(f"{self._url}: not done after {self._limits.total_s:g} s")
-            if elapsed > self._limits.rate_grace_s and self._received < self._limits.min_rate * elapsed:
-                raise Unreachable(f"{self._url}: slower than {self._limits.min_rate:g} bytes a second")
-            yield piece
+
+def _add(walk: DagVerifier, block: CheckedBlock) -> None:
+    """Accept a block that is due and whose hash is right: whatever is wrong with it now is wrong with the content."""
+    try:
+        walk.add(block)
+    except ParityError as exc:
+        raise _Fault(exc) from exc
 
 
 def _check_size(stat: BlobStat, max_bytes: int | None) -> None:
     if max_bytes is not None and stat.size > max_bytes:
         raise TooLarge(f"{stat.cid} has {stat.size} bytes, at most {max_bytes} are accepted")
-
-
-def _check_status(response: httpx.Response) -> None:
-    status = response.status_code
-    if status == 200:
-        return
-    url = str(response.request.url.copy_with(query=None))
-    if status in (404, 410):
-        raise NotFound(f"{url}: {status}")
-    if status in (401, 403):
-        raise Forbidden(f"{url}: {status}")
-    raise Unreachable(f"{url}: expected status 200, got {status}")
 
 
 def _verdict(cid: Cid, problems: list[tuple[str, ParityError]]) -> ParityError:
@@ -345,33 +460,3 @@ def _verdict(cid: Cid, problems: list[tuple[str, ParityError]]) -> ParityError:
     if all(isinstance(exc, NotFound) for _, exc in problems):
         return NotFound(f"{cid} is on no gateway: {texts}")
     return Unreachable(f"{cid} came from no gateway: {texts}")
-
-
-def _url_problem(text: str) -> str:
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
-        return f"gateways: expected an address such as https://example.org, got {text[:80]!r}"
-    if url.userinfo:
-        return "gateways: expected an address without user and password; sign requests with `auth` instead"
-    if len(text) > _MAX_URL or not url.host or url.query or url.fragment:
-        return f"gateways: expected scheme, host and path only, got {text[:80]!r}"
-    if url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host)):
-        return ""
-    return f"gateways: expected https (http only on loopback), got {text[:80]!r}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _transport(verify: ssl.SSLContext | bool) -> httpx.AsyncBaseTransport | None:  # noqa: FBT001 - as httpx spells it
-    """Return our own transport, except where TLS is not to be verified: httpx knows how to do that."""
-    if verify is False:
-        return None
-    return KeepAliveTransport(verify=verify if isinstance(verify, ssl.SSLContext) else None)

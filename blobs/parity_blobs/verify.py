@@ -16,7 +16,7 @@ from parity_blobs.cid import HASH_IDENTITY, Block, Cid
 from parity_blobs.unixfs import Kind, Node, read_node
 from parity_protocol.errors import BadCid, BadDocument, DigestMismatch, TooLarge
 
-__all__ = ["DEFAULT_LIMITS", "DagLimits", "DagSummary", "DagVerifier", "Order", "check_block"]
+__all__ = ["DEFAULT_LIMITS", "CheckedBlock", "DagLimits", "DagSummary", "DagVerifier", "Order", "check_block"]
 
 _Key = tuple[int, int, bytes]  # Cid.key
 
@@ -90,6 +90,25 @@ def check_block(cid: Cid, data: bytes) -> None:
         )
 
 
+class CheckedBlock(Block):
+    """A block whose hash this process has checked, so that the next verifier in a row need not hash it again.
+
+    Made by ``CheckedBlock.of`` and nowhere else.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, block: Block) -> CheckedBlock:
+        """Hash a block.
+
+        Raises:
+            DigestMismatch: Its bytes are not what its CID names.
+        """
+        check_block(block.cid, block.data)
+        return cls(block.cid, block.data)
+
+
 class DagVerifier:
     """Checks the blocks of one DAG as they arrive. Keeps links, not content.
 
@@ -102,7 +121,7 @@ class DagVerifier:
         self._limits = limits
         self._order = order
         self._seen: dict[_Key, _Seen] = {}
-        self._bytes = self._blocks = self._links = 0
+        self._bytes = self._blocks = self._links = self._content = 0
         self._stack: list[tuple[Cid, int]] = []  # DFS: what comes next is at the end
         self._pending: dict[_Key, tuple[Cid, int]] = {}  # PARENTS_FIRST: linked to, not here yet
         self._want([root], 0)
@@ -114,6 +133,21 @@ class DagVerifier:
         """Whether every link was visited; with ``Order.ANY`` only ``finish`` knows."""
         self._skip_seen()
         return self.root.key in self._seen and not self._stack and not self._pending
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Content bytes that came so far, and of the whole as the root claims: None while that is not known."""
+        root = self._seen.get(self.root.key)
+        return self._content, root.node.size if root is not None and root.node.kind is Kind.FILE else None
+
+    def has(self, cid: Cid) -> bool:
+        """Tell whether this block was accepted."""
+        return cid.key in self._seen
+
+    def expects(self, cid: Cid) -> bool:
+        """Tell whether ``add`` would take this block now, given the right bytes; for ``Order.DFS``."""
+        self._skip_seen()
+        return bool(self._stack) and self._stack[-1][0].key == cid.key
 
     def wanted(self, count: int) -> list[Cid]:
         """Return up to ``count`` different CIDs that are linked to and not here yet, first needed first."""
@@ -140,7 +174,8 @@ class DagVerifier:
         if len(data) > self._limits.max_block_bytes:
             raise TooLarge(f"block {cid} has {len(data)} bytes, at most {self._limits.max_block_bytes} are accepted")
         depth = self._admit(cid)
-        check_block(cid, data)
+        if type(block) is not CheckedBlock:
+            check_block(cid, data)
         self._bytes += len(data)
         self._blocks += 1
         if self._bytes > self._limits.max_bytes:
@@ -194,6 +229,7 @@ class DagVerifier:
         self._links += len(node.links)
         if self._links > self._limits.max_links:
             raise TooLarge(f"{self.root}: more than {self._limits.max_links} links")
+        self._content += len(node.data)
         children = [link.cid for link in node.links]
         bare = Node(node.kind, b"", node.size, (), node.sizes) if node.data or node.links else node
         self._seen[cid.key] = _Seen(bare, tuple(child.key for child in children))

@@ -1,0 +1,314 @@
+"""One gateway over HTTP: a request, what its status means, and how long and how much its answer may be.
+
+Speaks the IPFS Trustless Gateway specification, or the RPC of a Kubo that the operator named. Nothing here believes
+what comes: hashing is the caller's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import anyio
+import httpx
+
+from parity_blobs.car import CAR_MEDIA_TYPE
+from parity_blobs.cid import Cid
+from parity_blobs.http_transport import KeepAliveTransport
+from parity_blobs.verify import DEFAULT_LIMITS, DagLimits
+from parity_protocol.clock import Clock
+from parity_protocol.errors import BadDocument, Forbidden, NotFound, Unreachable
+
+__all__ = [
+    "DEFAULT_FETCH_LIMITS",
+    "FetchLimits",
+    "Gateway",
+    "GatewayHttp",
+    "Meter",
+    "NoCar",
+    "RetryLater",
+    "url_problem",
+]
+
+_RAW_MEDIA_TYPE = "application/vnd.ipld.raw"
+_CAR_TYPE = "application/vnd.ipld.car"
+_NO_CAR_STATUS = (400, 406, 415, 501)
+_MAX_URL = 2048
+_MAX_RETRY_AFTER_S = 300.0
+_MAX_ERROR_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where blocks come from; set by the operator, never by a task.
+
+    Attributes:
+        url: What ``/ipfs/{cid}`` is appended to. ``https``, or ``http`` on loopback.
+        auth: Signs requests to this gateway, and to no other.
+        rank: Gateways of a higher rank are asked only after every one of a lower rank has failed or has not got the
+            content, and are never raced with them: what a stranger is asked for, a stranger knows.
+        is_kubo_rpc: It is the RPC address of the operator's own Kubo (``/api/v0``), not a gateway.
+    """
+
+    url: str
+    auth: httpx.Auth | None = None
+    rank: int = 0
+    is_kubo_rpc: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """What one attempt at one gateway may take.
+
+    Attributes:
+        dag: Of the content; ``fetch_into``'s ``max_bytes`` lowers its bytes.
+        connect_s: Until the connection stands.
+        headers_s: Until the response begins.
+        hedge_s: After which the next gateway of the same rank is asked too; whoever begins to answer first is read.
+        stall_s: Between two pieces of the response.
+        total_s: In all.
+        min_rate: Bytes a second over each ``rate_window_s`` of waiting; time that our own disk takes does not count.
+    """
+
+    dag: DagLimits = DEFAULT_LIMITS
+    connect_s: float = 5.0
+    headers_s: float = 10.0
+    hedge_s: float = 0.75
+    stall_s: float = 5.0
+    total_s: float = 3600.0
+    min_rate: float = 16_384.0
+    rate_window_s: float = 4.0
+
+
+DEFAULT_FETCH_LIMITS = FetchLimits()
+
+
+class NoCar(Exception):
+    """This gateway does not serve CARs."""
+
+
+class RetryLater(Unreachable):
+    """The gateway asks to be left alone for a while."""
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class Meter:
+    """Bounds one attempt: total time, rate over a window, and the bytes of each response."""
+
+    def __init__(self, clock: Clock, limits: FetchLimits, url: str) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._url = url
+        self._start = clock.monotonic()
+        self._waiters = 0
+        self._since = self._waited = self._window_start = 0.0
+        self._received = self._window_received = 0
+
+    async def watch(self, response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body as it comes.
+
+        Raises:
+            BadDocument: More than ``max_bytes`` came.
+            Unreachable: Too slow, over the total time, or cut off.
+        """
+        came = 0
+        pieces = response.aiter_raw()
+        while True:
+            with self.waiting():
+                try:
+                    piece = await anext(pieces, None)
+                except (httpx.HTTPError, httpx.StreamError) as exc:
+                    raise Unreachable(f"{self._url}: {type(exc).__name__} {exc}".rstrip()) from exc
+            if piece is None:
+                return
+            came += len(piece)
+            if came > max_bytes:
+                raise BadDocument(f"{self._url}: more than {max_bytes} bytes came")
+            self._check_pace(len(piece))
+            yield piece
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside; waiting for several answers at once counts once."""
+        if self._waiters == 0:
+            self._since = self._clock.monotonic()
+        self._waiters += 1
+        try:
+            yield
+        finally:
+            self._waiters -= 1
+            now = self._clock.monotonic()
+            self._waited += now - self._since
+            self._since = now
+
+    def _check_pace(self, count: int) -> None:
+        now = self._clock.monotonic()
+        self._received += count
+        if now - self._start > self._limits.total_s:
+            raise Unreachable(f"{self._url}: not done after {self._limits.total_s:g} s")
+        window = self._waited - self._window_start
+        if window < self._limits.rate_window_s:
+            return
+        if self._received - self._window_received < self._limits.min_rate * window:
+            raise Unreachable(f"{self._url}: slower than {self._limits.min_rate:g} bytes a second")
+        self._window_start, self._window_received = self._waited, self._received
+
+
+class GatewayHttp:
+    """Sends requests to gateways. Redirects are not followed and the environment's proxies are not used."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        limits: FetchLimits,
+        *,
+        verify: ssl.SSLContext | bool,
+        transport: httpx.AsyncBaseTransport | None,
+    ) -> None:
+        self._clock = clock
+        self._limits = limits
+        self.client = httpx.AsyncClient(
+            verify=verify,
+            transport=transport or _transport(verify),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s),
+            # Compression would let a few bytes become many before the first hash is checked.
+            headers={"accept-encoding": "identity", "user-agent": "parity-node"},
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    def meter(self, gateway: Gateway) -> Meter:
+        """Return what bounds one attempt at ``gateway``."""
+        return Meter(self._clock, self._limits, gateway.url)
+
+    async def open(self, gateway: Gateway, cid: Cid, *, car: bool) -> httpx.Response:
+        """Ask for a block, or for all below it, and return once a good answer begins; the caller closes it.
+
+        Raises:
+            NoCar: Not in that form.
+            NotFound: Not there.
+            Forbidden: Not for us.
+            Unreachable: No good answer in time; a ``RetryLater`` says when.
+            BadDocument: A compressed answer.
+        """
+        try:
+            request = self._request(gateway, cid, car=car)
+            with anyio.fail_after(self._limits.headers_s):  # a header line a second would never hit a read timeout
+                response = await self.client.send(request, stream=True, auth=gateway.auth)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as exc:
+            raise Unreachable(f"{gateway.url}: {type(exc).__name__} {exc}".rstrip()) from exc
+        try:
+            await self._check(gateway, response, car=car)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+            raise
+        return response
+
+    async def block(self, gateway: Gateway, cid: Cid, max_bytes: int, meter: Meter) -> bytes:
+        """Return what a gateway sends as one block.
+
+        Raises:
+            ParityError: As ``open`` and ``Meter.watch``.
+        """
+        with meter.waiting():
+            response = await self.open(gateway, cid, car=False)
+        try:
+            return b"".join([piece async for piece in meter.watch(response, max_bytes)])
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    def _request(self, gateway: Gateway, cid: Cid, *, car: bool) -> httpx.Request:
+        base = gateway.url.rstrip("/")
+        if gateway.is_kubo_rpc:
+            wait_ms = int(self._limits.headers_s * 900)  # it says so itself, before we hang up
+            command = "dag/export?progress=false&" if car else "block/get?"
+            return self.client.build_request("POST", f"{base}/api/v0/{command}arg={cid}&timeout={wait_ms}ms")
+        query, accept = ("format=car&dag-scope=all", CAR_MEDIA_TYPE) if car else ("format=raw", _RAW_MEDIA_TYPE)
+        return self.client.build_request("GET", f"{base}/ipfs/{cid}?{query}", headers={"accept": accept})
+
+    async def _check(self, gateway: Gateway, response: httpx.Response, *, car: bool) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise BadDocument(f"{gateway.url}: a compressed response")
+        status = response.status_code
+        url = str(response.request.url.copy_with(query=None))
+        if gateway.is_kubo_rpc and status == 500:
+            said = await _beginning(response)
+            if b"not find" in said or b"not found" in said or b"deadline exceeded" in said:
+                raise NotFound(f"{url}: {status}")
+        if car and status in _NO_CAR_STATUS:
+            raise NoCar
+        if status in (404, 410):
+            raise NotFound(f"{url}: {status}")
+        if status in (401, 403):
+            raise Forbidden(f"{url}: {status}")
+        if status in (429, 503):
+            raise RetryLater(f"{url}: expected status 200, got {status}", self._retry_after_s(response))
+        if status != 200:
+            raise Unreachable(f"{url}: expected status 200, got {status}")
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if car and kind != _CAR_TYPE and not gateway.is_kubo_rpc:
+            raise NoCar
+
+    def _retry_after_s(self, response: httpx.Response) -> float:
+        text = response.headers.get("retry-after", "")
+        try:
+            after = float(text) if text.isdigit() else (parsedate_to_datetime(text) - self._clock.now()).total_seconds()
+        except (TypeError, ValueError):
+            return 0.0
+        return min(max(after, 0.0), _MAX_RETRY_AFTER_S)
+
+
+def url_problem(text: str) -> str:
+    """Return what is wrong with a gateway's address; empty when nothing is."""
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, TypeError):
+        return f"gateways: expected an address such as https://example.org, got {text[:80]!r}"
+    if url.userinfo:
+        return "gateways: expected an address without user and password; sign requests with `auth` instead"
+    if len(text) > _MAX_URL or not url.host or url.query or url.fragment:
+        return f"gateways: expected scheme, host and path only, got {text[:80]!r}"
+    if url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host)):
+        return ""
+    return f"gateways: expected https (http only on loopback), got {text[:80]!r}"
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    said = b""
+    try:
+        async for piece in response.aiter_raw():
+            said += piece
+            if len(said) >= _MAX_ERROR_BYTES:
+                break
+    except (httpx.HTTPError, httpx.StreamError):
+        pass  # the status alone says it failed
+    return said[:_MAX_ERROR_BYTES]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _transport(verify: ssl.SSLContext | bool) -> httpx.AsyncBaseTransport | None:  # noqa: FBT001 - as httpx spells it
+    """Return our own transport, except where TLS is not to be verified: httpx knows how to do that."""
+    if verify is False:
+        return None
+    return KeepAliveTransport(verify=verify if isinstance(verify, ssl.SSLContext) else None)
