@@ -22,7 +22,7 @@ from parity_blobs.importer import Imported, cid_of_bytes
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, Order
 from parity_protocol.errors import BadDocument, TooLarge
 
-__all__ = ["CAR_TYPE", "Packed", "pack_car", "put_car", "reading_car"]
+__all__ = ["CAR_TYPE", "Packed", "pack_car", "put_car", "reading_car", "weight_of"]
 
 CAR_TYPE = "application/vnd.ipld.car"
 
@@ -37,12 +37,14 @@ class Packed:
     Attributes:
         root: Of the file or folder.
         size: Content bytes of all files together.
+        stored: Bytes of the different blocks.
         length: Bytes of the CAR.
         sha256: Digest of the CAR.
     """
 
     root: Cid
     size: int
+    stored: int
     length: int
     sha256: bytes
 
@@ -62,7 +64,7 @@ def pack_car(path: Path, target: Path, *, hidden: bool = True, max_bytes: int | 
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w+b", buffering=_BUFFER_BYTES) as file:
-            root, size, length = _write(file, import_path(path, hidden=hidden), max_bytes)
+            root, size, stored, length = _write(file, import_path(path, hidden=hidden), max_bytes)
             header = car_header(root)
             assert len(header) == len(_PLACEHOLDER)
             file.seek(0)
@@ -71,21 +73,22 @@ def pack_car(path: Path, target: Path, *, hidden: bool = True, max_bytes: int | 
             digest = sha256()
             while piece := file.read(_BUFFER_BYTES):
                 digest.update(piece)
-        return Packed(root, size, length, digest.digest())
+        return Packed(root, size, stored, length, digest.digest())
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def _write(file: BinaryIO, items: Iterator[Block | Imported], max_bytes: int | None) -> tuple[Cid, int, int]:
-    """Write the blocks after room for the header; return root, content bytes and bytes written."""
+def _write(file: BinaryIO, items: Iterator[Block | Imported], max_bytes: int | None) -> tuple[Cid, int, int, int]:
+    """Write the blocks after room for the header; return root, content bytes, bytes of blocks and bytes written."""
     seen: set[tuple[int, int, bytes]] = set()
-    length = file.write(_PLACEHOLDER)
+    length, stored = file.write(_PLACEHOLDER), 0
     for item in items:
         if isinstance(item, Imported):
-            return item.cid, item.size, length
+            return item.cid, item.size, stored, length
         if item.cid.key not in seen:
             seen.add(item.cid.key)
+            stored += len(item.data)
             length += file.write(car_section_prefix(item.cid, len(item.data))) + file.write(item.data)
         if max_bytes is not None and length > max_bytes:
             raise TooLarge(f"more than {max_bytes} bytes of blocks")
@@ -125,6 +128,15 @@ async def reading_car(
         yield reader.roots[0], generator
     finally:
         await generator.aclose()
+
+
+def weight_of(stat: BlobStat | Packed) -> int:
+    """Return what a folder counts for: its files, or its blocks where names outweigh them.
+
+    Otherwise a folder of empty files with long names would be free, and one of many equal files cheap to send and dear
+    to write out.
+    """
+    return max(stat.size, stat.stored)
 
 
 async def put_car(

@@ -36,7 +36,7 @@ from parity_blobs.export import iter_dag, iter_file, measure_dag
 from parity_blobs.importer import DEFAULT_OPTIONS, AddOptions, FileImporter
 from parity_blobs.local_evict import Evictor, StoredEntry, StoreUsage
 from parity_blobs.local_index import LocalIndex, Transaction
-from parity_blobs.local_read import Source, StoredObject, locate, pack_path
+from parity_blobs.local_read import Source, StoredObject, locate, pack_path, roots_around
 from parity_blobs.local_threads import Batches, Worker, settled, submit, translate_os, wait
 from parity_blobs.spool import INLINE_BYTES, Sealed, Spool, fsync_folder
 from parity_blobs.unixfs import Kind
@@ -243,6 +243,10 @@ class LocalBlobStore:
             return True
 
         return await settled(self._index.submit(operation))
+
+    async def roots_around(self, cid: Cid, *, limit: int = 16) -> list[Cid]:
+        """Return the roots, as CIDs of version 1, of up to ``limit`` objects that contain a block."""
+        return await self._run(lambda: roots_around(self._index.reader(), cid, limit))
 
     async def usage(self) -> StoreUsage:
         """Return how full the store is."""

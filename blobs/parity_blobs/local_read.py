@@ -12,7 +12,7 @@ from parity_blobs.cid import CODEC_DAG_PB, CODEC_RAW, Cid
 from parity_blobs.verify import check_block
 from parity_protocol.errors import DigestMismatch, NotFound, Unavailable
 
-__all__ = ["Source", "StoredObject", "locate", "pack_path"]
+__all__ = ["Source", "StoredObject", "locate", "pack_path", "roots_around"]
 
 _BY_ROOT = """SELECT o.id, o.digest, o.codec, o.kind, o.size, o.stored, o.blocks, o.in_file, o.pinned
 FROM object o WHERE o.digest = ? AND o.codec = ?"""
@@ -53,6 +53,13 @@ def locate(connection: sqlite3.Connection, cid: Cid) -> StoredObject | None:
             if row is not None:
                 return StoredObject(*row)
     return None
+
+
+def roots_around(connection: sqlite3.Connection, cid: Cid, limit: int) -> list[Cid]:
+    """Return the roots, as CIDs of version 1, of up to ``limit`` objects that contain a block."""
+    query = "SELECT o.digest, o.codec FROM block b JOIN object o ON o.id = b.object WHERE b.digest = ? AND b.codec = ? LIMIT ?"
+    rows = connection.execute(query, (cid.digest, cid.codec, limit)).fetchall()
+    return [Cid(1, codec, digest) for digest, codec in rows]
 
 
 class Source:

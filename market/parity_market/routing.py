@@ -149,6 +149,7 @@ class Endpoint:
     streams_body: bool = False  # the handler reads it and ends the signature's check
     status: int = 200
     alias: bool = True
+    takes_rest: bool = False  # the last parameter matches all that is left of the path
     query: tuple[Query, ...] = ()
 
 
@@ -160,7 +161,7 @@ def mount(app: FastAPI, table: RouteTable, state: MarketState, endpoints: Sequen
             paths.append("/api" + endpoint.path.removeprefix(API))
         run = _runner(state, endpoint)
         for index, path in enumerate(paths):
-            table.add(endpoint.method, path, run)
+            table.add(endpoint.method, path.removesuffix("}") + ":path}" if endpoint.takes_rest else path, run)
             app.add_api_route(
                 path,
                 run,

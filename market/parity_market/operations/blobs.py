@@ -8,17 +8,20 @@ from datetime import datetime
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, SmallBlobRow, to_us
-from parity_protocol.errors import NotFound
+from parity_protocol.errors import Conflict, NotFound
 
 __all__ = [
     "add_ref",
     "bytes_of_owner",
     "info",
+    "is_held",
     "link_inputs",
+    "owned",
     "pin",
     "put_small",
     "readable",
     "small_blob",
+    "unpin",
 ]
 
 PUBLIC, PRIVATE = "public", "private"
@@ -83,6 +86,34 @@ def pin(tx: Tx, cid: str, owner: str) -> None:
     """
     if not tx.run(sql.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=1):
         raise NotFound(f"there is no blob {cid} of yours here")
+
+
+def unpin(tx: Tx, cid: str, owner: str) -> bool:
+    """Keep a blob no longer for its owner, whose quota it leaves; a result of a task stays that task's.
+
+    Returns:
+        Whether nothing else here needs the content, which may then be evicted.
+
+    Raises:
+        NotFound: ``owner`` has no such blob.
+        Conflict: A task that has not ended reads it.
+    """
+    if (task_id := tx.one(sql.BLOB_NEEDED_BY, cid=cid, owner=owner)) is not None:
+        raise Conflict(f"task {task_id} has not ended and needs {cid}", hint="Wait for it, or cancel it first.")
+    unpinned = tx.run(sql.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=0)
+    if not tx.run(sql.BLOB_REF_DELETE, cid=cid, owner=owner) and not unpinned:
+        raise NotFound(f"there is no blob {cid} of yours here")
+    return not is_held(tx, cid)
+
+
+def is_held(tx: ReadTx, cid: str) -> bool:
+    """Return whether somebody stored a blob, a task brought it, or one that has not ended reads it."""
+    return tx.one(sql.BLOB_HELD, cid=cid) is not None
+
+
+def owned(tx: ReadTx, owner: str, *, after: str = "", limit: int) -> list[BlobRefRow]:
+    """Return what ``owner`` has stored, by CID, from after ``after``."""
+    return tx.all(sql.BLOBS_OF_OWNER, owner=owner, after=after, limit=limit)
 
 
 def bytes_of_owner(tx: ReadTx, owner: str) -> int:

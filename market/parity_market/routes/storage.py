@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from hashlib import sha256
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
-from parity_blobs import Block, Cid
+from parity_blobs import BlobStat, Block, Cid, DagLimits
 from parity_blobs.car import write_car
+from parity_blobs.car_files import CAR_TYPE, put_car, weight_of
+from parity_blobs.cid import CODEC_DAG_PB
+from parity_blobs.export import list_directory, split_path
+from parity_blobs.unixfs import Kind
 from parity_market.auth import Access
 from parity_market.bodies import declared_length
 from parity_market.operations import blobs
-from parity_market.routing import Call, Endpoint, Query
+from parity_market.routing import CURSOR, LIMIT, Call, Endpoint, Query
+from parity_market.store.base import ReadTx
 from parity_market.store.rows import BlobRefRow, from_us
 from parity_protocol.api import paths
-from parity_protocol.api.storage import BlobInfo, PinReply, UploadReply
+from parity_protocol.api.storage import BlobInfo, BlobsReply, PinReply, UploadReply
 from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge, Unreachable
 from parity_protocol.signing.http_signatures import check_body
 
@@ -27,10 +33,14 @@ UPLOAD_IDLE_S = 30.0  # longest silence in an upload
 UPLOAD_LIMIT_S = 3_600.0  # of a whole upload
 CAR = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 RAW = "application/vnd.ipld.raw"
+_MAX_PATH_CHARS = 4_096  # below a CID
 
 
 async def upload(call: Call) -> UploadReply:
-    """Store the body as a file; ``?visibility=public`` shows it to anybody, else only to its owner and its tasks' nodes."""
+    """Store the body as a file; ``?visibility=public`` shows it to anybody, else only to its owner and its tasks' nodes.
+
+    With the content type of a CAR the body is the blocks of one file or folder, and its root is the CID.
+    """
     state, owner, now = call.state, call.caller.id, call.state.clock.now()
     visibility = call.text("visibility", blobs.PRIVATE)
     if visibility not in (blobs.PUBLIC, blobs.PRIVATE):
@@ -41,10 +51,26 @@ async def upload(call: Call) -> UploadReply:
     quota = state.settings.market_upload_quota
     if used + (declared or 0) > quota:
         raise TooLarge(f"you have {used} of {quota} bytes stored here; the file does not fit", field="body")
-    stat = await state.blobs.put(_checked(call), max_bytes=min(limit, max(quota - used, 0)), pin=True)
+    room = min(limit, max(quota - used, 0))
+    if call.request.headers.get("content-type", "").partition(";")[0].strip().lower() == CAR_TYPE:
+        stat = await _put_car(call, room)
+        size = weight_of(stat)
+    else:
+        stat = await state.blobs.put(_checked(call), max_bytes=room, pin=True)
+        size = stat.size
     cid = str(stat.cid)
-    await state.store.write(lambda tx: blobs.add_ref(tx, cid, owner, visibility=visibility, size=stat.size, now=now))
-    return UploadReply(cid=cid, size=stat.size, visibility=visibility)
+    await state.store.write(lambda tx: blobs.add_ref(tx, cid, owner, visibility=visibility, size=size, now=now))
+    await state.blobs.pin(stat.cid)  # again: somebody may have unpinned the same content before it had this owner
+    return UploadReply(cid=cid, size=size, visibility=visibility)
+
+
+async def _put_car(call: Call, room: int) -> BlobStat:
+    """Store a folder of at most ``room`` bytes: few blocks can make many, so what they make is counted too."""
+    stat = await put_car(call.state.blobs, _checked(call), limits=DagLimits(max_bytes=room))
+    if weight_of(stat) > room:
+        raise TooLarge(f"{stat.cid} has {stat.size} bytes, at most {room} are accepted", field="body")
+    await call.state.blobs.pin(stat.cid)
+    return stat
 
 
 async def _checked(call: Call) -> AsyncIterator[bytes]:
@@ -68,20 +94,42 @@ async def _checked(call: Call) -> AsyncIterator[bytes]:
     check_body(call.signature, digest.digest())
 
 
-async def _readable(call: Call) -> tuple[Cid, BlobRefRow, bytes | None]:
-    cid = Cid.parse(call.path("cid"))
-    text = str(cid)
+async def _readable(call: Call, cid: Cid) -> tuple[BlobRefRow, bytes | None]:
+    """Return the reference by which the caller may read ``cid``, and its bytes if they lie in the database.
 
-    def read(tx: object) -> tuple[BlobRefRow, bytes | None]:
-        return blobs.readable(tx, text, call.caller.reader), blobs.small_blob(tx, text)  # type: ignore[arg-type]  # ReadTx
+    A block inside a file or folder is read by whoever may read that.
 
-    ref, small = await call.state.store.read(read)
-    return cid, ref, small
+    Raises:
+        NotFound: It is not here, or not for this caller: the answers are the same on purpose.
+    """
+    state, text = call.state, str(cid)
+
+    def read(tx: ReadTx) -> tuple[BlobRefRow, bytes | None]:
+        return blobs.readable(tx, text, call.caller.reader), blobs.small_blob(tx, text)
+
+    with suppress(NotFound):
+        return await state.store.read(read)
+
+    roots = await state.blobs.roots_around(cid)
+    names = [str(root) for root in roots]
+    names += [str(Cid(0, root.codec, root.digest)) for root in roots if root.codec == CODEC_DAG_PB]
+
+    def read_any(tx: ReadTx) -> BlobRefRow:
+        for name in names:
+            with suppress(NotFound):
+                return blobs.readable(tx, name, call.caller.reader)
+        raise NotFound(f"there is no blob {cid} here")
+
+    return await state.store.read(read_any), None
 
 
 async def download(call: Call) -> Response:
     """Return a file's bytes."""
-    cid, ref, small = await _readable(call)
+    cid = Cid.parse(call.path("cid"))
+    return await _file(call, cid, *await _readable(call, cid))
+
+
+async def _file(call: Call, cid: Cid, ref: BlobRefRow, small: bytes | None) -> Response:
     headers = {
         "Content-Disposition": f'attachment; filename="{cid}"',
         "X-Content-Type-Options": "nosniff",
@@ -95,6 +143,8 @@ async def download(call: Call) -> Response:
     stat = await call.state.blobs.stat(cid)
     if stat is None:
         raise NotFound(f"there is no blob {cid} here")
+    if stat.kind is not Kind.FILE:
+        raise InvalidInput(f"{cid} is a folder", hint="Name a file in it by /ipfs/CID/path, or take ?format=car.")
     pieces = call.state.blobs.open(cid, max_bytes=stat.size)
     first = await anext(pieces, b"")
     headers["Content-Length"] = str(stat.size)
@@ -109,24 +159,75 @@ async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator
 
 async def gateway(call: Call) -> Response:
     """Answer as a trustless gateway: ``?format=raw`` one block, ``?format=car`` the whole, else the file."""
+    return await _gateway(call, Cid.parse(call.path("cid")), ())
+
+
+async def gateway_below(call: Call) -> Response:
+    """Answer as ``gateway`` for what lies at a path in a folder; a CAR begins with the folders on the way."""
+    path = call.path("path")
+    if len(path) > _MAX_PATH_CHARS:
+        raise TooLarge(f"a path has at most {_MAX_PATH_CHARS} characters", field="path")
+    root, names = split_path(f"{Cid.parse(call.path('cid'))}/{path}")
+    return await _gateway(call, root, names)
+
+
+async def _gateway(call: Call, root: Cid, names: tuple[str, ...]) -> Response:
     form = call.text("format") or _form_of(call.request.headers.get("accept", ""))
-    if form == "file":
-        return await download(call)
-    if form not in ("raw", "car"):
+    if form not in ("raw", "car", "file"):
         raise BadField("format: expected 'raw' or 'car'", field="format")
-    cid, _, small = await _readable(call)
+    scope = call.text("dag-scope", "all")
+    if scope not in ("all", "entity", "block"):
+        raise BadField("dag-scope: expected 'all', 'entity' or 'block'", field="dag-scope")
+    ref, small = await _readable(call, root)
     if small is not None:
-        block = Block(cid, small)
-        if form == "raw":
-            return Response(small, media_type=RAW)
-        return StreamingResponse(write_car(cid, _one(block)), media_type=CAR)
-    if await call.state.blobs.stat(cid) is None:
+        return await _small(call, root, names, form, ref, small)
+    way, cid = await _walk(call, root, names)
+    if form == "file":
+        return await _file(call, cid, ref, None)
+    stat = await call.state.blobs.stat(cid)
+    if stat is None:
         raise NotFound(f"there is no blob {cid} here")
     if form == "raw":
-        async for block in call.state.blobs.blocks(cid, scope="block"):
-            return Response(block.data, media_type=RAW)
-        raise NotFound(f"there is no blob {cid} here")
-    return StreamingResponse(write_car(cid, call.state.blobs.blocks(cid)), media_type=CAR)
+        return Response((await _block(call, cid)).data, media_type=RAW)
+    is_one = scope == "block" or (scope == "entity" and stat.kind is Kind.DIRECTORY)
+    blocks = call.state.blobs.blocks(cid, scope="block" if is_one else "all")
+    return StreamingResponse(write_car(root, _after(way, blocks)), media_type=CAR)
+
+
+async def _small(call: Call, cid: Cid, names: tuple[str, ...], form: str, ref: BlobRefRow, data: bytes) -> Response:
+    """Answer for a file that lies in the database."""
+    if names:
+        raise InvalidInput(f"{cid} is a file, not a folder")
+    if form == "file":
+        return await _file(call, cid, ref, data)
+    if form == "raw":
+        return Response(data, media_type=RAW)
+    return StreamingResponse(write_car(cid, _after([Block(cid, data)])), media_type=CAR)
+
+
+async def _walk(call: Call, root: Cid, names: tuple[str, ...]) -> tuple[list[Block], Cid]:
+    """Follow names from a folder; return the blocks of the folders on the way, and what they lead to.
+
+    Raises:
+        NotFound: A name is not there.
+        InvalidInput: A name other than the last is a file.
+    """
+    way: list[Block] = []
+    for name in names:
+        block = await _block(call, root)
+        entries = list_directory(root, {root: block.data}.__getitem__)
+        found = next((entry.cid for entry in entries if entry.name == name), None)
+        if found is None:
+            raise NotFound(f"there is no {name[:80]!r} in {root}")
+        way.append(block)
+        root = found
+    return way, root
+
+
+async def _block(call: Call, cid: Cid) -> Block:
+    async for block in call.state.blobs.blocks(cid, scope="block"):
+        return block
+    raise NotFound(f"there is no blob {cid} here")
 
 
 def _form_of(accept: str) -> str:
@@ -135,22 +236,51 @@ def _form_of(accept: str) -> str:
     return "raw" if "vnd.ipld.raw" in accept else "file"
 
 
-async def _one(block: Block) -> AsyncIterator[Block]:
-    yield block
+async def _after(first: list[Block], rest: AsyncIterator[Block] | None = None) -> AsyncIterator[Block]:
+    """Yield blocks, each once."""
+    seen = set()
+    for block in first:
+        if block.cid.key not in seen:
+            seen.add(block.cid.key)
+            yield block
+    if rest is not None:
+        async for block in rest:
+            if block.cid.key not in seen:
+                yield block
 
 
 async def info(call: Call) -> BlobInfo:
     """Return what the caller may know of a blob."""
     cid = str(Cid.parse(call.path("cid")))
     row = await call.state.store.read(lambda tx: blobs.info(tx, cid, call.caller.reader))
-    mine = row.owner == call.caller.id
+    return _info_of(row, call.caller.id)
+
+
+def _info_of(row: BlobRefRow, reader: str) -> BlobInfo:
+    mine = row.owner == reader
     return BlobInfo(
-        cid=cid,
+        cid=row.cid,
         size=row.size,
         visibility=row.visibility,
         owner=row.owner if mine else None,
         pinned=bool(row.pinned) and mine,
         created_at=from_us(row.created_us),
+    )
+
+
+async def listing(call: Call) -> BlobsReply:
+    """Return what the caller has stored, by CID, and how much of the quota that takes."""
+    me, limit, after = call.caller.id, call.limit(), call.text("cursor")
+
+    def read(tx: ReadTx) -> tuple[list[BlobRefRow], int]:
+        return blobs.owned(tx, me, after=after, limit=limit + 1), blobs.bytes_of_owner(tx, me)
+
+    rows, used = await call.state.store.read(read)
+    return BlobsReply(
+        blobs=tuple(_info_of(row, me) for row in rows[:limit]),
+        used_bytes=used,
+        quota_bytes=call.state.settings.market_upload_quota,
+        next_cursor=rows[limit - 1].cid if len(rows) > limit else None,
     )
 
 
@@ -164,7 +294,20 @@ async def pin(call: Call) -> PinReply:
     return PinReply(cid=text, pinned=True)
 
 
+async def unpin(call: Call) -> PinReply:
+    """Keep a blob of the caller's no longer; what nobody else needs may be evicted when room is needed."""
+    cid = Cid.parse(call.path("cid"))
+    text, state = str(cid), call.state
+    if await state.store.write(lambda tx: blobs.unpin(tx, text, call.caller.id)):
+        with suppress(NotFound):  # small ones lie in the database
+            await state.blobs.pin(cid, keep=False)
+            if await state.store.read(lambda tx: blobs.is_held(tx, text)):
+                await state.blobs.pin(cid)
+    return PinReply(cid=text, pinned=False)
+
+
 VISIBILITY = Query("visibility", {"enum": ["private", "public"], "default": "private"}, "Who may read it")
+SCOPE = Query("dag-scope", {"enum": ["all", "entity", "block"], "default": "all"}, "How much of it a CAR holds")
 FORMAT = Query("format", {"enum": ["raw", "car"]}, "One block, or all as a CARv1; else by the header Accept")
 
 ENDPOINTS = (
@@ -173,7 +316,7 @@ ENDPOINTS = (
         paths.STORAGE_UPLOAD,
         upload,
         Access.SIGNED,
-        "Upload a file",
+        "Upload a file, or a folder as a CAR",
         UploadReply,
         streams_body=True,
         status=201,
@@ -182,5 +325,24 @@ ENDPOINTS = (
     Endpoint("GET", paths.storage_path("download", "{cid}"), download, Access.OPTIONAL, "Download a file"),
     Endpoint("GET", paths.storage_path("info", "{cid}"), info, Access.OPTIONAL, "About a file", BlobInfo),
     Endpoint("POST", paths.storage_path("pin", "{cid}"), pin, Access.SIGNED, "Pin a file", PinReply),
-    Endpoint("GET", paths.gateway_path("{cid}"), gateway, Access.OPTIONAL, "Trustless gateway", query=(FORMAT,)),
+    Endpoint("DELETE", paths.storage_path("pin", "{cid}"), unpin, Access.SIGNED, "Unpin a file", PinReply),
+    Endpoint(
+        "GET",
+        paths.STORAGE_LIST,
+        listing,
+        Access.SIGNED,
+        "List what you have stored",
+        BlobsReply,
+        query=(LIMIT, CURSOR),
+    ),
+    Endpoint("GET", paths.gateway_path("{cid}"), gateway, Access.OPTIONAL, "Trustless gateway", query=(FORMAT, SCOPE)),
+    Endpoint(
+        "GET",
+        paths.gateway_path("{cid}", "{path}"),
+        gateway_below,
+        Access.OPTIONAL,
+        "Trustless gateway, inside a folder",
+        takes_rest=True,
+        query=(FORMAT, SCOPE),
+    ),
 )

@@ -449,6 +449,42 @@ BLOB_REFS = _rows(
 BLOB_REF = _where(rows.BlobRefRow, t.blob_ref, "cid", "owner", "task_id")
 BLOB_PUBLISH = _update(t.blob_ref, ["cid", "owner"], "visibility")
 BLOB_PIN = _update(t.blob_ref, ["cid", "owner"], "pinned")
+BLOB_REF_DELETE = Command(
+    sa.delete(t.blob_ref).where(
+        t.blob_ref.c.cid == _bind("cid"),
+        t.blob_ref.c.owner == _bind("owner"),
+        t.blob_ref.c.task_id == sa.literal_column("''"),
+    )
+)
+BLOBS_OF_OWNER = _rows(
+    rows.BlobRefRow,
+    t.blob_ref,
+    lambda s: (
+        s.where(
+            t.blob_ref.c.owner == _bind("owner"),
+            t.blob_ref.c.task_id == sa.literal_column("''"),
+            t.blob_ref.c.cid > _bind("after"),
+        )
+        .order_by(t.blob_ref.c.cid)
+        .limit(_int("limit"))
+    ),
+)
+BLOB_NEEDED_BY = _scalar(
+    sa.select(t.task.c.id)
+    .select_from(t.blob_ref.join(t.task, t.blob_ref.c.task_id == t.task.c.id))
+    .where(t.blob_ref.c.cid == _bind("cid"), t.blob_ref.c.owner == _bind("owner"), LIVE_STATES)
+    .limit(1)
+)
+# A reference holds content if somebody stored it, a task brought it, or a task that has not ended reads it.
+BLOB_HELD = _scalar(
+    sa.select(sa.literal_column("1"))
+    .select_from(t.blob_ref.outerjoin(t.task, t.blob_ref.c.task_id == t.task.c.id))
+    .where(
+        t.blob_ref.c.cid == _bind("cid"),
+        sa.or_(t.task.c.id.is_(None), t.task.c.result_cid == t.blob_ref.c.cid, LIVE_STATES),
+    )
+    .limit(1)
+)
 BLOB_BYTES_OF_OWNER = _scalar(
     sa.select(sa.func.coalesce(sa.func.sum(t.blob_ref.c.size), 0)).where(
         t.blob_ref.c.owner == _bind("owner"), t.blob_ref.c.task_id == sa.literal_column("''")

@@ -16,6 +16,7 @@ __all__ = [
     "REPORTS",
     "SIWE",
     "SIWE_NONCE",
+    "STORAGE_LIST",
     "STORAGE_UPLOAD",
     "TASKS",
     "account_path",
@@ -41,6 +42,7 @@ LEASE_LOGS = f"{API}/leases/logs"
 REPORTS = f"{API}/reports"
 TASKS = f"{API}/tasks"
 STORAGE_UPLOAD = f"{API}/storage/upload"
+STORAGE_LIST = f"{API}/storage/list"
 
 
 def task_path(task_id: str, leaf: str = "") -> str:
@@ -68,6 +70,10 @@ def storage_path(verb: str, cid: str) -> str:
     return f"{API}/storage/{verb}/{cid}"
 
 
-def gateway_path(cid: str) -> str:
-    """Return the trustless gateway's path of a blob; add ``?format=raw`` or ``?format=car``."""
-    return f"/ipfs/{cid}"
+def gateway_path(cid: str, path: str = "") -> str:
+    """Return the trustless gateway's path of a blob; add ``?format=raw`` or ``?format=car``.
+
+    Args:
+        path: Inside a folder, percent-encoded, without a slash at its start.
+    """
+    return f"/ipfs/{cid}/{path}" if path else f"/ipfs/{cid}"

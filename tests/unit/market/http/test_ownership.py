@@ -36,6 +36,7 @@ async def _alices(served: Served) -> tuple[Signer, Signer, dict[str, str], str]:
         "{node_id}": node.keyid,
         "{account}": account.address,
         "{cid}": stored.json()["cid"],
+        "{path}": "name",
     }
     return alice, node, ids, manifest
 
@@ -77,11 +78,12 @@ async def test_an_owner_reads_all_of_it(served: Served) -> None:
             if reply.status_code != 200:
                 refused[one.path] = reply.status_code
 
-    # A group it is not, and what is not finished has neither result nor receipt.
+    # A group it is not, and what is not finished has neither result nor receipt; the blob is no folder.
     assert set(refused) <= {
         "/api/v1/groups/{group_id}",
         "/api/v1/tasks/{task_id}/result",
         "/api/v1/tasks/{task_id}/receipt",
+        "/ipfs/{cid}/{path}",
     }
 
 
