@@ -32,20 +32,20 @@ _LIBRARIES = "lib"
 # What our programs import beside pure modules: of these the shared libraries are found. Not asyncio, which would bring ssl.
 _MODULES = (
     *(
+        "__future__",
         "array",
+        "collections.abc",
         "ctypes",
         "errno",
         "fcntl",
         "json",
         "mmap",
+        "pathlib",
+        "re",
         "resource",
         "select",
-        "selectors",
-        "signal",
-        "socket",
-        "stat",
     ),
-    *("struct", "threading", "time"),
+    *("selectors", "signal", "socket", "stat", "struct", "threading", "time", "typing"),
 )
 # The handle of the program itself is the head of the dynamic linker's list (struct link_map: addr, name, ld, next). Its
 # names are those by which libraries are looked for, not what the links lead to.
@@ -80,11 +80,15 @@ class StagedPython:
 
     folder: Path
 
-    def argv(self, place: PurePosixPath | Path, script: str, arguments: Sequence[str] = ()) -> list[str]:
-        """Return the command that runs a script of the folder, for a sandbox that sees the folder as ``place``."""
+    def argv(self, place: PurePosixPath, words: Sequence[str]) -> list[str]:
+        """Return a command for a sandbox that sees the folder as ``place``.
+
+        Args:
+            words: What follows ``OPTIONS``: a script and its arguments, or ``-c`` and a program.
+        """
         loader = [str(place / _LOADER), "--library-path", str(place / _LIBRARIES)]
         python = place / "bin" / _BINARY
-        return [*loader, str(python), *OPTIONS, str(place / script), *arguments]
+        return [*loader, str(python), *OPTIONS, *words]
 
 
 def interpreter() -> Path:
