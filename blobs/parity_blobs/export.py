@@ -6,17 +6,34 @@ CID itself (identity hash) is read here and never asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import TypeAlias, TypeVar
 
 from parity_blobs.cid import CODEC_RAW, Block, Cid
+from parity_blobs.hamt import HASH_BYTES, ShardLink, name_hash
 from parity_blobs.importer import Entry
 from parity_blobs.unixfs import Kind, Node, checked_name, read_node
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits
 from parity_protocol.errors import BadDocument, InvalidInput, NotFound, TooLarge
 
-__all__ = ["GetBlock", "iter_dag", "iter_file", "list_directory", "measure_dag", "resolve_path", "split_path"]
+__all__ = [
+    "GetBlock",
+    "Walk",
+    "drive",
+    "iter_dag",
+    "iter_file",
+    "list_directory",
+    "measure_dag",
+    "resolve_path",
+    "split_path",
+    "walk_directory",
+    "walk_path",
+]
+
+T = TypeVar("T")
 
 GetBlock = Callable[[Cid], bytes]
+Walk: TypeAlias = Generator[Cid, bytes, T]
 
 _MAX_SEGMENTS = 64  # of a path
 
@@ -81,15 +98,41 @@ def iter_dag(root: Cid, get_block: GetBlock, *, limits: DagLimits = DEFAULT_LIMI
 
 
 def list_directory(cid: Cid, get_block: GetBlock) -> tuple[Entry, ...]:
-    """Return the entries of a directory in stored order.
+    """Return the entries of a directory, a sharded one included, sorted as they are stored: by the bytes of names.
 
     Raises:
         InvalidInput: It is a file.
+        BadDocument: A sharded directory is not built as it should be.
     """
-    node = _node(cid, get_block)
+    return drive(walk_directory(cid), get_block)
+
+
+def walk_directory(cid: Cid) -> Walk[tuple[Entry, ...]]:
+    """As ``list_directory``, for callers who get blocks in their own way: yields a CID and is sent the block.
+
+    Raises:
+        InvalidInput: It is a file.
+        BadDocument: A sharded directory is not built as it should be.
+        TooLarge: It has more than 2**19 entries.
+    """
+    node = yield from _step(cid)
     if node.kind is not Kind.DIRECTORY:
         raise InvalidInput(f"{cid} is a file, not a directory")
-    return tuple(Entry(link.name, link.cid, link.tsize) for link in node.links)
+    if node.shard is None:
+        return tuple(Entry(link.name, link.cid, link.tsize) for link in node.links)
+    entries: list[Entry] = []
+    stack = [(node.shard, b"")]
+    while stack:
+        shard, prefix = stack.pop()
+        for link in shard:
+            here = prefix + bytes((link.place,))
+            if link.name:
+                entries.append(_placed(cid, link, here))
+            else:
+                stack.append(((yield from _shard_below(cid, link.cid, here)), here))
+        if len(entries) + len(stack) > DEFAULT_LIMITS.max_links:
+            raise TooLarge(f"{cid}: a directory of more than {DEFAULT_LIMITS.max_links} entries")
+    return tuple(sorted(entries, key=lambda entry: entry.name.encode()))
 
 
 def split_path(text: str) -> tuple[Cid, tuple[str, ...]]:
@@ -107,18 +150,41 @@ def split_path(text: str) -> tuple[Cid, tuple[str, ...]]:
 
 
 def resolve_path(root: Cid, segments: tuple[str, ...], get_block: GetBlock) -> Cid:
-    """Follow names from a directory and return what they lead to.
+    """Follow names from a directory and return what they lead to; of a sharded one only the shards on the way are read.
 
     Raises:
         NotFound: A name is not there.
         InvalidInput: A name other than the last is a file.
+        BadDocument: A sharded directory is not built as it should be.
     """
+    return drive(walk_path(root, segments), get_block)
+
+
+def walk_path(root: Cid, segments: tuple[str, ...]) -> Walk[Cid]:
+    """As ``resolve_path``, for callers who get blocks in their own way: yields a CID and is sent the block."""
     for segment in segments:
-        found = next((entry.cid for entry in list_directory(root, get_block) if entry.name == segment), None)
+        node = yield from _step(root)
+        if node.kind is not Kind.DIRECTORY:
+            raise InvalidInput(f"{root} is a file, not a directory")
+        if node.shard is None:
+            found = next((link.cid for link in node.links if link.name == segment), None)
+        else:
+            found = yield from _look_up(root, node.shard, segment)
         if found is None:
             raise NotFound(f"there is no {segment[:80]!r} in {root}")
         root = found
     return root
+
+
+def drive(walk: Walk[T], get_block: GetBlock) -> T:
+    """Run a walk to its end with blocks from ``get_block``."""
+    try:
+        wanted = next(walk)
+        while True:
+            wanted = walk.send(get_block(wanted))
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def measure_dag(cid: Cid, get_block: GetBlock, length_of: Callable[[Cid], int]) -> tuple[Kind, int, int, int]:
@@ -155,3 +221,30 @@ def measure_dag(cid: Cid, get_block: GetBlock, length_of: Callable[[Cid], int]) 
 def _node(cid: Cid, get_block: GetBlock) -> Node:
     inline = cid.inline
     return read_node(cid, get_block(cid) if inline is None else inline)
+
+
+def _step(cid: Cid) -> Walk[Node]:
+    return read_node(cid, (yield cid) if cid.inline is None else cid.inline)
+
+
+def _look_up(root: Cid, shard: tuple[ShardLink, ...], name: str) -> Walk[Cid | None]:
+    wanted = name_hash(name)
+    for level in range(HASH_BYTES):
+        link = next((each for each in shard if each.place == wanted[level]), None)
+        if link is None or link.name:
+            return link.cid if link is not None and link.name == name else None
+        shard = yield from _shard_below(root, link.cid, wanted[: level + 1])
+    return None
+
+
+def _shard_below(root: Cid, cid: Cid, prefix: bytes) -> Walk[tuple[ShardLink, ...]]:
+    node = yield from _step(cid)
+    if not node.shard or len(prefix) >= HASH_BYTES:
+        raise BadDocument(f"{root}: {cid} is empty, not a shard, or too many levels down")
+    return node.shard
+
+
+def _placed(root: Cid, link: ShardLink, prefix: bytes) -> Entry:
+    if not name_hash(link.name).startswith(prefix):
+        raise BadDocument(f"{root}: {link.name[:80]!r} does not lie where its hash says")
+    return Entry(link.name, link.cid, link.tsize)

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from parity_blobs.base import BlobStat, BlobStore
 from parity_blobs.cid import Block, Cid
-from parity_blobs.export import list_directory
+from parity_blobs.export import Walk, walk_directory, walk_path
 from parity_blobs.importer import DEFAULT_OPTIONS, AddOptions, Entry, FileImporter, Imported, build_directory
 from parity_blobs.local_threads import translate_os
 from parity_blobs.spool import fsync_file, fsync_folder
@@ -24,7 +24,7 @@ from parity_blobs.unixfs import Kind
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, Order
 from parity_protocol.errors import InvalidInput, NotFound, TooLarge, Unavailable
 
-__all__ = ["add_path", "cid_of_path", "export_path", "import_path"]
+__all__ = ["add_path", "cid_of_path", "export_path", "import_path", "list_folder", "resolve_in"]
 
 T = TypeVar("T")
 
@@ -132,6 +132,37 @@ async def export_path(store: BlobStore, cid: Cid, target: Path, *, max_bytes: in
     return stat
 
 
+async def list_folder(store: BlobStore, cid: Cid) -> tuple[Entry, ...]:
+    """Return the entries of a directory in ``store``, a sharded one included, sorted by the bytes of names.
+
+    Raises:
+        NotFound: It is not in the store.
+        InvalidInput: It is a file.
+    """
+    return await _drive(store, walk_directory(cid))
+
+
+async def resolve_in(store: BlobStore, root: Cid, segments: tuple[str, ...]) -> Cid:
+    """Follow names from a directory in ``store`` and return what they lead to.
+
+    Raises:
+        NotFound: A name is not there, or the directory is not in the store.
+        InvalidInput: A name other than the last is a file.
+    """
+    return await _drive(store, walk_path(root, segments))
+
+
+async def _drive(store: BlobStore, walk: Walk[T]) -> T:
+    try:
+        wanted = next(walk)
+        while True:
+            (block,) = [block async for block in store.blocks(wanted, scope="block")]
+            wanted = walk.send(block.data)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 class _Walk:
     def __init__(self, options: AddOptions, *, hidden: bool) -> None:
         self._options = options
@@ -221,7 +252,7 @@ class _Export:
             await self._file(cid, target)
             return
         await _on_disk(lambda: target.mkdir(mode=0o755))
-        for entry in await self._entries(cid):
+        for entry in await list_folder(self._store, cid):
             stat = await self._store.stat(entry.cid)
             if stat is None:
                 raise NotFound(f"{entry.cid} is not in this store")
@@ -231,10 +262,6 @@ class _Export:
     def sync_folder(self, path: Path) -> None:
         if self._is_durable:
             fsync_folder(path)
-
-    async def _entries(self, cid: Cid) -> tuple[Entry, ...]:
-        blocks = [block async for block in self._store.blocks(cid, scope="block")]
-        return list_directory(cid, lambda _: blocks[0].data)
 
     async def _file(self, cid: Cid, target: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -1,7 +1,7 @@
 """UnixFS v1: what a block means as a piece of a file, or as a directory.
 
-Read strictly: sizes a node claims must add up, names must be usable in a path, and sharded directories and
-symbolic links are refused by name. Nodes come only from blocks whose hash was checked.
+Read strictly: sizes a node claims must add up, names must be usable in a path, and symbolic links are refused by
+name. Sharded directories are read (``hamt``) and never written. Nodes come only from blocks whose hash was checked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from parity_blobs.cid import CODEC_RAW, Cid
 from parity_blobs.dag_pb import PbLink, decode_node, encode_node
+from parity_blobs.hamt import ShardLink, read_shard
 from parity_blobs.varint import decode_varint, encode_varint
 from parity_protocol.errors import BadDocument
 
@@ -20,10 +21,19 @@ __all__ = ["Kind", "Node", "checked_name", "encode_directory", "encode_file_node
 
 MAX_NAME_BYTES = 255  # of one path segment, as file systems allow
 
-_TYPE_RAW, _TYPE_DIRECTORY, _TYPE_FILE = 0, 1, 2
-_REFUSED_TYPES = {3: "metadata nodes", 4: "symbolic links", 5: "sharded (HAMT) directories"}
+_TYPE_RAW, _TYPE_DIRECTORY, _TYPE_FILE, _TYPE_SHARD = 0, 1, 2, 5
+_REFUSED_TYPES = {3: "metadata nodes", 4: "symbolic links"}
 
-_F_TYPE, _F_DATA, _F_FILESIZE, _F_BLOCKSIZES, _F_MODE, _F_MTIME = 0x08, 0x12, 0x18, 0x20, 0x38, 0x42
+_F_TYPE, _F_DATA, _F_FILESIZE, _F_BLOCKSIZES, _F_HASH, _F_FANOUT, _F_MODE, _F_MTIME = (
+    0x08,
+    0x12,
+    0x18,
+    0x20,
+    0x28,
+    0x30,
+    0x38,
+    0x42,
+)
 
 
 class Kind(StrEnum):
@@ -42,6 +52,8 @@ class Node:
         size: Content bytes here and below as the node claims, 0 for a directory; true only once
             every child's own size was compared with ``sizes``.
         sizes: For a file, the claimed content bytes of each link, all at least 1; empty for a directory.
+        shard: For a part of a sharded directory, what its links mean; None for everything else. That a name lies
+            where its hash says is not checked here, since a block does not know its level.
     """
 
     kind: Kind
@@ -49,6 +61,7 @@ class Node:
     size: int
     links: tuple[PbLink, ...]
     sizes: tuple[int, ...]
+    shard: tuple[ShardLink, ...] | None = None
 
 
 class _Message(NamedTuple):
@@ -56,6 +69,8 @@ class _Message(NamedTuple):
     data: bytes
     filesize: int | None
     blocksizes: tuple[int, ...]
+    hash_code: int | None
+    fanout: int | None
 
 
 def read_node(cid: Cid, block: bytes) -> Node:
@@ -72,6 +87,8 @@ def read_node(cid: Cid, block: bytes) -> Node:
     message = _decode_message(message_bytes)
     if message.type == _TYPE_DIRECTORY:
         return _read_directory(cid, message, links)
+    if message.type == _TYPE_SHARD:
+        return _read_shard(cid, message, links)
     if message.type not in (_TYPE_RAW, _TYPE_FILE):
         raise BadDocument(f"{cid}: {_REFUSED_TYPES.get(message.type, f'UnixFS type {message.type}')} are not supported")
     if len(message.blocksizes) != len(links):
@@ -131,11 +148,21 @@ def _read_directory(cid: Cid, message: _Message, links: tuple[PbLink, ...]) -> N
     return Node(Kind.DIRECTORY, b"", 0, links, ())
 
 
+def _read_shard(cid: Cid, message: _Message, links: tuple[PbLink, ...]) -> Node:
+    if message.filesize is not None or message.blocksizes:
+        raise BadDocument(f"{cid}: a sharded directory with file content")
+    shard = read_shard(cid, message.data, message.hash_code, message.fanout, links)
+    for link in shard:
+        if link.name:
+            checked_name(link.name)
+    return Node(Kind.DIRECTORY, b"", 0, links, (), shard)
+
+
 def _decode_message(message: bytes) -> _Message:
     """Read the UnixFS protobuf: type first, then the other fields in ascending order."""
     kind: int | None = None
     data = b""
-    filesize: int | None = None
+    filesize = hash_code = fanout = None
     sizes: list[int] = []
     at, end, last_tag = 0, len(message), 0
     while at < end:
@@ -156,8 +183,12 @@ def _decode_message(message: bytes) -> _Message:
             if tag == _F_DATA:
                 data = message[at : at + value]
             at += value
-        elif tag != _F_MODE and kind not in _REFUSED_TYPES:  # a shard's own fields: the caller says it better
+        elif tag == _F_HASH and kind == _TYPE_SHARD:
+            hash_code = value
+        elif tag == _F_FANOUT and kind == _TYPE_SHARD:
+            fanout = value
+        elif tag != _F_MODE:
             raise BadDocument(f"UnixFS: unknown field tag 0x{tag:02x}")
     if kind is None:
         raise BadDocument("UnixFS: no type")
-    return _Message(kind, data, filesize, tuple(sizes))
+    return _Message(kind, data, filesize, tuple(sizes), hash_code, fanout)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from parity_blobs.cid import HASH_IDENTITY, Block, Cid
+from parity_blobs.hamt import HASH_BYTES, name_hash
 from parity_blobs.unixfs import Kind, Node, read_node
 from parity_protocol.errors import BadCid, BadDocument, DigestMismatch, TooLarge
 
@@ -73,8 +74,9 @@ class DagSummary(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    node: Node  # without its content bytes
+    node: Node  # without its content bytes, links and names
     children: tuple[_Key, ...]
+    shard: tuple[tuple[int, bytes | None], ...] | None  # per child: its place, and its name's hash unless it is a shard
 
 
 def check_block(cid: Cid, data: bytes) -> None:
@@ -195,6 +197,7 @@ class DagVerifier:
             missing = self.wanted(1)
             raise BadDocument(f"{self.root}: ended early, block {missing[0]} and maybe more are missing")
         sizes = self._measure()
+        self._check_shards()
         if len(sizes) != len(self._seen):
             raise BadDocument(f"{self.root}: {len(self._seen) - len(sizes)} blocks that nothing links to")
         top = self._seen[self.root.key].node
@@ -232,7 +235,10 @@ class DagVerifier:
         self._content += len(node.data)
         children = [link.cid for link in node.links]
         bare = Node(node.kind, b"", node.size, (), node.sizes) if node.data or node.links else node
-        self._seen[cid.key] = _Seen(bare, tuple(child.key for child in children))
+        shard = None
+        if node.shard is not None:
+            shard = tuple((link.place, name_hash(link.name) if link.name else None) for link in node.shard)
+        self._seen[cid.key] = _Seen(bare, tuple(child.key for child in children), shard)
         self._want(children, depth + 1)
 
     def _want(self, cids: list[Cid], depth: int) -> None:
@@ -274,6 +280,39 @@ class DagVerifier:
                 raise TooLarge(f"{self.root}: deeper than {self._limits.max_depth} links")
             sizes[key] = self._size_of(key, seen, sizes)
         return sizes
+
+    def _check_shards(self) -> None:
+        """Check that in sharded directories every name lies where its hash says; so none can be there twice."""
+        prefixes: dict[_Key, bytes] = {}
+        for key, seen in self._seen.items():
+            if key == self.root.key and seen.shard is not None:
+                self._check_shard(key, prefixes)
+            if seen.node.kind is Kind.DIRECTORY:
+                marks = seen.shard or ((0, b""),) * len(seen.children)
+                for child, (_, name) in zip(seen.children, marks, strict=True):
+                    if name is not None and self._seen[child].shard is not None:
+                        self._check_shard(child, prefixes)
+
+    def _check_shard(self, root: _Key, prefixes: dict[_Key, bytes]) -> None:
+        stack = [(root, b"")]
+        while stack:
+            key, prefix = stack.pop()
+            # What lies below decides the one place where a shard can be, so each is looked at once.
+            if prefixes.setdefault(key, prefix) != prefix:
+                raise BadDocument(f"{self.root}: shard {_name(key)} is at two places of a directory")
+            seen = self._seen[key]
+            if seen.shard is None:
+                raise BadDocument(f"{self.root}: {_name(key)} is not a shard but stands where one belongs")
+            if prefix and not seen.children:
+                raise BadDocument(f"{self.root}: {_name(key)} is an empty shard inside a directory")
+            for child, (place, name) in zip(seen.children, seen.shard, strict=True):
+                here = prefix + bytes((place,))
+                if name is None:
+                    if len(here) == HASH_BYTES:
+                        raise BadDocument(f"{self.root}: a sharded directory of more than {HASH_BYTES} levels")
+                    stack.append((child, here))
+                elif not name.startswith(here):
+                    raise BadDocument(f"{self.root}: a name in {_name(key)} does not lie where its hash says")
 
     def _size_of(self, key: _Key, seen: _Seen, sizes: dict[_Key, int]) -> int:
         if seen.node.kind is Kind.DIRECTORY:

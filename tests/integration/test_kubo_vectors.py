@@ -19,7 +19,7 @@ import pytest
 from parity_blobs.car import write_car
 from parity_blobs.cid import Cid
 from parity_blobs.export import list_directory
-from parity_blobs.files import add_path, cid_of_path, export_path
+from parity_blobs.files import add_path, cid_of_path, export_path, list_folder, resolve_in
 from parity_blobs.gateway import TrustlessGateway
 from parity_blobs.importer import CHUNK_BYTES, AddOptions
 from parity_blobs.local import LocalBlobStore
@@ -178,16 +178,29 @@ async def test_content_that_kubo_has_not_is_not_found(kubo: Kubo, store: LocalBl
             await gateway.fetch_into(Cid.of_block(b"nobody ever added this"), store)
 
 
-async def test_a_sharded_folder_and_a_link_from_kubo_are_refused_by_name(
-    kubo: Kubo, store: LocalBlobStore, tmp_path: Path
-) -> None:
+async def test_a_sharded_folder_from_kubo_is_read(kubo: Kubo, store: LocalBlobStore, tmp_path: Path) -> None:
     write_tree({"wide": {"count": 2048, "name_chars": 94, "extra": 1}}, tmp_path / "wide")
+    names = sorted(path.name for path in (tmp_path / "wide").iterdir())
+    for flags in ([], ["--cid-version=1"]):
+        cid = kubo.add(tmp_path / "wide", *flags)
+
+        async with TrustlessGateway([kubo.gateway]) as gateway:
+            stat = await gateway.fetch_into(cid, store)
+        await export_path(store, cid, tmp_path / f"out{len(flags)}", max_bytes=stat.size)
+
+        assert stat.blocks > 100
+        assert [entry.name for entry in await list_folder(store, cid)] == names
+        assert sorted(path.name for path in (tmp_path / f"out{len(flags)}").iterdir()) == names
+        for name in (names[0], names[1000], names[-1]):
+            said = kubo.run("resolve", "-r", f"/ipfs/{cid}/{name}").decode().strip()
+            assert f"/ipfs/{await resolve_in(store, cid, (name,))}" == said
+
+
+async def test_a_symbolic_link_from_kubo_is_refused_by_name(kubo: Kubo, store: LocalBlobStore, tmp_path: Path) -> None:
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "link").symlink_to("nowhere")
 
     async with TrustlessGateway([kubo.gateway]) as gateway:
-        with pytest.raises(BadDocument, match="sharded"):
-            await gateway.fetch_into(kubo.add(tmp_path / "wide"), store)
         with pytest.raises(BadDocument, match="symbolic links"):
             await gateway.fetch_into(kubo.add(tmp_path / "linked"), store)
 

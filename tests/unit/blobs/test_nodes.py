@@ -108,7 +108,6 @@ def test_mode_and_time_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (b"\x08\x05\x28\x22\x30\x80\x02", "sharded"),
         (b"\x08\x04\x12\x01a", "symbolic"),
         (b"\x08\x03", "metadata"),
         (b"\x08\x09", "type 9"),
