@@ -1,5 +1,8 @@
 """Commands: a program and its arguments in bubblewrap. Off unless the operator enables it.
 
+Inside, ``/task`` is the task's home with its inputs below ``/task/inputs``, ``/output`` takes the files of its result if it
+asked for that, and ``/tmp`` is scratch space. All of them are memory of the task's own.
+
 A task dies with its node: bwrap's parent-death signal ends the tree when the node is killed, so nothing of it can be
 found again and ``recover`` says no. The market hands the task on.
 """
@@ -7,24 +10,26 @@ found again and ``recover`` says no. The market hands the task on.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-from pydantic import JsonValue
 
 from parity_node.data import InputSource
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
-from parity_node.executors.folder import JobFolder, folder_of, printable_tail
-from parity_node.executors.process import OutputLog, adopt_orphans, boot_id, kill_tree_of, same_process
-from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, find_bwrap
+from parity_node.executors.command_job import CommandJob
+from parity_node.executors.command_result import Ending, command_result
+from parity_node.executors.egress import EgressProxy, listen_inside
+from parity_node.executors.folder import JobFolder, folder_of
+from parity_node.executors.process import Identity, OutputLog, adopt_orphans, boot_id, kill_tree_of, same_process
+from parity_node.executors.sandbox.bwrap import OUTPUT, find_bwrap
 from parity_node.executors.sandbox.cgroup import Cgroup
 from parity_node.executors.sandbox.drop import make_traversable, own, slot_identity
-from parity_node.executors.sandbox.env import task_env
+from parity_node.executors.sandbox.landlock import missing_layer
 from parity_node.executors.sandbox.launch import SandboxExit, SandboxProcess
-from parity_node.executors.sandbox.limits import scratch_bytes, task_rlimits
+from parity_node.executors.sandbox.limits import most_files
 from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.executors.sandbox.probe import find_missing, try_sandbox
 from parity_node.executors.trial import Trial
@@ -32,18 +37,16 @@ from parity_node.waiting import within
 from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ExecutionFailed, FailureReason
-from parity_protocol.receipt import Usage
-from parity_protocol.report import MAX_INLINE_RESULT_BYTES, Outcome
+from parity_protocol.report import Outcome
 from parity_protocol.task import CidInput, CommandSpec, IsolationTier, TaskKind
 
 __all__ = ["CommandExecutor"]
 
-VERSION = 1
+VERSION = 2
 RETRY_TRIAL_S = 30.0  # after a trial run that failed
 _TRIAL_LIMITS = Limits(wall_time_s=1.0, cpus=1.0, memory_bytes=64 << 20, disk_bytes=0, pids=8)
 _RLIMITS_ONLY = "limits hold per process only: control groups cannot be written here"
-_SIGNALLED = 128  # bwrap and shells report signal n as 128 + n
-_SIGXCPU = 24
+_WATCH_S = 0.5  # between two looks at how many files a task has made
 
 
 @dataclass
@@ -51,11 +54,14 @@ class _Run:
     """A task that this process started."""
 
     process: SandboxProcess
-    limits: Limits
+    job: CommandJob
     cgroup: Cgroup | None
+    proxy: EgressProxy | None
     started_at: float  # Clock.monotonic()
     stopped: bool = False
+    has_too_many_files: bool = False
     result: ExecutionResult | None = None
+    closing: anyio.Lock = field(default_factory=anyio.Lock)  # one makes the result, or lets go of what it is made from
 
 
 class CommandExecutor:
@@ -99,7 +105,6 @@ class CommandExecutor:
         if identity is not None:
             make_traversable(job.folder)
             own(folder.inputs, identity)
-        names = []
         for item in spec.inputs:
             if not isinstance(item, CidInput):
                 raise ExecutionFailed(
@@ -108,15 +113,7 @@ class CommandExecutor:
             target = folder.inputs / item.name
             await self._inputs.fetch(item.cid, target, max_bytes=item.max_bytes)
             await anyio.to_thread.run_sync(_make_readable, target)
-            names.append(item.name)
-        members = {
-            "command": spec.command,
-            "env": spec.env,
-            "inputs": names,
-            "max_output_bytes": spec.max_output_bytes,
-            "slot": job.slot,
-        }
-        folder.write_job(members, job.limits)
+        CommandJob.of(job, spec).write(folder)
         return Handle("command", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
 
     async def start(self, handle: Handle) -> Handle:
@@ -126,30 +123,38 @@ class CommandExecutor:
         if key in self._runs:
             return _started(handle, self._runs[key].process)
         folder = folder_of(handle)
-        members, limits = folder.read_job()
+        job = CommandJob.read(folder)
         bwrap = find_bwrap()
         if bwrap is None:
             raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, "bubblewrap is not installed any more")
-        output = OutputLog(folder.log, _whole(members, "max_output_bytes"))
-        cgroup = Cgroup.make(key, limits)
+        output = OutputLog(folder.log, job.max_output_bytes)
+        cgroup, proxy = None, None
         try:
-            sandbox = Sandbox(
-                command=_texts(members, "command"),
-                env=task_env(_text_map(members, "env"), home=TASK_HOME),
-                inputs=tuple((folder.inputs / name, name) for name in _texts(members, "inputs")),
-                scratch_bytes=scratch_bytes(limits),
-                rlimits=task_rlimits(limits),
-                identity=slot_identity(_whole(members, "slot")),
-            )
+            cgroup = Cgroup.make(key, job.limits)
+            if job.egress is not None:
+                proxy = EgressProxy(
+                    job.egress, folder=folder.path, on_refusal=output.note, execution_id=key, clock=self._clock
+                )
+            sandbox = job.sandbox(folder, also_env=proxy.env() if proxy else {})
             adopt_orphans()
-            process = await SandboxProcess.launch(bwrap, sandbox, output, confine=cgroup.join if cgroup else None)
+            process = await SandboxProcess.launch(
+                bwrap,
+                sandbox,
+                output,
+                confine=cgroup.join if cgroup else None,
+                before_start=_door(proxy, sandbox.identity) if proxy else None,
+                keeps_scratch=True,
+            )
         except BaseException:
             output.close()
+            with anyio.CancelScope(shield=True):
+                if proxy is not None:
+                    await proxy.aclose()
             if cgroup is not None:
                 cgroup.remove()
             raise
         output.when_full(process.kill)
-        self._runs[key] = _Run(process, limits, cgroup, self._clock.monotonic())
+        self._runs[key] = _Run(process, job, cgroup, proxy, self._clock.monotonic())
         return _started(handle, process)
 
     async def wait(self, handle: Handle) -> ExecutionResult:
@@ -161,18 +166,58 @@ class CommandExecutor:
             )
         if run.result is not None:
             return run.result
-        left_s = run.started_at + run.limits.wall_time_s - self._clock.monotonic()
+        left_s = run.started_at + run.job.limits.wall_time_s - self._clock.monotonic()
         is_late = False
-        try:
-            await within(self._clock, max(0.0, left_s), run.process.wait)
-        except TimeoutError:
-            is_late = True
-            with anyio.CancelScope(shield=True):
-                await run.process.end()
-        ended = await run.process.wait()
-        if run.result is None:
-            run.result = _result(folder_of(handle), run, ended, is_late=is_late, now=self._clock.monotonic())
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch, run)
+            try:
+                await within(self._clock, max(0.0, left_s), run.process.wait)
+            except TimeoutError:
+                is_late = True
+                with anyio.CancelScope(shield=True):
+                    await run.process.end()
+            ended = await run.process.wait()
+            group.cancel_scope.cancel()
+        async with run.closing:
+            if run.result is None:
+                run.result = await self._result(folder_of(handle), run, ended, is_late=is_late)
+            await _release(run)
         return run.result
+
+    async def _watch(self, run: _Run) -> None:
+        """End a task that makes more files than its memory holds: a tmpfs bounds their bytes, not their number."""
+        most = most_files(run.job.limits)
+        while run.process.scratch is not None:
+            if run.process.scratch.fill().files > most:
+                run.has_too_many_files = True
+                run.process.kill()
+                return
+            await self._clock.sleep(_WATCH_S)
+
+    async def _result(self, folder: JobFolder, run: _Run, ended: SandboxExit, *, is_late: bool) -> ExecutionResult:
+        """Say what became of a task that has ended."""
+        wall_s = self._clock.monotonic() - run.started_at
+        group, scratch = run.cgroup, run.process.scratch
+        ending = Ending(
+            exit=ended,
+            wall_s=wall_s,
+            cpu_ms=max(ended.usage.cpu_ms, group.cpu_ms() if group else 0),
+            peak_memory_bytes=max(ended.usage.peak_memory_bytes, group.peak_memory_bytes() if group else 0),
+            oom_kills=group.oom_kills() if group else 0,
+            network_bytes=run.proxy.bytes_used if run.proxy else 0,
+            scratch_bytes=scratch.fill().size if scratch else 0,
+            is_stopped=run.stopped,
+            is_late=is_late,
+            has_too_many_files=run.has_too_many_files,
+            full=tuple(path for path in scratch.folders if not scratch.fill(path).has_room) if scratch else (),
+        )
+        job, log = run.job, run.process.child.output
+        source = scratch.path(OUTPUT) if scratch is not None and job.output is not None else None
+
+        def make() -> ExecutionResult:
+            return command_result(folder, log, ending, job.limits, source=source, output=job.output)
+
+        return make() if source is None else await anyio.to_thread.run_sync(make)
 
     async def stop(self, handle: Handle) -> None:
         """End the task's whole tree; see the port."""
@@ -197,7 +242,10 @@ class CommandExecutor:
     async def cleanup(self, handle: Handle) -> None:
         """Stop the task if it still runs, and remove its folder; see the port."""
         await self.stop(handle)
-        self._runs.pop(_key(handle), None)
+        run = self._runs.pop(_key(handle), None)
+        if run is not None:
+            async with run.closing:
+                await _release(run)
         Cgroup(_key(handle)).remove()
         await folder_of(handle).remove()
 
@@ -220,59 +268,30 @@ class CommandExecutor:
         if missing is not None:
             return ExecutorState(available=False, reason=missing.reason[:500])
         group = Cgroup.make(f"probe-{os.getpid()}", _TRIAL_LIMITS)
-        if group is None:
-            return ExecutorState(available=True, isolation=IsolationTier.BWRAP, reason=_RLIMITS_ONLY)
-        group.remove()
-        return ExecutorState(available=True, isolation=IsolationTier.BWRAP)
+        if group is not None:
+            group.remove()
+        lacks = [each for each in ("" if group else _RLIMITS_ONLY, missing_layer()) if each]
+        return ExecutorState(available=True, isolation=IsolationTier.BWRAP, reason="; ".join(lacks))
 
 
-def _result(folder: JobFolder, run: _Run, ended: SandboxExit, *, is_late: bool, now: float) -> ExecutionResult:
-    """Say what became of a task that has ended."""
-    output, limits, code = run.process.child.output, run.limits, ended.code
-    oom_kills = run.cgroup.oom_kills() if run.cgroup else 0
-    peak = max(ended.usage.peak_memory_bytes, run.cgroup.peak_memory_bytes() if run.cgroup else 0)
-    usage = Usage(wall_ms=round((now - run.started_at) * 1000), cpu_ms=ended.usage.cpu_ms, peak_memory_bytes=peak)
+def _door(proxy: EgressProxy, identity: Identity | None) -> Callable[[int], Awaitable[None]]:
+    """Return what opens the proxy's listener in a sandbox, before anything of the task runs there."""
+
+    async def open_door(pid: int) -> None:
+        proxy.attach(await listen_inside(pid, identity))
+
+    return open_door
+
+
+async def _release(run: _Run) -> None:
+    """Let go of what a run holds beside its process; idempotent."""
+    if run.process.scratch is not None:
+        run.process.scratch.close()
+        run.process.scratch = None
+    if run.proxy is not None:
+        await run.proxy.aclose()
     if run.cgroup is not None:
         run.cgroup.remove()
-
-    def failed(reason: FailureReason, message: str) -> ExecutionResult:
-        return ExecutionResult(Outcome.FAILED, reason, message, exit_code=code, usage=usage, log_path=folder.log)
-
-    if run.stopped:
-        return failed(FailureReason.INTERRUPTED, "the task was stopped")
-    if is_late:
-        return failed(FailureReason.TIMEOUT, f"the task did not end within its {limits.wall_time_s:g} s")
-    if output.is_disk_full:
-        return failed(FailureReason.DISK_FULL, "the node's disk is full")
-    if output.is_truncated:
-        return failed(FailureReason.OUTPUT_TOO_LARGE, f"the task printed more than its {output.max_bytes} bytes")
-    if oom_kills:
-        return failed(FailureReason.OUT_OF_MEMORY, f"the task used more than its {limits.memory_bytes} bytes of memory")
-    tail = printable_tail(folder.read_tail())
-    if code is None:
-        return failed(FailureReason.SANDBOX_FAILED, f"the sandbox could not start the task: {tail}")
-    if code == _SIGNALLED + _SIGXCPU:
-        return failed(FailureReason.TIMEOUT, "the task used more processor time than its wall time allows")
-    if code != 0:
-        return failed(FailureReason.EXIT_STATUS, f"exit status {code}{_meaning(code)}: {tail}" if tail else f"exit status {code}{_meaning(code)}")  # fmt: skip
-    if output.size <= MAX_INLINE_RESULT_BYTES:
-        return ExecutionResult(
-            Outcome.SUCCEEDED, exit_code=0, result_bytes=folder.log.read_bytes(), usage=usage, log_path=folder.log
-        )
-    return ExecutionResult(Outcome.SUCCEEDED, exit_code=0, result_path=folder.log, usage=usage, log_path=folder.log)
-
-
-def _meaning(code: int) -> str:
-    """Return what an exit status usually means, in brackets; empty for an ordinary one."""
-    match code:
-        case 126 | 127:
-            return " (the program is not on this node, or cannot be executed)"
-        case 153:
-            return " (a file grew over its limit)"
-        case _ if 128 < code < 160:
-            return f" (signal {code - 128})"
-        case _:
-            return ""
 
 
 def _started(handle: Handle, process: SandboxProcess) -> Handle:
@@ -303,24 +322,3 @@ def _make_readable(path: Path) -> None:
             _make_readable(child)
     else:
         path.chmod(0o444)
-
-
-def _whole(members: Mapping[str, JsonValue], name: str) -> int:
-    value = members.get(name)
-    if not isinstance(value, int):
-        raise ExecutionFailed(FailureReason.NODE_RESTARTED, f"the execution's folder was lost: no {name}")
-    return value
-
-
-def _texts(members: Mapping[str, JsonValue], name: str) -> tuple[str, ...]:
-    value = members.get(name)
-    if not isinstance(value, list):
-        raise ExecutionFailed(FailureReason.NODE_RESTARTED, f"the execution's folder was lost: no {name}")
-    return tuple(str(each) for each in value)
-
-
-def _text_map(members: Mapping[str, JsonValue], name: str) -> dict[str, str]:
-    value = members.get(name)
-    if not isinstance(value, dict):
-        raise ExecutionFailed(FailureReason.NODE_RESTARTED, f"the execution's folder was lost: no {name}")
-    return {key: str(each) for key, each in value.items()}

@@ -92,6 +92,11 @@ class OutputLog:
         if self.is_truncated:
             call()
 
+    def note(self, text: str) -> None:
+        """Add a line of the node's own; nothing once it is closed."""
+        if self._file >= 0:
+            self._keep(text.encode() + b"\n")
+
     def watch(self) -> None:
         """Begin to read; the child has its end of the pipe."""
         os.close(self.write_end)

@@ -16,6 +16,7 @@ __all__ = ["CONTROL_GROUPS", "Cgroup"]
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OURS = "parity-node"
 _CONTROLLERS = ("memory", "pids", "cpu")
+_COUNTER = "cpuacct"  # of version 1
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000
 _SANDBOX_PIDS = 2
@@ -35,6 +36,8 @@ class Cgroup:
             raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"not a name for a control group: {name[:40]!r}")
         self.is_unified = _has_controllers(root)
         bases = [root] if self.is_unified else [root / controller for controller in _CONTROLLERS]
+        if not self.is_unified and (root / _COUNTER).is_dir() and not (root / "cpu" / f"{_COUNTER}.usage").exists():
+            bases.append(root / _COUNTER)  # counts by itself here; elsewhere it is mounted with cpu
         self._bases = bases
         self._folders = [base / _OURS / name for base in bases]
 
@@ -73,6 +76,15 @@ class Cgroup:
         try:
             file = "memory.peak" if self.is_unified else "memory.max_usage_in_bytes"
             return int((self._folders[0] / file).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def cpu_ms(self) -> int:
+        """Return the processor time that all its processes used together; 0 when unknown."""
+        if self.is_unified:
+            return _member(self._folders[0] / "cpu.stat", "usage_usec") // 1_000
+        try:
+            return int((self._folders[-1] / f"{_COUNTER}.usage").read_text()) // 1_000_000
         except (OSError, ValueError):
             return 0
 
@@ -115,7 +127,8 @@ class Cgroup:
             (("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)),
             (("pids.max", pids),),
             (("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", quota)),
-        ]
+            (),
+        ][: len(self._folders)]
 
 
 def _has_controllers(root: Path) -> bool:

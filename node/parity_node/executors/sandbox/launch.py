@@ -20,7 +20,9 @@ import anyio
 
 from parity_node.executors.process import Child, Exit, OutputLog, reap, start_time
 from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, bwrap_options, inner_command
+from parity_node.executors.sandbox.landlock import Ruleset, landlock_abi, missing_layer
 from parity_node.executors.sandbox.limits import limit_process
+from parity_node.executors.sandbox.scratch import Scratch
 from parity_node.executors.sandbox.seccomp import machine_architecture, seccomp_filter
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
@@ -47,6 +49,7 @@ class SandboxProcess:
         self.child = child
         self.init_pid = 0  # first process of the sandbox's pid namespace: when it dies the kernel kills the rest
         self.init_started: int | None = None
+        self.scratch: Scratch | None = None  # its writable folders, if ``launch`` was asked to keep them
         self._init_fd = -1
         self._status_fd = status_fd
         self._status = bytearray()
@@ -62,6 +65,7 @@ class SandboxProcess:
         *,
         confine: Callable[[int], None] | None = None,
         before_start: Callable[[int], Awaitable[None]] | None = None,
+        keeps_scratch: bool = False,
     ) -> SandboxProcess:
         """Start a sandbox and return once its command is let go; call it on the event loop's thread.
 
@@ -70,6 +74,7 @@ class SandboxProcess:
             before_start: Called with the pid (in this process's namespace) of the sandbox's first process, when all its
                 namespaces stand and nothing of the task has run. What it raises ends the sandbox and is raised here.
                 Nested user namespaces: the network's owner is the *parent* of that pid's own (``NS_GET_USERNS``).
+            keeps_scratch: Leave ``scratch`` open, for the caller to close.
 
         Raises:
             ExecutionFailed: The sandbox could not be set up (``sandbox_failed``, with bwrap's words).
@@ -84,6 +89,7 @@ class SandboxProcess:
         block_read, block_write = os.pipe()
         gate_read, gate_write = os.pipe()
         ours, theirs = [block_write, gate_write, gate_read], [status_write, block_read]
+        ruleset: Ruleset | None = None
         try:
             texts = {
                 "seccomp": seccomp_filter(architecture),
@@ -91,19 +97,23 @@ class SandboxProcess:
                 "group": f"task:x:{gid}:\n".encode(),
             }
             fds = {"status": status_write, "block": block_read}
+            if not missing_layer():
+                ruleset = Ruleset(landlock_abi())
             for name, text in texts.items():
                 fds[name] = _memory_file(name, text)
                 theirs.append(fds[name])
             # In a file, not in argv: everybody on this machine can read a process's argv, and the environment is in it.
-            options = _memory_file("options", b"\0".join(os.fsencode(each) for each in bwrap_options(sandbox, fds=fds)))
+            words = bwrap_options(sandbox, fds=fds, has_stage=ruleset is not None)
+            options = _memory_file("options", b"\0".join(os.fsencode(each) for each in words))
             theirs.append(options)
+            landlock = None if ruleset is None else (ruleset.fd, architecture)
             child = Child(
-                [str(bwrap), "--args", str(options), "--", *inner_command(sandbox)],
+                [str(bwrap), "--args", str(options), "--", *inner_command(sandbox, landlock=landlock)],
                 env={},
                 cwd="/",
                 output=output,
                 stdin=gate_read,
-                pass_fds=theirs,
+                pass_fds=[*theirs, *([] if ruleset is None else [ruleset.fd])],
                 identity=sandbox.identity,
                 new_group=True,  # Ctrl-C at the node's terminal is for the node, which drains
             )
@@ -120,14 +130,19 @@ class SandboxProcess:
                 limit_process(process.init_pid, sandbox.rlimits)
                 _tell(block_write, b"\n")  # from here on it forks
                 await process._contained()
+                process._look_inside(sandbox, ruleset, keeps_scratch=keeps_scratch)
                 if before_start is not None:
                     await before_start(process.init_pid)
                 _tell(gate_write, b"go\n")
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await process.end()
+                if process.scratch is not None:
+                    process.scratch.close()
                 raise
         finally:
+            if ruleset is not None:
+                ruleset.close()
             for fd in (status_read, *ours, *theirs):
                 if fd >= 0:
                     os.close(fd)
@@ -194,6 +209,21 @@ class SandboxProcess:
         with anyio.move_on_after(_SETUP_S):
             while _is_unfiltered(status):  # noqa: ASYNC110 - the kernel tells nobody
                 await anyio.sleep(_LOOK_S)
+
+    def _look_inside(self, sandbox: Sandbox, ruleset: Ruleset | None, *, keeps_scratch: bool) -> None:
+        """Open its writable folders, and fill the ruleset that its command takes on."""
+        try:
+            scratch: Scratch | None = Scratch(self.init_pid, sandbox.writable)
+        except ProcessLookupError:  # it failed; ``wait`` finds out what it said
+            return
+        try:
+            if ruleset is not None and scratch is not None:
+                ruleset.fill(scratch.root, writable=sandbox.writable)
+            if keeps_scratch:
+                self.scratch, scratch = scratch, None
+        finally:
+            if scratch is not None:
+                scratch.close()
 
     def _kill_init(self) -> None:
         if self._init_fd >= 0:

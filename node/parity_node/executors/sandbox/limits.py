@@ -8,7 +8,16 @@ from collections.abc import Mapping
 
 from parity_node.executors.base import Limits
 
-__all__ = ["PRLIMIT", "apply_own_limits", "limit_command", "limit_process", "scratch_bytes", "task_rlimits"]
+__all__ = [
+    "PRLIMIT",
+    "apply_own_limits",
+    "limit_command",
+    "limit_process",
+    "most_files",
+    "output_bytes",
+    "scratch_bytes",
+    "task_rlimits",
+]
 
 PRLIMIT = "/usr/bin/prlimit"  # of util-linux
 MAX_OPEN_FILES = 1_024
@@ -17,6 +26,9 @@ _CPU_SLACK_S = 5  # the wall clock ends a task; this ends one whose node cannot
 _SANDBOX_PIDS = 2  # bwrap's init, and one to spare
 _LEAST_SCRATCH = 4 << 20
 _MEMORY_BESIDE_SCRATCH = 32 << 20
+_OUTPUT_SLACK = 64 << 10
+_LEAST_FILES = 10_000
+_MEMORY_OF_FILE = 2 << 10
 _OPTIONS = {
     resource.RLIMIT_AS: "as",
     resource.RLIMIT_CORE: "core",
@@ -29,18 +41,21 @@ _OPTIONS = {
 }
 
 
-def task_rlimits(limits: Limits) -> dict[int, int]:
+def task_rlimits(limits: Limits, *, output_bytes: int = 0) -> dict[int, int]:
     """Return the rlimits of every process of a task, by resource number.
 
     ``RLIMIT_DATA`` bounds what a process can really fill; the address space is bounded loosely, against shared
     mappings. Both are per process: only a cgroup bounds the sum.
+
+    Args:
+        output_bytes: Of its output folder; no file may be larger than that or its disk space, whichever is more.
     """
     return {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: math.ceil(limits.wall_time_s * max(1.0, limits.cpus)) + _CPU_SLACK_S,
         resource.RLIMIT_DATA: limits.memory_bytes,
         resource.RLIMIT_AS: limits.memory_bytes + _ADDRESS_SPACE_SLACK,
-        resource.RLIMIT_FSIZE: max(limits.disk_bytes, 1 << 20),
+        resource.RLIMIT_FSIZE: max(limits.disk_bytes, output_bytes, 1 << 20),
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_NPROC: limits.pids + _SANDBOX_PIDS,
@@ -50,6 +65,16 @@ def task_rlimits(limits: Limits) -> dict[int, int]:
 def scratch_bytes(limits: Limits) -> int:
     """Return the size of each writable tmpfs; it is charged to memory, so it leaves room for the program."""
     return max(_LEAST_SCRATCH, min(limits.disk_bytes, limits.memory_bytes - _MEMORY_BESIDE_SCRATCH))
+
+
+def output_bytes(limits: Limits, wanted: int) -> int:
+    """Return the size of the tmpfs for a task's output folder, a little over what is taken, so that more is noticed."""
+    return max(_LEAST_SCRATCH, min(wanted + _OUTPUT_SLACK, limits.memory_bytes - _MEMORY_BESIDE_SCRATCH))
+
+
+def most_files(limits: Limits) -> int:
+    """Return how many files a task may make, in memory; each takes about a kilobyte of the kernel's."""
+    return max(_LEAST_FILES, limits.memory_bytes // _MEMORY_OF_FILE)
 
 
 def limit_command(rlimits: Mapping[int, int]) -> list[str]:
