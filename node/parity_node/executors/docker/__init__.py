@@ -1,0 +1,1 @@
+"""Containers: the engine's adapter, what it is asked for, and the executor on top."""
