@@ -57,7 +57,7 @@ class CommandJob:
         """
         members = {name: value for name, value in asdict(self).items() if name != "limits"}
         for name, request in (("output", self.output), ("egress", self.egress)):
-            members[name] = None if request is None else request.model_dump(mode="json")
+            members[name] = None if request is None else request.model_dump_json()
         folder.write_job(members, self.limits)
 
     @classmethod
@@ -68,7 +68,7 @@ class CommandJob:
             ExecutionFailed: It is not there or not whole: the machine lost power in between (``node_restarted``).
         """
         members, limits = folder.read_job()
-        output, egress = members.get("output"), members.get("egress")
+        output, egress = members.get("output"), members.get("egress")  # JSON texts
         try:
             return cls(
                 command=_texts(members, "command"),
@@ -76,8 +76,8 @@ class CommandJob:
                 workdir=str(members["workdir"]),
                 inputs=_texts(members, "inputs"),
                 max_output_bytes=_whole(members, "max_output_bytes"),
-                output=None if output is None else OutputFolder.model_validate(output),
-                egress=None if egress is None else Egress.model_validate(egress),
+                output=None if output is None else OutputFolder.model_validate_json(str(output)),
+                egress=None if egress is None else Egress.model_validate_json(str(egress)),
                 slot=_whole(members, "slot"),
                 limits=limits,
             )

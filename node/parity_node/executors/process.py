@@ -182,6 +182,8 @@ class Child:
         new_group: bool = False,
     ) -> None:
         user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": ()}
+        if identity is not None:
+            os.fchown(output.write_end, identity.uid, identity.gid)  # or it could not open /dev/stdout
         try:
             self._process = subprocess.Popen(
                 argv,
