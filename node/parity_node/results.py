@@ -9,13 +9,16 @@ import shutil
 from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 import anyio
 import anyio.to_thread
 
+from parity_blobs.car_files import pack_car, weight_of
 from parity_blobs.importer import FileImporter, cid_of_bytes
 from parity_contracts.files import sync_dir, sync_file, write_file
 from parity_node.executors.base import ExecutionResult
+from parity_node.market.base import PACKED_SUFFIX
 from parity_node.store.base import Execution, OutboxEntry
 from parity_protocol.api.leases import FinalReport
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
@@ -34,10 +37,13 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """A result that survives a crash once its report is journalled: inside it, or in a synced file."""
+    """A result that survives a crash once its report is journalled: inside it, or in a synced file.
+
+    A folder lies in a CAR, whose name ends in ``PACKED_SUFFIX``.
+    """
 
     cid: str
-    size: int  # bytes
+    size: int  # bytes; of a folder ``parity_blobs.car_files.weight_of``
     inline: bytes | None
     path: Path | None
 
@@ -49,15 +55,19 @@ async def store_result(result: ExecutionResult, folder: Path, execution_id: str)
         folder: Where large results wait for their upload.
 
     Raises:
-        ExecutionFailed: The executor brought no result, or its file cannot be read (the node's fault).
+        ExecutionFailed: The executor brought no result, or it cannot be read (the node's fault).
         StorageFull: No room.
     """
     data, path = result.result_bytes, result.result_path
     try:
         if data is None and path is not None:
             found = path.lstat()
-            if path.is_symlink() or not path.is_file():
-                raise ExecutionFailed(FailureReason.NODE_FAULT, "the executor's result is not a plain file")
+            if S_ISDIR(found.st_mode):
+                return await anyio.to_thread.run_sync(_store_folder, path, folder, execution_id)
+            if not S_ISREG(found.st_mode):
+                raise ExecutionFailed(
+                    FailureReason.NODE_FAULT, "the executor's result is neither a plain file nor a folder"
+                )
             if found.st_size <= MAX_INLINE_RESULT_BYTES:
                 data = path.read_bytes()
         if data is not None and len(data) <= MAX_INLINE_RESULT_BYTES:
@@ -172,6 +182,17 @@ def _receipt(
         finished_at=finished_at,
         signature="0x" + signature.hex(),
     )
+
+
+def _store_folder(path: Path, folder: Path, execution_id: str) -> StoredResult:
+    """Pack a folder that ``parity_node.outputs`` made; its own copy goes with the execution's folder."""
+    temp = folder / f".{execution_id}.tmp"
+    temp.unlink(missing_ok=True)
+    packed = pack_car(path, temp)
+    sync_file(temp)
+    target = temp.rename(folder / f"{execution_id}{PACKED_SUFFIX}")
+    sync_dir(folder)
+    return StoredResult(str(packed.root), weight_of(packed), None, target)
 
 
 def _store_large(data: bytes | None, path: Path | None, folder: Path, execution_id: str) -> StoredResult:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from parity_blobs.car_files import pack_car, weight_of
 from parity_blobs.importer import cid_of_bytes
 from parity_node.executors.base import ExecutionResult
 from parity_node.market import http as market_http
@@ -251,6 +252,17 @@ async def test_uploaded_file_is_stored_under_its_cid(pair: Pair, tmp_path: Path)
     reply = await pair.directory.upload(file)
 
     assert (reply.cid, reply.size) == (str(cid_of_bytes(b"r" * 300_000)), 300_000)
+
+
+async def test_uploaded_folder_is_stored_under_its_roots_cid(pair: Pair, tmp_path: Path) -> None:
+    await pair.join()
+    (tmp_path / "result" / "files").mkdir(parents=True)
+    (tmp_path / "result" / "files" / "large").write_bytes(b"r" * 300_000)
+    packed = pack_car(tmp_path / "result", tmp_path / "result.car")
+
+    reply = await pair.directory.upload(tmp_path / "result.car")
+
+    assert (reply.cid, reply.size) == (str(packed.root), weight_of(packed))
 
 
 async def test_last_heartbeat_frees_the_instance_and_a_copy_is_refused_before_it(pair: Pair) -> None:

@@ -77,14 +77,18 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """How an execution ended. A success has exactly one of ``result_bytes`` and ``result_path``."""
+    """How an execution ended. A success has exactly one of ``result_bytes`` and ``result_path``.
+
+    ``result_path`` is a file, or a folder that ``parity_node.outputs.gather_output`` made, inside the job's folder; the
+    agent takes what it needs of it before ``cleanup``.
+    """
 
     outcome: Outcome
     reason: FailureReason | None = None  # with a failure
     message: str = ""
     exit_code: int | None = None
     result_bytes: bytes | None = None
-    result_path: Path | None = None  # inside the job's folder; the agent moves it away before ``cleanup``
+    result_path: Path | None = None
     usage: Usage = field(default_factory=Usage)
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     log_path: Path | None = None

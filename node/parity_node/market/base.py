@@ -23,7 +23,9 @@ from parity_protocol.api.nodes import EnrolReply, EnrolRequest, Heartbeat, Heart
 from parity_protocol.api.storage import UploadReply
 from parity_protocol.join import TrustedMarket
 
-__all__ = ["MarketClient", "MarketDirectory"]
+__all__ = ["PACKED_SUFFIX", "MarketClient", "MarketDirectory"]
+
+PACKED_SUFFIX = ".car"
 
 
 class MarketClient(Protocol):
@@ -80,5 +82,9 @@ class MarketDirectory(Protocol):
         ...
 
     async def upload(self, path: Path) -> UploadReply:
-        """Store a result file, private; storing it again changes nothing."""
+        """Store a result, private; storing it again changes nothing.
+
+        Args:
+            path: A file, or a folder packed by ``parity_blobs.car_files``, whose name ends in ``PACKED_SUFFIX``.
+        """
         ...

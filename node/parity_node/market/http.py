@@ -7,18 +7,22 @@ market's place, and a report that it "refused" is still worth its reward.
 from __future__ import annotations
 
 import ssl
+from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from parity_blobs.car_files import CAR_TYPE
 from parity_blobs.http_exchange import CONNECT_TIMEOUT_S, exchange
 from parity_blobs.http_transport import KeepAliveTransport
-from parity_node.market.base import MarketClient, MarketDirectory
+from parity_node.market.base import PACKED_SUFFIX, MarketClient, MarketDirectory
 from parity_protocol.api import paths
 from parity_protocol.api.leases import (
     ClaimsReply,
@@ -50,6 +54,7 @@ MAX_UPLOAD_BYTES = 1 << 30
 REPLY_TIMEOUT_S = 20.0  # added to the time that a long poll may wait
 MAX_RETRY_AFTER_S = 300.0
 MAX_CONNECTIONS = 16
+_PIECE_BYTES = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -144,16 +149,15 @@ class HttpMarket(MarketClient, MarketDirectory):
         return await self._post(paths.LEASE_LOGS, request, WriteReply)
 
     async def upload(self, path: Path) -> UploadReply:
-        """Store a result file; see the port. The body is held in memory once, since its digest is signed first."""
-        size = (await anyio.Path(path).stat()).st_size
-        if size > MAX_UPLOAD_BYTES:
-            raise TooLarge(f"a result has at most {MAX_UPLOAD_BYTES} bytes, this one {size}")
-        body = await anyio.Path(path).read_bytes()
+        """Store a result; see the port. It is read twice, since its digest is signed before the first byte is sent."""
+        size, digest = await anyio.to_thread.run_sync(_measure, path)
         query = "visibility=private"
-        headers = self.signed_headers("POST", paths.STORAGE_UPLOAD, query, body)
-        headers["Content-Type"] = "application/octet-stream"
+        headers = self.signed_headers("POST", paths.STORAGE_UPLOAD, query, b"", body_sha256=digest)
+        headers["Content-Type"] = CAR_TYPE if path.suffix == PACKED_SUFFIX else "application/octet-stream"
+        headers["Content-Length"] = str(size)
         timeout_s = REPLY_TIMEOUT_S + size / (64 << 10)  # a market slower than 64 KiB/s counts as away
-        answer = await self._send("POST", f"{paths.STORAGE_UPLOAD}?{query}", body, headers, timeout_s=timeout_s)
+        target = f"{paths.STORAGE_UPLOAD}?{query}"
+        answer = await self._send("POST", target, _pieces(path, size), headers, timeout_s=timeout_s)
         return _parse(UploadReply, answer)
 
     async def _post(self, path: str, request: BaseModel, reply: type[M], *, timeout_s: float = REPLY_TIMEOUT_S) -> M:
@@ -163,8 +167,14 @@ class HttpMarket(MarketClient, MarketDirectory):
         answer = await self._send("POST", path, body, headers, timeout_s=timeout_s)
         return _parse(reply, answer)
 
-    def signed_headers(self, method: str, path: str, query: str, body: bytes) -> dict[str, str]:
-        """Return the headers that sign a request to this market, for readers of its gateway."""
+    def signed_headers(
+        self, method: str, path: str, query: str, body: bytes, *, body_sha256: bytes | None = None
+    ) -> dict[str, str]:
+        """Return the headers that sign a request to this market, for readers of its gateway.
+
+        Args:
+            body_sha256: Of a body that is streamed; ``body`` is then not looked at.
+        """
         return sign_request(
             method,
             path,
@@ -175,10 +185,17 @@ class HttpMarket(MarketClient, MarketDirectory):
             keyid=self._keyid,
             now=self._clock.now(),
             nonce=token_urlsafe(18),
+            body_sha256=body_sha256,
         )
 
     async def _send(
-        self, method: str, target: str, body: bytes, headers: dict[str, str], *, timeout_s: float = REPLY_TIMEOUT_S
+        self,
+        method: str,
+        target: str,
+        body: bytes | AsyncIterator[bytes],
+        headers: dict[str, str],
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
     ) -> bytes:
         request = self._client.build_request(
             method,
@@ -208,6 +225,30 @@ def _parse(model: type[M], data: bytes) -> M:
         return model.model_validate_json(data)
     except ValidationError as exc:
         raise Unreachable(f"the market's answer is not a {model.__name__}: {exc.error_count()} problems") from exc
+
+
+def _measure(path: Path) -> tuple[int, bytes]:
+    """Return a file's size in bytes and its sha256.
+
+    Raises:
+        TooLarge: No market takes so much.
+    """
+    size, digest = 0, sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE_BYTES):
+            size += len(piece)
+            if size > MAX_UPLOAD_BYTES:
+                raise TooLarge(f"a result has at most {MAX_UPLOAD_BYTES} bytes, this one more")
+            digest.update(piece)
+    return size, digest.digest()
+
+
+async def _pieces(path: Path, size: int) -> AsyncIterator[bytes]:
+    """Yield a file's first ``size`` bytes; the market compares their digest with the signed one."""
+    async with await anyio.open_file(path, "rb") as file:
+        while size and (piece := await file.read(min(_PIECE_BYTES, size))):
+            size -= len(piece)
+            yield piece
 
 
 def _as_many(sent: int, came: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,8 +11,10 @@ from uuid import uuid4
 
 import anyio
 
+from parity_blobs.car_files import put_car, weight_of
 from parity_blobs.importer import FileImporter
-from parity_node.market.base import MarketClient, MarketDirectory
+from parity_blobs.memory import MemoryBlobStore
+from parity_node.market.base import PACKED_SUFFIX, MarketClient, MarketDirectory
 from parity_node.testing.book import MANIFEST_TTL, SimulatedTask, TaskBook, command_spec
 from parity_node.waiting import event_within
 from parity_protocol.api import leases as wire
@@ -153,7 +155,16 @@ class MarketSimulator(MarketClient, MarketDirectory):
     async def upload(self, path: Path) -> UploadReply:
         """Store a file; see the port."""
         data = await anyio.Path(path).read_bytes()
-        return await self._call("upload", lambda: self.store_blob(data))
+        if path.suffix != PACKED_SUFFIX:
+            return await self._call("upload", lambda: self.store_blob(data))
+        self._check("upload")
+        return self._reply("upload", await self.store_packed(data))
+
+    async def store_packed(self, data: bytes) -> UploadReply:
+        """Keep a CAR under its root's CID, once it is verified."""
+        stat = await put_car(MemoryBlobStore(max_bytes=1 << 30), _whole(data))
+        self.blobs[str(stat.cid)] = data
+        return UploadReply(cid=str(stat.cid), size=weight_of(stat), visibility="private")
 
     # -- client --------------------------------------------------------------------------------------------------
 
@@ -319,3 +330,7 @@ class MarketSimulator(MarketClient, MarketDirectory):
     def _notify(self) -> None:
         event, self._changed = self._changed, anyio.Event()
         event.set()
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data

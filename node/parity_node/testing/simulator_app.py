@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
+from parity_blobs.car_files import CAR_TYPE
 from parity_node.testing.market import MarketSimulator
 from parity_protocol import strict_json
 from parity_protocol.api import leases as wire
@@ -50,6 +51,8 @@ def simulator_app(market: MarketSimulator) -> App:
             market._check("trust")  # noqa: SLF001 - the simulator's own front
             return market.jwks()
         caller = _authenticate(market, nonces, scope, body)
+        if scope["path"] == paths.STORAGE_UPLOAD and (b"content-type", CAR_TYPE.encode()) in scope["headers"]:
+            return (await market.store_packed(body)).model_dump_json().encode()
         return (await _route(market, scope["path"], caller)).model_dump_json().encode()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from parity_blobs.files import cid_of_path
 from parity_node.executors.base import ExecutionResult
 from parity_node.store.memory import MemoryNodeStore
 from parity_node.testing.executors import ScriptedExecutor
@@ -377,6 +379,25 @@ async def test_large_result_is_uploaded_before_its_report(node, market: MarketSi
 
     (report,) = (item.report for item in task.reports.values())
     assert market.blobs[report.result_cid] == b"z" * 100_000
+    assert list(running.agent.parts.folders.results.iterdir()) == []
+
+
+async def test_result_folder_is_uploaded_packed_before_its_report(
+    node, market: MarketSimulator, clock: FakeClock, tmp_path: Path
+) -> None:
+    task = market.offer()
+    folder = tmp_path / "gathered"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "model").write_bytes(b"m")
+    result = ExecutionResult(Outcome.SUCCEEDED, result_path=folder)
+
+    async with node(executor=ScriptedExecutor(clock, result=result)) as running:
+        await running.until(lambda: task.state is TaskState.COMPLETED)
+        await running.until(running.is_idle)
+
+    (report,) = (item.report for item in task.reports.values())
+    assert report.result_cid == str((await cid_of_path(folder, cid_version=1)).cid)
+    assert report.result_cid in market.blobs
     assert list(running.agent.parts.folders.results.iterdir()) == []
 
 
