@@ -217,11 +217,15 @@ class ImageCache:
 
     def _find(self, name: str) -> ImageRow:
         bare = name.removeprefix("sha256:")
-        for row in self._rows.values():
-            is_prefix = len(bare) >= 12 and row.id.removeprefix("sha256:").startswith(bare)
-            if is_prefix or row.reference == name:
-                return row
-        raise NotFound(f"no image of this node is called {name}")
+        found = [
+            row
+            for row in self._rows.values()
+            if row.reference == name or (len(bare) >= 12 and row.id.removeprefix("sha256:").startswith(bare))
+        ]
+        if len(found) == 1:
+            return found[0]
+        told = f"{len(found)} images of this node are" if found else "no image of this node is"
+        raise NotFound(f"{told} called {name}")
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

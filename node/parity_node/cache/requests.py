@@ -51,7 +51,7 @@ async def _collect(cache: NodeCache, request: Mapping[str, Any]) -> dict[str, An
     everything, dry_run, age_s = request.get("all", False), request.get("dry_run", False), request.get("older_than_s")
     if not isinstance(everything, bool) or not isinstance(dry_run, bool):
         raise BadField("all and dry_run are true or false", field="all")
-    if age_s is not None and (isinstance(age_s, bool) or not isinstance(age_s, int | float) or not 0 <= age_s):
+    if age_s is not None and (isinstance(age_s, bool) or not isinstance(age_s, int | float) or age_s < 0):
         raise BadField("older_than_s must be a number of seconds of 0 or more", field="older_than_s")
     gone = await cache.collect(
         everything=everything, older_than_s=None if age_s is None else min(float(age_s), MAX_AGE_S), dry_run=dry_run
