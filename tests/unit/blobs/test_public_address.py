@@ -193,7 +193,7 @@ async def test_a_failing_lookup_is_unreachable() -> None:
     async def fails(host: str, port: int) -> Sequence[str]:
         raise OSError(f"no server for {host}:{port}")
 
-    with pytest.raises(Unreachable, match="no server for example.org:443"):
+    with pytest.raises(Unreachable, match=r"no server for example\.org:443"):
         await resolve_public("example.org", 443, resolver=fails)
 
 
