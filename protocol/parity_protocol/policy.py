@@ -43,6 +43,7 @@ from parity_protocol.wire import Request
 __all__ = [
     "ALLOW_ALL_KINDS",
     "ALL_SOURCES",
+    "CLAUSE_FIELDS",
     "DENY_PREFIX",
     "HOURS_RULE",
     "Denial",
@@ -66,6 +67,7 @@ ALLOW_ALL_KINDS = frozenset(TaskKind)
 ALL_SOURCES: frozenset[Source] = frozenset({"cid", "https", "shard"})
 DENY_PREFIX = "policy.deny."  # then the name that the operator gave, or the fields of the rule
 HOURS_RULE = "policy.hours"
+CLAUSE_FIELDS = ("images", "registries", "programs", "domains", "models", "hours")  # of ``Policy``: sets of clauses
 
 _SECONDS_AN_HOUR = 3600
 _SHOWN = 120  # characters of what a task asked for in a message
@@ -83,7 +85,6 @@ _LEAST = (
     "max_cache_bytes",
 )
 _GREATEST = ("min_reward", "min_reward_per_hour", "digest_only")
-_CLAUSES = ("images", "registries", "programs", "domains", "models", "hours")
 
 
 class DenyRule(Request):
@@ -336,7 +337,7 @@ def _short(text: str) -> str:
 
 
 def _narrower(left: Policy, right: Policy) -> Policy:
-    joined: dict[str, Any] = {name: getattr(left, name) | getattr(right, name) for name in (*_CLAUSES, "deny")}
+    joined: dict[str, Any] = {name: getattr(left, name) | getattr(right, name) for name in (*CLAUSE_FIELDS, "deny")}
     joined |= {name: max(getattr(left, name), getattr(right, name)) for name in _GREATEST}
     joined |= {name: _least(getattr(left, name), getattr(right, name)) for name in _LEAST}
     creators = left.creators

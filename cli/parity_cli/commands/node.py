@@ -6,7 +6,7 @@ import click
 
 from parity_cli.lazy import LazyGroup
 
-_SETUP, _MONEY, _AGENT = (f"parity_cli.commands.node_{each}" for each in ("setup", "money", "agent"))
+_SETUP, _MONEY, _AGENT, _POLICY = (f"parity_cli.commands.node_{each}" for each in ("setup", "money", "agent", "policy"))
 
 
 @click.group(
@@ -22,6 +22,7 @@ _SETUP, _MONEY, _AGENT = (f"parity_cli.commands.node_{each}" for each in ("setup
         "run": (f"{_AGENT}:run", "Run the node."),
         "status": (f"{_AGENT}:status", "Show how the node is doing."),
         "logs": (f"{_AGENT}:logs", "Print what a running task prints."),
+        "policy": (f"{_POLICY}:policy", "Show, try or write the node's policy."),
         "drain": (f"{_AGENT}:drain", "Finish what runs, take nothing new, stop."),
     },
 )
