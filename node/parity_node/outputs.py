@@ -177,7 +177,7 @@ class _Walk:
         os.mkdir(name, 0o700, dir_fd=into)
         below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=into)
         try:
-            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            readable = _reopen(fd, os.O_DIRECTORY, 0o700)
             try:
                 self._folder(readable, below, path, depth + 1)
             finally:
@@ -236,9 +236,19 @@ def _own(fd: int, mode: int) -> None:
     os.chmod(path, mode)  # noqa: PTH101 - of a descriptor
 
 
+def _reopen(fd: int, flags: int, mode: int) -> int:
+    """Open for reading what a path descriptor stands for, with ``mode`` if the task took its own right to read away."""
+    path = f"/proc/self/fd/{fd}"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except PermissionError:
+        os.chmod(path, mode)  # noqa: PTH101 - of a descriptor
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+
+
 def _copy_file(fd: int, into: int, name: str, size: int, path: str) -> None:
     """Copy a file of ``size`` bytes, a hole as zeros; one that grows meanwhile is refused."""
-    source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    source = _reopen(fd, os.O_NONBLOCK, 0o600)
     try:
         target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=into)
         try:

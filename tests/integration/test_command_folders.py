@@ -117,7 +117,7 @@ async def test_a_working_folder_that_is_not_there_is_the_tasks_fault_and_is_name
 
 
 async def test_the_files_of_the_output_folder_and_what_was_printed_are_the_result(runner):
-    script = "echo said; mkdir -p /output/sub; echo one > /output/a; echo two > /output/sub/b; chmod 000 /output/sub"
+    script = "echo said; mkdir -p /output/sub; echo one > /output/a; echo two > /output/sub/b; chmod 000 /output/sub /output/a"
 
     result = await runner.run(script, shell=True, output=OutputFolder())
 
