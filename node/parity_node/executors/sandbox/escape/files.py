@@ -16,12 +16,14 @@ from typing import Final
 from parity_node.executors.sandbox.escape.basics import (
     ASKED,
     CONNECT_S,
+    REFUSALS,
     Attempt,
     NotApplicable,
     Outcome,
     call,
     listed,
     name_of,
+    on_surface,
     opened,
     own_status,
     refused,
@@ -58,12 +60,12 @@ def _write_outside() -> Outcome:
 
 
 def _write_input() -> Outcome:
-    place = ASKED["place"]
-    for path in (f"{place}/probe.json", f"{place}/loader"):
-        found = opened([path], os.O_WRONLY)
+    place = Path(ASKED["place"])
+    for path, flags in ((place / "probe.json", os.O_WRONLY), (place / "new", os.O_WRONLY | os.O_CREAT)):
+        found = opened([str(path)], flags)
         if found[0] != "denied":
             return found
-    return opened([f"{place}/new"], os.O_WRONLY | os.O_CREAT)
+    return refused(lambda: (place / "probe.json").rename(place / "moved"), REFUSALS | {errno.EROFS})
 
 
 def _by_handle() -> Outcome:
@@ -160,8 +162,18 @@ def _control_groups() -> Outcome:
     return opened(found or ["/sys/fs/cgroup/cgroup.procs"], _WRITE)
 
 
-def _path(path: str, flags: int = os.O_RDONLY) -> Callable[[], Outcome]:
-    return lambda: opened([path], flags)
+def _device(*paths: str, flags: int = os.O_RDONLY) -> Callable[[], Outcome]:
+    """Return an attempt on devices that a sandbox with its own kernel makes itself, under the same names."""
+
+    def attempt() -> Outcome:
+        result, detail = opened(paths, flags)
+        return on_surface(detail) if result == "escaped" else (result, detail)
+
+    return attempt
+
+
+def _path(path: str) -> Callable[[], Outcome]:
+    return lambda: opened([path])
 
 
 ATTEMPTS: Final = {
@@ -182,13 +194,13 @@ ATTEMPTS: Final = {
     "device.mem": Attempt("open physical memory", lambda: opened(["/dev/mem", "/dev/kmem", "/dev/port"])),
     "device.kmsg": Attempt("read the kernel's messages", _path("/dev/kmsg")),
     "device.kvm": Attempt("open the hypervisor", _path("/dev/kvm")),
-    "device.fuse": Attempt("open FUSE", _path("/dev/fuse")),
-    "device.tun": Attempt("make a network interface", _path("/dev/net/tun")),
+    "device.fuse": Attempt("open FUSE", _device("/dev/fuse")),
+    "device.tun": Attempt("make a network interface", _device("/dev/net/tun")),
     "device.vsock": Attempt(
         "open devices towards a hypervisor", lambda: opened(["/dev/vsock", "/dev/vhost-vsock", "/dev/vhost-net"])
     ),
     "device.disk": Attempt("open the machine's disks", lambda: opened(f"/dev/{name}" for name in _DISKS)),
     "device.terminal": Attempt(
-        "open the operator's terminal", lambda: opened(["/dev/tty", "/dev/tty0", "/dev/console"], os.O_RDWR)
+        "open the operator's terminal", _device("/dev/tty", "/dev/tty0", "/dev/console", flags=os.O_RDWR)
     ),
 }

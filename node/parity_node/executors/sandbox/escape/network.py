@@ -27,6 +27,8 @@ __all__ = ["ATTEMPTS"]
 
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _LAST_FAMILY = 46
+_VSOCK, _ALG, _NETLINK, _PACKET, _BLUETOOTH, _XDP, _TIPC, _CAN = _FAMILIES = (40, 38, 16, 17, 31, 44, 30, 29)
+_NAMED = frozenset(_FAMILIES)  # each an attempt of its own
 _SOCKET_TYPES = (1, 2, 3, 5)  # stream, datagram, raw, sequenced packets
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPERM})
 _TUNNELS = frozenset({"lo", "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"})
@@ -43,12 +45,12 @@ def _family(number: int) -> Outcome:
             reasons.add(name_of(exc.errno or 0))
             continue
         os.close(fd)
-        return on_surface(f"a socket of _family {number}, type {kind}")
+        return on_surface(f"a socket of family {number}, type {kind}")
     return "denied", ", ".join(sorted(reasons))
 
 
 def _every_other_family() -> Outcome:
-    for number in [*range(3, _AF_INET6), *range(_AF_INET6 + 1, _LAST_FAMILY + 1)]:
+    for number in sorted({*range(_LAST_FAMILY + 1)} - _NAMED - {_AF_UNIX, _AF_INET, _AF_INET6}):
         found = _family(number)
         if found[0] != "denied":
             return found
@@ -57,13 +59,13 @@ def _every_other_family() -> Outcome:
 
 def _family_with_high_bits() -> Outcome:
     """A filter may compare 64 bits where the kernel reads 32."""
-    for number in (40, 38, 17):
+    for number in (_VSOCK, _ALG, _PACKET):
         try:
             fd = call("socket", (1 << 32) | number, 1, 0)
         except OSError:
             continue
         os.close(fd)
-        return on_surface(f"a socket of _family {number} by a longer number")
+        return on_surface(f"a socket of family {number} by a longer number")
     return "denied", "compared as the kernel does"
 
 
@@ -131,14 +133,14 @@ def _of(number: int) -> Callable[[], Outcome]:
 
 
 ATTEMPTS: Final = {
-    "socket.vsock": Attempt("make a socket towards a hypervisor", _of(40)),
-    "socket.alg": Attempt("make a socket of the kernel's cryptography", _of(38)),
-    "socket.netlink": Attempt("make a netlink socket", _of(16)),
-    "socket.packet": Attempt("make a packet socket", _of(17)),
-    "socket.bluetooth": Attempt("make a Bluetooth socket", _of(31)),
-    "socket.xdp": Attempt("make an XDP socket", _of(44)),
-    "socket.tipc": Attempt("make a TIPC socket", _of(30)),
-    "socket.can": Attempt("make a CAN socket", _of(29)),
+    "socket.vsock": Attempt("make a socket towards a hypervisor", _of(_VSOCK)),
+    "socket.alg": Attempt("make a socket of the kernel's cryptography", _of(_ALG)),
+    "socket.netlink": Attempt("make a netlink socket", _of(_NETLINK)),
+    "socket.packet": Attempt("make a packet socket", _of(_PACKET)),
+    "socket.bluetooth": Attempt("make a Bluetooth socket", _of(_BLUETOOTH)),
+    "socket.xdp": Attempt("make an XDP socket", _of(_XDP)),
+    "socket.tipc": Attempt("make a TIPC socket", _of(_TIPC)),
+    "socket.can": Attempt("make a CAN socket", _of(_CAN)),
     "socket.others": Attempt("make a socket of any other family", _every_other_family),
     "socket.high_bits": Attempt("make one by a number that is longer than the filter looks", _family_with_high_bits),
     "socket.raw": Attempt("make a raw socket", _raw_socket),

@@ -14,6 +14,7 @@ from typing import Final
 
 from parity_node.executors.sandbox.escape.basics import (
     ASKED,
+    LIBC,
     REFUSALS,
     SEEN,
     Attempt,
@@ -35,6 +36,7 @@ _MAX_READ_BYTES = 262_144
 _MAX_PROCESSES = 16  # that can be of the sandbox itself
 _MAX_PID = 64
 _CHILD_S = 20
+_GET_NO_NEW_PRIVS = 39
 _WRITE = os.O_WRONLY
 _SHM = Path("/dev/shm")  # noqa: S108 - looked at, not used
 
@@ -118,7 +120,7 @@ def _shared_memory() -> Outcome:
 
 def _capabilities() -> Outcome:
     status = own_status()
-    held = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(status[name], 16)]
+    held = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(status.get(name, "0"), 16)]
     if held:
         return "escaped", ", ".join(f"{name} {status[name]}" for name in held)
     header, data = struct.pack("<Ii", 0x2008_0522, 0), struct.pack("<III", 1 << 21, 1 << 21, 0) + bytes(12)
@@ -150,10 +152,8 @@ def _become_root() -> Outcome:
 
 
 def _locked_in() -> Outcome:
-    status = own_status()
-    if status.get("NoNewPrivs") != "1":
-        return on_surface(f"NoNewPrivs is {status.get('NoNewPrivs', 'unknown')}")
-    return "denied", "no_new_privs"
+    found = LIBC.prctl(_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+    return ("denied", "no_new_privs") if found == 1 else ("escaped", f"no_new_privs is {found}")
 
 
 def _filtered() -> Outcome:
