@@ -31,6 +31,7 @@ class PresentNode:
     online: bool  # False after a graceful stop
     bond: int  # base units
     running: int = 0  # live leases
+    policy: str = ""  # digest of its operator's policy, as it said when it polled last
     version: int = 0  # grows with every change of what dispatch compares, age apart
 
 

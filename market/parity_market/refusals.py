@@ -5,16 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 from parity_market.store.rows import TaskRow
 from parity_protocol.api.nodes import Refusal, WhyNoWorkReply
 from parity_protocol.api.tasks import WhyPendingReply
-from parity_protocol.policy import Denial
+from parity_protocol.policy import DENY_PREFIX, HOURS_RULE, Denial, Policy
 from parity_protocol.task import TaskState
 
-__all__ = ["RefusalCounts", "why_no_work", "why_pending"]
+__all__ = ["OwnRefusals", "RefusalCounts", "shared_rule", "why_no_work", "why_pending"]
 
-MAX_RULES = 32  # kept for one node or kind of task; there are about a dozen
+MAX_RULES = 48  # kept for one node or kind of task; there are about thirty
+MAX_REFUSERS = 256  # nodes whose refusal of one task is remembered
+RETRY_S = 10.0  # before a node is offered again what it refused for a reason that passes
+
+_GROUPS = frozenset(
+    {
+        "policy",
+        "executor",
+        "isolation",
+        "version",
+        "cpus",
+        "memory",
+        "disk",
+        "gpus",
+        "deadline",
+        "excluded",
+        "lost_lease",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -61,6 +80,52 @@ class RefusalCounts:
     def total(self) -> int:
         """Refusals in all."""
         return sum(found.count for found in self._rules.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnRefusal:
+    denial: Denial
+    policy: str  # digest of the policy that refused
+    until: float | None  # monotonic; None while that policy is in force
+
+
+@dataclass(slots=True)
+class OwnRefusals:
+    """What nodes themselves said against one task, so that it is not offered to them again and again."""
+
+    _by_node: dict[str, _OwnRefusal] = field(default_factory=dict)
+
+    def add(self, denial: Denial, *, node_id: str, policy: str, now: float) -> None:
+        """Note that a node refused.
+
+        Args:
+            policy: Digest of its policy.
+            now: Monotonic seconds.
+        """
+        is_lasting = denial.rule.startswith("policy.") and denial.rule != HOURS_RULE
+        known = self._by_node.pop(node_id, None)
+        if known is not None and known.until is None and known.policy == policy:
+            self._by_node[node_id] = known  # one lasting reason is enough
+            return
+        self._by_node[node_id] = _OwnRefusal(denial, policy, None if is_lasting else now + RETRY_S)
+        for oldest in list(islice(self._by_node, max(0, len(self._by_node) - MAX_REFUSERS))):
+            del self._by_node[oldest]
+
+    def of(self, node_id: str, *, policy: str, now: float) -> Denial | None:
+        """Return what still keeps a node with this policy from the task."""
+        found = self._by_node.get(node_id)
+        if found is None or found.policy != policy or (found.until is not None and found.until <= now):
+            return None
+        return found.denial
+
+
+def shared_rule(denial: Denial) -> Denial:
+    """Return a node's refusal as submitters see it: no node can fill their list with names of its own."""
+    if denial.rule.startswith(DENY_PREFIX):
+        return Denial(DENY_PREFIX.rstrip("."), "denied by a rule of the operator")
+    group, _, name = denial.rule.partition(".")
+    is_known = name in Policy.model_fields if group == "policy" else not name or group == "disk"
+    return denial if is_known and group in _GROUPS else Denial("other", denial.message)
 
 
 def why_pending(

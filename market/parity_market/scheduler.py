@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,10 +22,11 @@ from parity_market.operations import leases, nodes
 from parity_market.operations.leases import Offer
 from parity_market.operations.steps import read_names
 from parity_market.presence import MISSED_HEARTBEATS, Presence, PresentNode
-from parity_market.refusals import RefusalCounts, why_no_work, why_pending
+from parity_market.refusals import OwnRefusals, RefusalCounts, shared_rule, why_no_work, why_pending
 from parity_market.store import sql
 from parity_market.store.base import MarketStore, ReadTx
 from parity_market.store.rows import TaskRow
+from parity_protocol.api.leases import OfferRefusal
 from parity_protocol.api.nodes import WhyNoWorkReply
 from parity_protocol.api.tasks import WhyPendingReply
 from parity_protocol.capability import MAX_CAPABILITY_AGE_S
@@ -42,6 +44,7 @@ RESCAN_ROWS = 200
 MAX_WAITING_POLLS = 10_000
 _LOAD_ROWS = 1_000
 _COMPARISONS_A_TURN = 1_000  # of a node with a kind of need that it was not compared with: 10 to 30 ms
+_WITHHELD_A_LOOK = 1_000  # tasks of one kind of need that are passed over for a node at a time: 1 to 2 ms
 _BUCKETS_A_TURN = 64  # that are looked at for emptiness, on average
 
 
@@ -53,6 +56,7 @@ class _Pending:
     excluded: frozenset[str]
     lost_by: str | None  # node whose attempt at it came to nothing last
     back_since: float  # monotonic: since when it has been pending
+    refused: OwnRefusals = field(default_factory=OwnRefusals)
 
 
 @dataclass(slots=True)
@@ -217,6 +221,30 @@ class Scheduler:
             if offered or self._is_closing or self._clock.monotonic() >= waiter.until:
                 return offered
 
+    def refused(self, node_id: str, policy: str, refusals: Iterable[OfferRefusal]) -> None:
+        """Take note of what a node itself refused since its last poll; the tasks are for others at once.
+
+        Args:
+            policy: Digest of the policy that is in force there; with another one the node may be offered them again.
+        """
+        node, now, seconds = self.presence.get(node_id), self._clock.now(), self._clock.monotonic()
+        if node is None:
+            return
+        node.policy = policy
+        for refusal in refusals:
+            denial = Denial(refusal.rule, refusal.message)
+            self._counts_of(node_id).add(denial, task_id=refusal.task_id, node_id=None, at=now)
+            entry = self._pending.get(refusal.task_id or "")
+            if entry is None:
+                continue
+            entry.refused.add(denial, node_id=node_id, policy=policy, now=seconds)
+            bucket = self._buckets.get(entry.needs_doc)
+            if bucket is not None:
+                bucket.refusals.add(shared_rule(denial), task_id=entry.task_id, node_id=node_id, at=now)
+            if self._reserved.get(entry.task_id, ("", 0.0))[0] == node_id:
+                del self._reserved[entry.task_id]
+                self._push(entry)
+
     def _offers(self, tx: ReadTx, task_ids: tuple[str, ...]) -> list[Offer]:
         return leases.offers(tx, self._chain, self._spender, task_ids)
 
@@ -368,7 +396,8 @@ class Scheduler:
         best: _Bucket | None = None
         aside: list[tuple[_Bucket, tuple[int, str]]] = []
         for bucket in buckets:
-            while bucket.heap:
+            left = _WITHHELD_A_LOOK
+            while bucket.heap and left:
                 entry = self._pending.get(bucket.heap[0][1])
                 if entry is None or entry.task_id in self._reserved:
                     heapq.heappop(bucket.heap)
@@ -377,9 +406,11 @@ class Scheduler:
                 if denial is None:
                     break
                 aside.append((bucket, heapq.heappop(bucket.heap)))
-                now = self._clock.now()
-                self._counts_of(node.node_id).add(denial, task_id=entry.task_id, node_id=None, at=now)
-            if bucket.heap and (best is None or bucket.heap[0] < best.heap[0]):
+                left -= 1
+                if self._refused_by(node, entry) is None:  # else it was counted when it was refused
+                    now = self._clock.now()
+                    self._counts_of(node.node_id).add(denial, task_id=entry.task_id, node_id=None, at=now)
+            if bucket.heap and left and (best is None or bucket.heap[0] < best.heap[0]):
                 best = bucket
         taken = heapq.heappop(best.heap)[1] if best is not None else None
         for bucket, item in aside:
@@ -392,6 +423,9 @@ class Scheduler:
         """Return why a node that fits does not get this task all the same."""
         if node.node_id in entry.excluded:
             return Denial("excluded", "it failed this task before")
+        refused = self._refused_by(node, entry)
+        if refused is not None:
+            return refused
         if (
             entry.lost_by == node.node_id
             and self._clock.monotonic() - entry.back_since < self._lease_ttl_s
@@ -399,6 +433,9 @@ class Scheduler:
         ):
             return Denial("lost_lease", "its last attempt came to nothing, so other nodes go first for one lease time")
         return None
+
+    def _refused_by(self, node: PresentNode, entry: _Pending) -> Denial | None:
+        return entry.refused.of(node.node_id, policy=node.policy, now=self._clock.monotonic())
 
     def _drop_empty_buckets(self) -> None:
         """Forget what nothing pending needs; in full about as seldom as there are many, so that a turn stays short."""
@@ -430,6 +467,7 @@ class Scheduler:
             denial = check_fit(needs, self.presence.view(node))
             if denial is None and entry is not None:
                 denial = self._withheld(node, entry, needs)
+                denial = None if denial is None else shared_rule(denial)
             if denial is None and node.free_slots == 0:
                 denial = Denial("busy", "all its slots are taken")
             verdicts.append((node.node_id, denial))

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from parity_protocol.ids import WireSha256
+from parity_protocol.quantities import WireTokenAmount
 from parity_protocol.task import IsolationTier, TaskKind
 from parity_protocol.wire import Request
 
-__all__ = ["MAX_CAPABILITY_AGE_S", "Capability", "ExecutorState", "Gpu"]
+__all__ = ["MAX_CAPABILITY_AGE_S", "AnnouncedPolicy", "Capability", "ExecutorState", "Gpu"]
 
 MAX_CAPABILITY_AGE_S = 300.0  # seconds; an older one does not match anything
 
@@ -32,6 +34,20 @@ class Gpu(Request):
     driver: Text = ""
 
 
+class AnnouncedPolicy(Request):
+    """What dispatch compares of the operator's policy, to spare hopeless offers; the node's own check decides."""
+
+    digest: WireSha256  # of the whole policy; a new one makes what the node refused worth another offer
+    kinds: frozenset[TaskKind]
+    egress: bool  # whether a task may reach any host at all
+    max_wall_time_s: float | None = Field(default=None, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    max_cpus: float | None = Field(default=None, gt=0)
+    max_gpus: int | None = Field(default=None, ge=0)
+    min_reward: WireTokenAmount = 0
+    min_reward_per_hour: WireTokenAmount = 0
+
+
 class Capability(Request):
     """A node's fingerprint, offered to dispatch."""
 
@@ -44,6 +60,7 @@ class Capability(Request):
     model_types: Annotated[tuple[Text, ...], Field(max_length=64)] = ()  # of federated learning
     models: Annotated[tuple[Text, ...], Field(max_length=256)] = ()  # of the LLM executor
     gpus: Annotated[tuple[Gpu, ...], Field(max_length=64)] = ()
+    policy: AnnouncedPolicy | None = None
     platform: Text = ""
     python: Text = ""
     measured_at: float = Field(ge=0, lt=2**40, allow_inf_nan=False)  # unix seconds

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import lru_cache
 
-from parity_protocol.capability import MAX_CAPABILITY_AGE_S, Capability
+from parity_protocol.capability import MAX_CAPABILITY_AGE_S, AnnouncedPolicy, Capability
 from parity_protocol.manifest import version_tuple
 from parity_protocol.policy import Denial
 from parity_protocol.quantities import format_bytes
@@ -36,6 +37,10 @@ class Needs:
     disk_bytes: int
     min_node_version: str
     model: str = ""  # LLM model, or the federated model's type
+    gpus: int = 0
+    egress: bool = False
+    wall_time_s: float = 0.0
+    reward: int | None = None  # of one task, base units; None when it was not noted
 
     def to_doc(self) -> str:
         """Return it as JSON text."""
@@ -64,8 +69,8 @@ class NodeView:
     min_bond: int
 
 
-def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> Needs:
-    """Return what ``spec`` needs of a node."""
+def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, *, reward: int | None = None) -> Needs:
+    """Return what ``spec`` needs of a node that gets ``reward`` base units for one task of it."""
     model = ""
     if isinstance(spec, LlmSpec):
         model = spec.model
@@ -79,6 +84,10 @@ def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -
         disk_bytes=spec.resources.disk_bytes + input_bytes(spec),
         min_node_version=spec.requires.min_node_version or _NO_VERSION,
         model=model,
+        gpus=spec.resources.gpus,
+        egress=isinstance(spec, CommandSpec | DockerSpec) and spec.egress is not None,
+        wall_time_s=spec.budgets.wall_time_s,
+        reward=reward,
     )
 
 
@@ -108,6 +117,8 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
         )
     if have.cpus < needs.cpus:
         return Denial("cpus", f"it has {have.cpus:g} CPUs, the task needs {needs.cpus:g}")
+    if len(have.gpus) < needs.gpus:
+        return Denial("gpus", f"it has {len(have.gpus)} graphics processors, the task needs {needs.gpus}")
     if have.disk_free_bytes < needs.disk_bytes:
         return Denial(
             "disk",
@@ -119,4 +130,26 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
         return Denial("model_type", f"it does not train models of type {needs.model!r}")
     if needs.kind is TaskKind.LLM and needs.model not in have.models:
         return Denial("model", f"it does not have the model {needs.model!r}")
+    return _check_policy(needs, have.policy) if have.policy is not None else None
+
+
+def _check_policy(needs: Needs, policy: AnnouncedPolicy) -> Denial | None:
+    """Return the first rule of the operator, as far as it was announced, that refuses such a task."""
+    if needs.kind not in policy.kinds:
+        return Denial("policy.kinds", f"its operator allows no {needs.kind} tasks")
+    if needs.egress and not policy.egress:
+        return Denial("policy.domains", "its operator lets tasks reach no host")
+    limits = (
+        ("max_wall_time_s", policy.max_wall_time_s, needs.wall_time_s, "seconds of wall time"),
+        ("max_memory_bytes", policy.max_memory_bytes, needs.memory_bytes, "bytes of memory"),
+        ("max_cpus", policy.max_cpus, needs.cpus, "CPUs"),
+        ("max_gpus", policy.max_gpus, needs.gpus, "graphics processors"),
+    )
+    for rule, limit, wanted, unit in limits:
+        if limit is not None and wanted > limit:
+            return Denial(f"policy.{rule}", f"its operator allows {limit:.15g} {unit}, the task asks for {wanted:.15g}")
+    if needs.reward is not None and needs.reward < policy.min_reward:
+        return Denial("policy.min_reward", f"its operator's floor is {policy.min_reward} base units a task")
+    if needs.reward is not None and needs.reward * 3600 < policy.min_reward_per_hour * Fraction(needs.wall_time_s):
+        return Denial("policy.min_reward_per_hour", f"its operator's floor is {policy.min_reward_per_hour} an hour")
     return None

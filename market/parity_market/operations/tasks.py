@@ -119,7 +119,7 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
 def _make_tasks(
     market: Market, new: NewSubmission, root: str, parts: int, *, is_group: bool, now_us: int
 ) -> list[TaskRow]:
-    needs = needs_of(new.spec).to_doc()
+    needs = needs_of(new.spec, reward=new.reward // parts).to_doc()
     deadline_us = min(new.order.deadline, _LAST_SECOND) * 1_000_000
     return [
         TaskRow(

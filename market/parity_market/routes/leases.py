@@ -96,6 +96,7 @@ async def poll(call: Call) -> PollReply:
     body: PollRequest = call.body
     state, node_id = call.state, call.caller.id
     await state.store.read(lambda tx: nodes.check_instance(tx, node_id, body.instance))
+    state.scheduler.refused(node_id, body.policy or "", body.refused)
     offered = await while_connected(call.request, state.scheduler.poll(node_id, body.slots, body.wait_s))
     now = state.clock.now()
     manifests: list[str] = []

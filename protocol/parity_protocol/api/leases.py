@@ -18,6 +18,7 @@ from parity_protocol.wire import Request
 __all__ = [
     "MAX_BATCH",
     "MAX_LOG_CHUNK_BYTES",
+    "MAX_REFUSED",
     "ClaimItem",
     "ClaimReply",
     "ClaimsReply",
@@ -25,6 +26,7 @@ __all__ = [
     "FinalReport",
     "LogChunk",
     "LogsRequest",
+    "OfferRefusal",
     "PollReply",
     "PollRequest",
     "ReleaseItem",
@@ -46,6 +48,15 @@ __all__ = [
 MAX_BATCH = 256  # items in one message
 MAX_LOG_CHUNK_BYTES = 65_536
 MAX_MANIFEST_CHARS = 262_144
+MAX_REFUSED = 64  # refusals in one poll
+
+
+class OfferRefusal(Request):
+    """A rule by which the node refused an offer: the market shows it, and offers the task to others."""
+
+    task_id: WireUuid | None  # None when the node takes no work at all now
+    rule: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.+-]{0,79}$")]
+    message: Annotated[str, StringConstraints(max_length=200)] = ""
 
 
 class PollRequest(Request):
@@ -54,6 +65,8 @@ class PollRequest(Request):
     instance: WireSha256
     slots: int = Field(ge=1, le=MAX_BATCH)  # how many tasks the node can start now
     wait_s: float = Field(default=20.0, ge=0, le=60)
+    policy: WireSha256 | None = None  # digest of the operator's policy that is in force
+    refused: Annotated[tuple[OfferRefusal, ...], Field(max_length=MAX_REFUSED)] = ()  # since the last poll
 
 
 class PollReply(BaseModel):
