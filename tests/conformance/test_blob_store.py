@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from parity_blobs.car import CarReader, write_car
 from parity_blobs.cid import CODEC_DAG_PB, CODEC_RAW, HASH_IDENTITY, Block, Cid
 from parity_blobs.files import add_path, export_path
 from parity_blobs.importer import CHUNK_BYTES, AddOptions, cid_of_bytes
+from parity_blobs.kubo import KuboBlobStore
 from parity_blobs.local import LocalBlobStore
 from parity_blobs.memory import MemoryBlobStore
 from parity_blobs.testing import deterministic_bytes, in_pieces
+from parity_blobs.testing_kubo import PrivateKubo, private_kubo
 from parity_blobs.unixfs import Kind
 from parity_blobs.verify import DagLimits, Order
 from parity_protocol.errors import (
@@ -48,11 +51,22 @@ async def memory(path: Path) -> AsyncGenerator[BlobStore]:
     yield MemoryBlobStore(max_bytes=MAX_BYTES)
 
 
+@pytest.fixture(scope="session")
+def kubo_daemon(service_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateKubo]:
+    with private_kubo(service_path("kubo"), tmp_path_factory.mktemp("kubo")) as found:
+        yield found
+
+
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[BlobStore]]] = {"local": local, "memory": memory}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=[*STORES, pytest.param("kubo", marks=pytest.mark.service("kubo"))])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
+    if request.param == "kubo":
+        api = request.getfixturevalue("kubo_daemon").api
+        async with KuboBlobStore(api, max_bytes=MAX_BYTES, folder=f"test-{uuid.uuid4().hex}") as in_kubo:
+            yield in_kubo
+        return
     async with STORES[request.param](tmp_path) as opened:
         yield opened
 
