@@ -37,6 +37,7 @@ _MAX_PROCESSES = 16  # that can be of the sandbox itself
 _MAX_PID = 64
 _CHILD_S = 20
 _GET_NO_NEW_PRIVS = 39
+_PTRACE_SEIZE = 0x4206
 _WRITE = os.O_WRONLY
 _SHM = Path("/dev/shm")  # noqa: S108 - looked at, not used
 
@@ -82,8 +83,9 @@ def _watch(pid: int) -> None:
 
 
 def _trace_node() -> Outcome:
-    pid = ASKED["pids"][0]
-    return refused(lambda: call("ptrace", 16, pid, 0, 0), REFUSALS | {errno.ESRCH})  # PTRACE_ATTACH
+    # Seized, not attached to: that stops nothing, and ends with the child that did it.
+    node = ASKED["pids"][0]
+    return in_child(lambda: refused(lambda: call("ptrace", _PTRACE_SEIZE, node, 0, 0), REFUSALS | {errno.ESRCH}))
 
 
 def _trace_child() -> Outcome:
@@ -92,7 +94,7 @@ def _trace_child() -> Outcome:
         time.sleep(_CHILD_S)
         os._exit(0)
     try:
-        return refused(lambda: call("ptrace", 0x4206, pid, 0, 0))  # PTRACE_SEIZE
+        return refused(lambda: call("ptrace", _PTRACE_SEIZE, pid, 0, 0))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
