@@ -1,6 +1,7 @@
 """How the command line talks to the running agent: one line of JSON each way over a Unix socket of mode 0600.
 
-``{"command": "status"}``, ``{"command": "drain", "grace_s": 600}``, ``{"command": "logs", "task_id": "…", "offset": 0}``.
+``{"command": "status"}``, ``{"command": "drain", "grace_s": 600}``, ``{"command": "logs", "task_id": "…", "offset": 0}``,
+``{"command": "cache", "action": "list"}`` (see ``cache/requests.py``).
 An answer has ``ok``; a failed one has ``code`` and ``message``.
 """
 
@@ -27,7 +28,8 @@ POINTER_FILE = "control.json"  # where the socket is and who serves it
 SOCKET_FILE = "control.sock"
 MAX_REQUEST_BYTES = 4_096
 MAX_ANSWER_BYTES = 4 << 20
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0  # to say what is wanted
+ANSWER_TIMEOUT_S = 110.0  # an engine may take its time to remove images
 _MAX_SOCKET_PATH = 100  # characters; the system takes about 108
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -49,8 +51,10 @@ async def serve_control(state_dir: Path, handle: Handler) -> None:
     async def answer(stream: SocketStream) -> None:
         async with stream:
             try:
+                request = b""
                 with anyio.move_on_after(REQUEST_TIMEOUT_S):
                     request = await _line(stream)
+                with anyio.move_on_after(ANSWER_TIMEOUT_S):
                     await stream.send(await _answer(request, handle))
             except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
                 return

@@ -24,6 +24,7 @@ _SETUP, _MONEY, _AGENT, _POLICY = (f"parity_cli.commands.node_{each}" for each i
         "logs": (f"{_AGENT}:logs", "Print what a running task prints."),
         "policy": (f"{_POLICY}:policy", "Show, try or write the node's policy."),
         "drain": (f"{_AGENT}:drain", "Finish what runs, take nothing new, stop."),
+        "cache": ("parity_cli.commands.node_cache:cache", "What the node keeps: list it, free it, pin it."),
     },
 )
 def node() -> None:

@@ -77,6 +77,11 @@ class ImageCache:
         return tuple(sorted(self._rows.values(), key=lambda row: row.used_at))
 
     @property
+    def can_remove(self) -> bool:
+        """Whether there is an engine to remove images from."""
+        return self._engine is not None
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of all of them; layers that they share count for each."""
         return sum(row.size_bytes for row in self._rows.values())

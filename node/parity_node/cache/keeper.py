@@ -19,9 +19,10 @@ from parity_node.cache.images import ImageCache, ImageRow
 from parity_node.cache.results import ResultEntry, ResultFolder
 from parity_node.cache.uses import Uses, names_of
 from parity_node.disk import DiskGuard
-from parity_node.disk_need import DiskRoom
+from parity_node.disk_need import DiskNeed, DiskRoom, need_of
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadCid, NotFound, ParityError
+from parity_protocol.policy import Denial
 from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
 
 __all__ = ["CacheItem", "CacheKind", "CacheTotal", "NodeCache"]
@@ -184,20 +185,36 @@ class NodeCache:
             freed += sum(row.size_bytes for row in await self.images.trim(self.images.used_bytes - missing))
         return freed
 
+    async def denials(
+        self,
+        spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec,
+        disk: DiskGuard,
+        committed: DiskNeed,
+    ) -> list[Denial]:
+        """Return why a task does not fit here; an empty list when it does, were the cache to give way.
+
+        Args:
+            committed: What the executions that run now may still write.
+        """
+        need = need_of(spec)
+        used = await self._data_used() if need.cache else 0
+        results_left = max(0, self.results.max_bytes - self._results_used)
+        simple = DiskRoom(disk.volumes(), disk.floor_bytes, 0, max(0, self.data.max_bytes - used), results_left)
+        if not simple.denials(need, committed):
+            return []
+        return (await self.room_for(spec, disk)).denials(need, committed)
+
     async def room_for(
         self, spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, disk: DiskGuard
     ) -> DiskRoom:
-        """Return what there is for a task; what may be evicted and what is here already is looked up if it has inputs."""
+        """Return what there is for a task: what is free, what may be evicted, and which of its inputs are here."""
         volumes = disk.volumes()
         results_left = max(0, self.results.max_bytes - self._results_used)
         names = names_of(spec)
         try:
-            entries = await self.data.entries() if names else []
-        except ParityError as exc:  # the store does not open: the task will meet the same, and say it
-            log.warning("cache_not_readable", error=exc.message)
+            entries = await self.data.entries()
+        except ParityError:
             entries = []
-        if not entries:
-            return DiskRoom(volumes, disk.floor_bytes, 0, self.data.max_bytes, results_left)
         keys = {cid.key for cid in map(_parse, names) if cid is not None}
         here = [entry for entry in entries if entry.cid.key in keys]
         kept = [entry for entry in entries if entry.is_pinned or entry.is_held or entry in here]
@@ -209,6 +226,13 @@ class NodeCache:
     async def aclose(self) -> None:
         """Close the store; idempotent."""
         await self.data.aclose()
+
+    async def _data_used(self) -> int:
+        try:
+            return (await self.data.usage()).used
+        except ParityError as exc:  # the store does not open: the task will meet the same, and say it
+            log.warning("cache_not_readable", error=exc.message)
+            return 0
 
     # -- parts of a collection -----------------------------------------------------------------------------------
 
@@ -229,7 +253,7 @@ class NodeCache:
             rows = [*rows, *(row for row in aged if row not in rows)]
         items = [self._of_image(row) for row in rows]
         if dry_run:
-            return items
+            return items if self.images.can_remove else []
         gone = {row.id for row in await self.images.remove(rows)}
         return [item for item in items if item.name in gone]
 
