@@ -1,0 +1,291 @@
+"""Egress in real containers: a sidecar with loopback only, a task beside it, the node's proxy behind both."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import anyio
+import pytest
+
+from parity_node.executors.docker.engine import Engine
+from parity_node.executors.docker.profile import seccomp_profile
+from parity_node.executors.docker.request import ContainerRequest
+from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
+from parity_node.executors.egress import EgressProxy
+from parity_node.executors.egress.sidecar import Sidecars
+from parity_node.executors.process import Identity
+from parity_node.executors.sandbox.host_python import StagedPython, stage_python
+from parity_node.testing.dockerd import PrivateDockerd
+from parity_protocol.clock import SystemClock
+from parity_protocol.errors import ExecutionFailed
+from parity_protocol.needs import Egress
+
+pytestmark = [pytest.mark.service("docker"), pytest.mark.root]
+
+WHO = {"node": "n1", "boot": "b1"}
+PYTHON = PurePosixPath("/python")
+
+# A static busybox cannot look up names without the C library's files: a task here is this machine's own Python.
+PRELUDE = """
+import os, socket, time
+def open_to(host, port):
+    s = socket.socket()
+    s.settimeout(20)
+    s.connect((host, port))
+    return s
+def ask(host):
+    s = open_to("127.0.0.1", 3128)
+    s.sendall(f"GET http://{host}/ HTTP/1.1\\r\\n\\r\\n".encode())
+    data = b""
+    while more := s.recv(4096):
+        data += more
+    head, _, body = data.partition(b"\\r\\n\\r\\n")
+    print(head.split(b"\\r\\n")[0].decode(), "|", body.decode().strip(), flush=True)
+def reach(host, port):
+    try:
+        open_to(host, port)
+    except OSError as exc:
+        print(type(exc).__name__, exc.errno, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[PrivateDockerd]:
+    with PrivateDockerd.start() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def busybox(dockerd: PrivateDockerd) -> str:
+    return dockerd.import_busybox("parity-test/busybox:1")
+
+
+@pytest.fixture(scope="module")
+def workplace() -> Iterator[Path]:
+    # Longer than a Unix socket's name may be, as a state folder below a deep home can be.
+    with TemporaryDirectory(prefix="parity-egress-") as folder:
+        deep = Path(folder) / ("d" * 60) / ("e" * 60)
+        deep.mkdir(parents=True)
+        Path(folder).chmod(0o700)
+        yield deep
+
+
+@pytest.fixture(scope="module")
+def python(workplace: Path) -> StagedPython:
+    folder = workplace / "python"
+    folder.mkdir(mode=0o755)
+    return stage_python(folder)
+
+
+@pytest.fixture
+async def engine(dockerd: PrivateDockerd) -> AsyncIterator[Engine]:
+    made = Engine(dockerd.socket, timeout_s=30)
+    yield made
+    await made.close()
+
+
+class Granted:
+    """An execution with a grant: its folder, its proxy, its sidecar."""
+
+    def __init__(self, engine: Engine, workplace: Path, image: str, python: StagedPython, *domains: str) -> None:
+        self.name = str(uuid.uuid4())
+        self.folder = workplace / self.name
+        self.folder.mkdir(mode=0o700)
+        self.log: list[str] = []
+        self.sidecar = ""
+        self._engine = engine
+        self._image = image
+        self._python = python
+        self._domains = domains
+        self.sidecars = Sidecars(engine, workplace=workplace, seccomp=seccomp_profile())
+        self.proxy = self.new_proxy()
+
+    def new_proxy(self) -> EgressProxy:
+        async def resolver(_host: str, _port: int) -> Sequence[str]:
+            return ["127.0.0.1"]
+
+        return EgressProxy(
+            Egress(domains=self._domains),
+            folder=self.folder,
+            on_refusal=self.log.append,
+            execution_id=self.name,
+            clock=SystemClock(),
+            resolver=resolver,
+            allow=lambda address: address == "127.0.0.1",
+        )
+
+    async def start(self) -> None:
+        self.sidecar = await self.sidecars.start(self.proxy, execution_id=self.name, labels=WHO)
+
+    async def begin(self, script: str) -> tuple[str, LogFile, asyncio.Task[None]]:
+        """Start the task's container; return it, its log and the copying of it."""
+        request = ContainerRequest(
+            image=self._image,
+            user=Identity(65_534, 65_534),
+            cpus=1,
+            memory_bytes=64 << 20,
+            pids=32,
+            scratch_bytes=1 << 20,
+            file_bytes=1 << 20,
+            log_bytes=1 << 20,
+            labels=WHO,
+            entrypoint=tuple(self._python.argv(PYTHON, ["-c", PRELUDE + script])),
+            env=self.proxy.env(),
+            readonly=((self._python.folder, str(PYTHON)),),
+            network_of=self.sidecar,
+        )
+        container = await self._engine.create(request, name=f"task-{uuid.uuid4().hex}", seccomp=seccomp_profile())
+        stream = await OutputStream.attach(self._engine.socket, container, timeout_s=30)
+        log = LogFile(self.folder / f"{container[:12]}.log", 1 << 20)
+
+        async def copy() -> None:
+            try:
+                await stream.copy(log)
+            finally:
+                stream.close()
+
+        copying = asyncio.create_task(copy())
+        await self._engine.start(container)
+        return container, log, copying
+
+    async def end(self, container: str, log: LogFile, copying: asyncio.Task[None]) -> str:
+        """Wait for a task's container and return what it printed."""
+        with anyio.fail_after(40):
+            await wait_ended(self._engine.socket, container, timeout_s=30)
+            await copying
+        log.close()
+        await self._engine.remove(container)
+        return (self.folder / f"{container[:12]}.log").read_text()
+
+    async def prints(self, script: str) -> str:
+        return await self.end(*await self.begin(script))
+
+
+@pytest.fixture
+async def granted(
+    engine: Engine, workplace: Path, busybox: str, python: StagedPython, web: int
+) -> AsyncIterator[Granted]:
+    made = Granted(engine, workplace, busybox, python, f"example.org:{web}")
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.proxy.aclose()
+        await made.sidecars.remove(made.name)
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[int]:
+    async with _web() as port:
+        yield port
+
+
+@asynccontextmanager
+async def _web() -> AsyncIterator[int]:
+    """Serve a greeting on the loopback of this machine, where no container's network leads."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_a_container_reaches_the_granted_host_and_no_other(granted: Granted, web: int) -> None:
+    hosts = [f"example.org:{web}", f"example.net:{web}", f"10.0.0.1:{web}", "169.254.169.254"]
+
+    said = await granted.prints("".join(f"ask({host!r})\n" for host in hosts) + "print(os.environ['https_proxy'])")
+
+    lines = said.splitlines()
+    assert lines[0] == "HTTP/1.1 200 OK | hello"
+    assert [line.partition(" | ")[0] for line in lines[1:4]] == ["HTTP/1.1 403 Forbidden"] * 3
+    assert lines[4] == "http://127.0.0.1:3128"
+    assert [line.partition(": ")[0] for line in granted.log] == [
+        *("E-EGRESS example.net", "E-EGRESS 10.0.0.1", "E-EGRESS 169.254.169.254"),
+    ]
+
+
+async def test_past_the_proxy_there_is_nothing_and_it_fails_at_once(granted: Granted, web: int) -> None:
+    targets = [("127.0.0.1", web), ("10.0.0.1", 80), ("1.1.1.1", 443), ("169.254.169.254", 80), ("example.org", 443)]
+
+    said = await granted.prints(
+        "began = time.monotonic()\n"
+        + "".join(f"reach{target}\n" for target in targets)
+        + "print(time.monotonic() - began < 3)\n"
+        "print([line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line])\n"
+        "print(open('/proc/net/route').read().count('\\n'))\n"
+    )
+
+    # The first is the container's own loopback, not this machine's.
+    assert said.splitlines() == [
+        f"ConnectionRefusedError {errno.ECONNREFUSED}",
+        *[f"OSError {errno.ENETUNREACH}"] * 3,
+        f"gaierror {socket.EAI_AGAIN}",
+        "True",
+        "['lo']",
+        "1",  # the heading
+    ]
+
+
+async def test_a_task_goes_on_with_the_proxy_of_a_restarted_node(granted: Granted, web: int) -> None:
+    running = await granted.begin(f"ask('example.org:{web}')\ntime.sleep(1)\nask('example.org:{web}')\n")
+    with anyio.fail_after(20):
+        while granted.proxy.bytes_used < 100:  # noqa: ASYNC110 - another program's doing
+            await anyio.sleep(0.02)
+    used = granted.proxy.bytes_used
+    await granted.proxy.aclose()
+
+    granted.proxy = granted.new_proxy()
+    granted.proxy.hand_over()
+    assert await granted.proxy.attached(10)
+
+    assert await granted.end(*running) == "HTTP/1.1 200 OK | hello\n" * 2
+    assert granted.proxy.bytes_used > used
+
+
+async def test_a_sidecar_is_confined_as_a_task_is(granted: Granted, dockerd: PrivateDockerd) -> None:
+    status, answer = dockerd.call("GET", f"/containers/{granted.sidecar}/json")
+
+    found = json.loads(answer)
+    host = found["HostConfig"]
+    assert status == 200
+    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
+    assert found["Config"]["User"] == "65534:65534"
+    assert all(not mount["RW"] for mount in found["Mounts"] if mount["Type"] == "bind")
+    assert found["Config"]["Labels"]["network.parity.egress"] == granted.name
+    assert found["Config"]["Labels"]["network.parity.node"] == "n1"
+
+
+async def test_a_sidecar_that_an_earlier_try_left_is_replaced(granted: Granted, dockerd: PrivateDockerd) -> None:
+    earlier = granted.sidecar
+
+    await granted.start()
+
+    assert granted.sidecar != earlier
+    assert earlier not in dockerd.containers()
+
+
+async def test_gvisor_gets_no_grant_rather_than_another_runtime(granted: Granted) -> None:
+    with pytest.raises(ExecutionFailed, match="gVisor"):
+        await granted.sidecars.start(granted.proxy, execution_id="e2", labels=WHO, runtime="runsc")
+
+
+async def test_nothing_is_left_of_a_sidecar_that_was_removed(granted: Granted, dockerd: PrivateDockerd) -> None:
+    await granted.sidecars.remove(granted.name)
+    await granted.sidecars.remove(granted.name)
+
+    assert granted.sidecar not in dockerd.containers()
