@@ -40,6 +40,7 @@ class AnnouncedPolicy(Request):
     digest: WireSha256  # of the whole policy; a new one makes what the node refused worth another offer
     kinds: frozenset[TaskKind]
     egress: bool  # whether a task may reach any host at all
+    is_open: bool = True  # whether new tasks are taken at this time of the week
     max_wall_time_s: float | None = Field(default=None, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
     max_cpus: float | None = Field(default=None, gt=0)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from parity_protocol.capability import MAX_CAPABILITY_AGE_S, AnnouncedPolicy, Capability
 from parity_protocol.manifest import version_tuple
-from parity_protocol.policy import Denial
+from parity_protocol.policy import HOURS_RULE, Denial
 from parity_protocol.quantities import format_bytes
 from parity_protocol.task import (
     CommandSpec,
@@ -135,6 +135,8 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
 
 def _check_policy(needs: Needs, policy: AnnouncedPolicy) -> Denial | None:
     """Return the first rule of the operator, as far as it was announced, that refuses such a task."""
+    if not policy.is_open:
+        return Denial(HOURS_RULE, "its operator takes no new work at this time of the week")
     if needs.kind not in policy.kinds:
         return Denial("policy.kinds", f"its operator allows no {needs.kind} tasks")
     if needs.egress and not policy.egress:

@@ -194,6 +194,7 @@ ANNOUNCED: dict[str, Any] = {"digest": OLD, "kinds": frozenset({TaskKind.COMMAND
     [
         ({}, {}, None),
         ({"kinds": frozenset()}, {}, "policy.kinds"),
+        ({"is_open": False}, {}, "policy.hours"),
         ({}, {"egress": {"domains": ["pypi.org"]}}, "policy.domains"),
         ({"egress": True}, {"egress": {"domains": ["pypi.org"]}}, None),
         ({"max_wall_time_s": 59.0}, {"budgets": {"wall_time_s": 60}}, "policy.max_wall_time_s"),
