@@ -80,6 +80,7 @@ class Acquirer:
         self._capability = capability
         self._committed = committed
         self._on_refused = on_refused
+        self._under_way = Committed()  # what the offers whose claims are on their way would use
         self.claimed = 0
 
     async def poll(self, slots: int) -> tuple[str, ...]:
@@ -102,14 +103,20 @@ class Acquirer:
         Raises:
             StorageFull: The intent cannot be journalled; nothing was claimed.
         """
-        wanted = []
-        room = self._committed()
-        for token in manifests:
-            verified = await self._check(token, room)
-            if verified is not None:
-                resources = verified.spec.resources
-                room = Committed(room.memory_bytes + resources.memory_bytes, room.disk_bytes + resources.disk_bytes)
-                wanted.append(verified)
+        mine = Committed()
+        try:
+            wanted = []
+            for token in manifests:
+                verified = await self._check(token, self._committed() + self._under_way)
+                if verified is not None:
+                    asked = Committed(verified.spec.resources.memory_bytes, verified.spec.resources.disk_bytes)
+                    mine, self._under_way = mine + asked, self._under_way + asked
+                    wanted.append(verified)
+            return await self._take(wanted)
+        finally:
+            self._under_way -= mine
+
+    async def _take(self, wanted: list[VerifiedManifest]) -> list[Granted]:
         if not wanted:
             return []
         now = int(self._clock.now().timestamp())

@@ -12,7 +12,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from parity_node.acquire import Acquirer
+from parity_node.acquire import Acquirer, Granted
 from parity_node.control import serve_control
 from parity_node.execution import ExecutionRunner
 from parity_node.executors.base import Executor
@@ -33,20 +33,15 @@ from parity_node.slots import Slots
 from parity_node.status import agent_status, read_logs
 from parity_node.store.base import NodeStore
 from parity_node.supervise import FATAL, supervise
+from parity_node.taking import Taker
 from parity_node.version import node_version
-from parity_node.waiting import Backoff, Comeback, Signal, event_within
+from parity_node.waiting import Comeback, Signal, event_within
 from parity_protocol.capability import Capability, ExecutorState
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadField,
     FailureReason,
-    Forbidden,
-    NotFound,
     ParityError,
-    StakeTooLow,
-    StorageFull,
-    Unauthenticated,
-    Unreachable,
 )
 from parity_protocol.task import TaskKind
 
@@ -55,8 +50,6 @@ __all__ = ["Agent", "AgentParts"]
 FLUSH_TIMEOUT_S = 5.0  # for reports that wait when a drained node stops
 GOODBYE_TIMEOUT_S = 2.0
 PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could not run
-FULL_PAUSE_S = 1.0
-GATHER_S = 0.002
 
 log = structlog.get_logger(__name__)
 
@@ -152,9 +145,7 @@ class Agent:
         self._resumer = Resumer(
             store=store, market=market, clock=clock, runner=self.runner, folders=parts.folders, boot_id=boot
         )
-        self._waiting = anyio.CancelScope()  # of the acquire loop: what a drain may interrupt
-        self._told_obstacle = ""
-        self._had_offers = False
+        self._taker: Taker | None = None
         self._acquiring_ended = anyio.Event()
         self._drain_asked = anyio.Event()
         self._grace_s = settings.runner_grace.total_seconds()
@@ -265,7 +256,19 @@ class Agent:
         }
         for name, loop in loops.items():
             group.start_soon(partial(supervise, name, loop, clock=clock))
-        group.start_soon(self._acquire, group)
+        self._taker = Taker(
+            acquirer=self._acquirer,
+            presence=self.presence,
+            slots=self.slots,
+            clock=clock,
+            comeback=self._comeback,
+            market_back=self._market_back,
+            obstacle=self._obstacle,
+            room=self._room,
+            measure=self.measure,
+            begin=partial(self._begin, group),
+        )
+        group.start_soon(self._acquire, self._taker)
         group.start_soon(
             partial(
                 supervise,
@@ -311,65 +314,15 @@ class Agent:
 
     # -- working -------------------------------------------------------------------------------------------------
 
-    async def _acquire(self, group: TaskGroup) -> None:
+    async def _acquire(self, taker: Taker) -> None:
         try:
-            await supervise("acquire", partial(self._acquire_loop, group), clock=self._parts.clock)
+            await supervise("acquire", taker.run, clock=self._parts.clock)
         finally:
             self._acquiring_ended.set()
 
-    async def _acquire_loop(self, group: TaskGroup) -> None:
-        """Take work until a drain is asked for; a drain interrupts the waiting, never a claim on its way."""
-        failed, idle = Backoff(0.2, 20.0), Backoff(0.05, 5.0)
-        while not self.is_draining:
-            pause_s = 0.0
-            try:
-                offers: tuple[str, ...] = ()
-                with anyio.CancelScope() as self._waiting:
-                    offers = await self._next_offers()
-                failed.reset()
-                if not offers:
-                    continue
-                granted = await self._acquirer.take(offers)
-                for lease in granted:
-                    live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
-                    group.start_soon(self.runner.run, live)
-                if granted:
-                    idle.reset()
-                else:
-                    pause_s = idle.after()
-            except (StakeTooLow, Forbidden, NotFound, Unauthenticated) as exc:
-                self.presence.doubt()  # a heartbeat finds out what we are to the market now
-                pause_s = failed.after(exc)
-            except (ParityError, TimeoutError) as exc:
-                if isinstance(exc, Unreachable | TimeoutError):
-                    self._comeback.failed()
-                pause_s = failed.after(exc)
-                level = log.error if isinstance(exc, StorageFull) else log.info
-                level("no_offers", error=str(exc), retry_in_s=round(pause_s, 3))
-            if pause_s:
-                with anyio.CancelScope() as self._waiting:
-                    if await self._market_back.wait_within(self._parts.clock, pause_s):
-                        failed.reset()
-
-    async def _next_offers(self) -> tuple[str, ...]:
-        await self.presence.wait_eligible()
-        free = await self.slots.wait_free()
-        obstacle = self._obstacle()
-        if obstacle != self._told_obstacle:
-            self._told_obstacle = obstacle
-            log.warning("no_new_work" if obstacle else "new_work_again", reason=obstacle)
-        if obstacle:
-            await self._parts.clock.sleep(FULL_PAUSE_S)
-            self.measure()
-            return ()
-        if self._had_offers and free < self.slots.count:
-            # The market is busy and slots become free one after the other: asking for several at once costs less.
-            await self._parts.clock.sleep(GATHER_S)
-            free = self.slots.free
-        offers = await self._acquirer.poll(max(1, min(free, self._room())))
-        self._comeback.answered()
-        self._had_offers = bool(offers)
-        return offers
+    def _begin(self, group: TaskGroup, lease: Granted) -> None:
+        live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
+        group.start_soon(self.runner.run, live)
 
     def _obstacle(self) -> str:
         if self._room() <= 0:
@@ -430,7 +383,8 @@ class Agent:
 
     async def _wind_down(self) -> None:
         """Stop acquiring, let running tasks end until the grace is over, hand the others back, flush, say goodbye."""
-        self._waiting.cancel()
+        if self._taker is not None:
+            self._taker.stop()
         await self._acquiring_ended.wait()
         self.presence.hurry()
         idle = anyio.Event()

@@ -66,6 +66,7 @@ class Running:
     handle: Handle | None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stop_reason: LossReason | FailureReason | None = None  # why we ended it
+    has_ended: bool = False  # its process; the result may not be durable yet
 
     def stop(self, reason: LossReason | FailureReason) -> None:
         """End it for ``reason``, unless its result is collected already."""
@@ -167,6 +168,8 @@ class ExecutionRunner:
         try:
             with live.scope:
                 result = await self._execute(live, is_recovered=is_recovered)
+                live.has_ended = True
+                self._slots.end(live.slot)
                 await self._collect(live, result)
             if live.row.phase is Phase.COLLECTED:
                 await self._clean_up(live.row, live.executor, live.handle)
@@ -201,7 +204,7 @@ class ExecutionRunner:
     def committed(self) -> Committed:
         """Return what the running executions may still use."""
         return Committed(
-            sum(live.limits.memory_bytes for live in self._running.values()),
+            sum(live.limits.memory_bytes for live in self._running.values() if not live.has_ended),
             sum(live.limits.disk_bytes for live in self._running.values()),
         )
 

@@ -6,6 +6,7 @@ import random
 from datetime import timedelta
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from parity_node.slots import Slots
@@ -120,8 +121,43 @@ async def test_slots_are_numbered_and_the_lowest_free_one_is_given() -> None:
     slots.release(taken[1])
 
     assert taken == [0, 1, 2]
-    assert await slots.wait_free() == 1
+    assert await slots.wait_open() == 1
     assert slots.take() == 1
+
+
+async def test_a_slot_whose_task_has_ended_is_open_before_it_is_free_and_a_reserved_one_is_not() -> None:
+    slots = Slots(2)
+    first = slots.take()
+    slots.take()
+    assert (slots.free, slots.open) == (0, 0)
+
+    slots.end(first)
+    assert (slots.free, slots.open) == (0, 1)
+    slots.reserve(1)
+    assert slots.open == 0
+    slots.release(first)
+    assert (slots.free, slots.open) == (1, 0)
+    slots.unreserve(1)
+    assert (slots.free, slots.open) == (1, 1)
+
+
+async def test_everybody_who_waits_for_a_slot_hears_of_it() -> None:
+    slots = Slots(1)
+    slot = slots.take()
+    got: list[int] = []
+
+    async def wait() -> None:
+        await slots.wait_free()
+        got.append(slots.take())
+        slots.release(got[-1])
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(wait)
+            await anyio.lowlevel.checkpoint()
+            slots.release(slot)
+    assert got == [0, 0, 0]
 
 
 async def test_recovered_executions_beyond_the_slots_get_numbers_of_their_own() -> None:

@@ -1,0 +1,178 @@
+"""The loop that takes work: what overlaps, what a stop interrupts, and what it never does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, cast
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from parity_node.acquire import Acquirer, Granted
+from parity_node.presence import Presence
+from parity_node.slots import Slots
+from parity_node.taking import Taker
+from parity_node.waiting import Comeback, Signal
+from parity_protocol.errors import StorageFull
+from parity_protocol.testing.clock import FakeClock
+
+
+class Acquiring:
+    """Offers what the test puts in; a claim is answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.waiting: list[tuple[str, ...]] = []
+        self.failure: Exception | None = None
+        self.answer = anyio.Event()
+        self.taken: list[str] = []
+        self._arrived = anyio.Event()
+
+    def offer(self, *names: str) -> None:
+        self.waiting.append(names)
+        self._arrived.set()
+
+    async def poll(self, slots: int) -> tuple[str, ...]:
+        self.asked.append(slots)
+        while not self.waiting:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self.waiting.pop(0)
+
+    async def take(self, offers: tuple[str, ...]) -> list[Granted]:
+        await self.answer.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.taken += offers
+        return [cast("Granted", name) for name in offers]
+
+
+class World:
+    def __init__(self, slots: int = 4) -> None:
+        self.acquiring = Acquiring()
+        self.slots = Slots(slots)
+        self.clock = FakeClock()
+        self.begun: list[tuple[str, int]] = []
+        self.obstacle = ""
+        self.taker = Taker(
+            acquirer=cast("Acquirer", self.acquiring),
+            presence=cast("Presence", self),
+            slots=self.slots,
+            clock=self.clock,
+            comeback=Comeback(),
+            market_back=Signal(),
+            obstacle=lambda: self.obstacle,
+            room=lambda: 100,
+            measure=lambda: None,
+            begin=lambda lease: self.begun.append((cast("Any", lease), self.slots.take())),
+        )
+
+    async def wait_eligible(self) -> None:
+        await checkpoint()
+
+    def doubt(self) -> None:
+        raise AssertionError("nothing here doubts the market")
+
+
+@asynccontextmanager
+async def running(world: World) -> AsyncIterator[None]:
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.taker.run)
+            await settle()
+            yield
+            world.acquiring.answer.set()
+            world.taker.stop()
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await checkpoint()
+
+
+async def test_the_next_poll_does_not_wait_for_a_claim_on_its_way() -> None:
+    world = World(slots=4)
+    async with running(world):
+        world.acquiring.offer("a")
+        await settle()
+        await world.clock.advance(timedelta(seconds=0.01))
+        await settle()
+        assert world.acquiring.asked == [4, 3]
+        assert world.begun == []
+        world.acquiring.offer("b", "c")
+        await settle()
+        world.acquiring.answer.set()
+        await settle()
+        assert world.begun == [("a", 0), ("b", 1), ("c", 2)]
+
+
+async def test_nothing_is_asked_for_while_every_slot_is_spoken_for() -> None:
+    world = World(slots=2)
+    async with running(world):
+        world.acquiring.offer("a", "b")
+        await settle()
+        assert world.acquiring.asked == [2]
+
+
+async def test_a_claim_for_an_ending_slot_begins_when_the_slot_is_free() -> None:
+    world = World(slots=1)
+    async with running(world):
+        world.acquiring.answer.set()
+        world.acquiring.offer("a")
+        await settle()
+        world.slots.end(0)
+        world.acquiring.offer("b")
+        await settle()
+        await world.clock.advance(timedelta(seconds=0.01))
+        await settle()
+        assert world.acquiring.taken == ["a", "b"]
+        assert world.begun == [("a", 0)]
+        world.slots.release(0)
+        await settle()
+        assert world.begun == [("a", 0), ("b", 0)]
+
+
+async def test_a_stop_ends_the_waiting_and_not_a_claim_on_its_way() -> None:
+    world = World(slots=2)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.taker.run)
+            world.acquiring.offer("a")
+            await settle()
+            world.taker.stop()
+            await settle()
+            assert world.begun == []
+            world.acquiring.answer.set()
+    assert world.begun == [("a", 0)]
+
+
+async def test_a_failed_claim_frees_its_slots_and_is_tried_again_after_a_pause() -> None:
+    world = World(slots=1)
+    world.acquiring.failure = StorageFull("no room")
+    async with running(world):
+        world.acquiring.answer.set()
+        world.acquiring.offer("a")
+        await settle()
+        assert world.slots.open == 1
+        world.acquiring.failure = None
+        world.acquiring.offer("a")
+        await world.clock.advance(timedelta(seconds=1.0))
+        await settle()
+        await world.clock.advance(timedelta(seconds=1.0))
+        await settle()
+        assert world.begun == [("a", 0)]
+
+
+@pytest.mark.parametrize("obstacle", ["the disk is full"])
+async def test_an_obstacle_stops_the_asking_until_it_is_gone(obstacle: str) -> None:
+    world = World()
+    world.obstacle = obstacle
+    async with running(world):
+        assert world.acquiring.asked == []
+        world.obstacle = ""
+        await world.clock.advance(timedelta(seconds=1.0))
+        await settle()
+        assert world.acquiring.asked == [4]
