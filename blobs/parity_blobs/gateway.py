@@ -1,37 +1,28 @@
 """The trustless-gateway client: fetches a DAG over HTTP and believes nothing but hashes.
 
-Follows the IPFS Trustless Gateway specification: a CAR in depth-first order, or block by block from a gateway that has
-no CARs. Each block is hashed as it comes, so a transfer that breaks anywhere goes on with the next block at the next
+Follows the IPFS Trustless Gateway specification: a CAR in depth-first order, block by block from a gateway that has no
+CARs, and large files as plain bytes whose leaves are hashed against their nodes. Each block is hashed as it comes, so a transfer that breaks anywhere goes on with the next block at the next
 gateway; gateways of one rank are raced when the first does not answer at once.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import anyio
 import httpx
 
 from parity_blobs.base import BlobStat, BlobStore
-from parity_blobs.car import CarReader
-from parity_blobs.cid import CODEC_RAW, Block, Cid
+from parity_blobs.cid import Cid
 from parity_blobs.download import download
-from parity_blobs.gateway_http import (
-    DEFAULT_FETCH_LIMITS,
-    FetchLimits,
-    Gateway,
-    GatewayHttp,
-    Meter,
-    NoCar,
-    RetryLater,
-    url_problem,
-)
+from parity_blobs.gateway_http import DEFAULT_FETCH_LIMITS, FetchLimits, Gateway, GatewayHttp, RetryLater, url_problem
+from parity_blobs.gateway_read import Fault, Fetch, GatewayReader, Opened, Partial, Progress, from_partial
 from parity_blobs.gateways import Bench, GatewayHealth
 from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
 from parity_protocol.clock import Clock, SystemClock
@@ -48,58 +39,8 @@ from parity_protocol.errors import (
 
 __all__ = ["DEFAULT_FETCH_LIMITS", "FetchLimits", "Gateway", "Partial", "Progress", "TrustlessGateway"]
 
-Progress = Callable[[int, int | None], None]
-"""Called with the content bytes that are here and checked, and those of the whole: None while that is not known."""
-
-_SECTION_OVERHEAD_BYTES = 64  # of a CAR around each block: length and CID, generously
 _DAG_OVERHEAD_BYTES = 65_536  # of nodes above the content, besides an eighth of it
-_PARALLEL_BLOCKS = 8
 _MAX_TRIES = 3  # of one gateway in one fetch, as long as each brings something
-
-
-class Partial(Protocol):
-    """What an earlier, broken fetch left behind."""
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether nothing more can come from it."""
-        ...
-
-    def block(self, cid: Cid) -> CheckedBlock | None:
-        """Return the block that is wanted next, hashed again, or None when it is not here."""
-        ...
-
-
-class _Fault(Exception):
-    """The content itself, as its hashes prove it, is not acceptable: no other gateway can help."""
-
-    def __init__(self, cause: ParityError) -> None:
-        super().__init__(cause.message)
-        self.cause = cause
-
-
-@dataclass
-class _Fetch:
-    """One fetch, over all gateways."""
-
-    cid: Cid
-    dag: DagLimits
-    walk: DagVerifier
-    partial: Partial | None
-    progress: Progress | None
-    problems: list[tuple[str, ParityError]] = field(default_factory=list)
-    tries: dict[str, int] = field(default_factory=dict)
-    excluded: set[str] = field(default_factory=set)
-    current: Gateway | None = None
-    ahead: dict[Cid, CheckedBlock] = field(default_factory=dict)  # fetched in parallel, not yet their turn
-
-
-@dataclass
-class _Opened:
-    gateway: Gateway
-    cid: Cid
-    response: httpx.Response
-    is_car: bool
 
 
 class TrustlessGateway:
@@ -133,8 +74,8 @@ class TrustlessGateway:
         self._limits = limits
         clock = clock or SystemClock()
         self._bench = Bench(self._gateways, clock)
-        self._without_car: set[str] = set()
         self._http = GatewayHttp(clock, limits, verify=verify, transport=transport)
+        self._reader = GatewayReader(self._http)
 
     async def __aenter__(self) -> Self:
         return self
@@ -228,13 +169,13 @@ class TrustlessGateway:
             ParityError: As ``fetch_into``; what was yielded before is right.
         """
         dag = self._dag_limits(max_bytes)
-        fetch = _Fetch(cid, dag, DagVerifier(cid, dag), partial, progress)
+        fetch = Fetch(cid, dag, DagVerifier(cid, dag), partial, progress)
         try:
             async with aclosing(self._blocks(fetch)) as blocks:
                 async for block in blocks:
                     yield block
             fetch.walk.finish()
-        except _Fault as exc:
+        except Fault as exc:
             raise exc.cause from exc
 
     def _dag_limits(self, max_bytes: int | None) -> DagLimits:
@@ -245,10 +186,10 @@ class TrustlessGateway:
 
     # -- over all gateways -----------------------------------------------------------------------------------------
 
-    async def _blocks(self, fetch: _Fetch) -> AsyncGenerator[CheckedBlock]:
+    async def _blocks(self, fetch: Fetch) -> AsyncGenerator[CheckedBlock]:
         is_clean = True  # the last answer ended as it should: one that goes on after the end is refused
         while True:
-            for block in _from_partial(fetch):
+            for block in from_partial(fetch):
                 yield block
             if fetch.walk.is_complete:
                 if is_clean or self._eligible(fetch):
@@ -258,11 +199,9 @@ class TrustlessGateway:
             before = fetch.walk.progress[0]
             is_clean = False
             try:
-                async with aclosing(self._read(opened, fetch)) as blocks:
+                async with aclosing(self._reader.read(opened, fetch)) as blocks:
                     async for block in blocks:
                         yield block
-            except NoCar:
-                self._without_car.add(opened.gateway.url)
             except ParityError as exc:
                 self._failed(fetch, opened.gateway, exc, has_progress=fetch.walk.progress[0] > before)
             else:
@@ -270,7 +209,7 @@ class TrustlessGateway:
                 fetch.current = opened.gateway
                 self._bench.praise(opened.gateway)
 
-    def _eligible(self, fetch: _Fetch) -> list[Gateway]:
+    def _eligible(self, fetch: Fetch) -> list[Gateway]:
         """Return the gateways of the lowest rank that is not exhausted, the first to ask at the front."""
         left = [each for each in self._gateways if each.url not in fetch.excluded]
         lowest = min((each.rank for each in left), default=0)
@@ -280,7 +219,7 @@ class TrustlessGateway:
             ordered.insert(0, fetch.current)
         return ordered
 
-    def _failed(self, fetch: _Fetch, gateway: Gateway, exc: ParityError, *, has_progress: bool = False) -> None:
+    def _failed(self, fetch: Fetch, gateway: Gateway, exc: ParityError, *, has_progress: bool = False) -> None:
         fetch.problems.append((gateway.url, exc))
         fetch.tries[gateway.url] = fetch.tries.get(gateway.url, 0) + 1
         if fetch.current == gateway:
@@ -291,27 +230,25 @@ class TrustlessGateway:
         if not isinstance(exc, NotFound):
             self._bench.blame(gateway, at_least_s=exc.after_s if isinstance(exc, RetryLater) else 0.0)
 
-    async def _open(self, fetch: _Fetch) -> _Opened:
+    async def _open(self, fetch: Fetch) -> Opened:
         """Return the first good answer for what is wanted next; a gateway that is slow to begin is raced by the next.
 
         Raises:
             ParityError: None came; the verdict over every gateway.
         """
-        (wanted,) = fetch.walk.wanted(1)
         while contenders := self._eligible(fetch):
-            winner = await self._race(contenders, wanted, fetch)
+            winner = await self._race(contenders, fetch)
             if winner is not None:
                 return winner
         raise _verdict(fetch.cid, fetch.problems)
 
-    async def _race(self, contenders: list[Gateway], wanted: Cid, fetch: _Fetch) -> _Opened | None:
-        winner: _Opened | None = None
-        settled = anyio.Event()
+    async def _race(self, contenders: list[Gateway], fetch: Fetch) -> Opened | None:
+        winner: Opened | None = None
 
-        async def contend(gateway: Gateway) -> None:
+        async def contend(gateway: Gateway, settled: anyio.Event) -> None:
             nonlocal winner
             try:
-                opened = await self._ask(gateway, wanted, fetch)
+                opened = await self._reader.ask(gateway, fetch)
             except ParityError as exc:
                 self._failed(fetch, gateway, exc)
             else:
@@ -326,123 +263,10 @@ class TrustlessGateway:
         async with anyio.create_task_group() as group:
             for gateway in contenders:
                 settled = anyio.Event()
-                group.start_soon(contend, gateway)
+                group.start_soon(contend, gateway, settled)
                 with anyio.move_on_after(self._limits.hedge_s):
                     await settled.wait()
-                if winner is not None:
-                    break
         return winner
-
-    async def _ask(self, gateway: Gateway, wanted: Cid, fetch: _Fetch) -> _Opened:
-        is_resuming = fetch.partial is not None and not fetch.partial.is_exhausted
-        if wanted.codec != CODEC_RAW and gateway.url not in self._without_car and not is_resuming:
-            try:
-                return _Opened(gateway, wanted, await self._http.open(gateway, wanted, car=True), is_car=True)
-            except NoCar:
-                self._without_car.add(gateway.url)
-        return _Opened(gateway, wanted, await self._http.open(gateway, wanted, car=False), is_car=False)
-
-    # -- one gateway -----------------------------------------------------------------------------------------------
-
-    async def _read(self, opened: _Opened, fetch: _Fetch) -> AsyncGenerator[CheckedBlock]:
-        meter = self._http.meter(opened.gateway)
-        try:
-            if opened.is_car:
-                async with aclosing(self._read_car(opened, fetch, meter)) as blocks:
-                    async for block in blocks:
-                        yield block
-                return
-            pieces = meter.watch(opened.response, fetch.dag.max_block_bytes)
-            data = b"".join([piece async for piece in pieces])
-        finally:
-            with anyio.CancelScope(shield=True):
-                await opened.response.aclose()
-        yield _accept(fetch, CheckedBlock.of(Block(opened.cid, data)))
-        async with aclosing(self._read_blocks(opened.gateway, fetch, meter)) as blocks:
-            async for block in blocks:
-                yield block
-
-    async def _read_car(self, opened: _Opened, fetch: _Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
-        """Yield what is new in a CAR. One of a part is walked on its own, since it may repeat what came before."""
-        walk, dag, url = fetch.walk, fetch.dag, opened.gateway.url
-        part = walk if opened.cid.key == fetch.cid.key else DagVerifier(opened.cid, dag)
-        reader = CarReader(max_block_bytes=dag.max_block_bytes)
-        budget = dag.max_bytes + _SECTION_OVERHEAD_BYTES * dag.max_blocks
-        async for piece in meter.watch(opened.response, budget):
-            for block in reader.feed(piece):
-                checked = CheckedBlock.of(block)
-                if not part.expects(checked.cid):
-                    raise BadDocument(f"{url}: sent block {checked.cid}, which is not what comes next in {opened.cid}")
-                if part is not walk:
-                    _add(part, checked)
-                    if walk.has(checked.cid):
-                        continue
-                yield _accept(fetch, checked)
-            if reader.roots is not None and [root.key for root in reader.roots] != [opened.cid.key]:
-                raise BadDocument(f"{url}: a CAR of {reader.roots[0]} instead of {opened.cid}")
-        reader.finish()
-        if not part.is_complete:
-            raise BadDocument(f"{url}: ended early, block {part.wanted(1)[0]} and maybe more are missing")
-
-    async def _read_blocks(self, gateway: Gateway, fetch: _Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
-        """Yield blocks that are fetched one at a time, some in parallel, until a CAR would be better."""
-        has_car = gateway.url not in self._without_car
-        while not fetch.walk.is_complete:
-            for block in _from_partial(fetch):
-                yield block
-            wanted = fetch.walk.wanted(_PARALLEL_BLOCKS)
-            if not wanted:
-                return
-            is_resuming = fetch.partial is not None and not fetch.partial.is_exhausted
-            if has_car and wanted[0].codec != CODEC_RAW and not is_resuming:
-                return
-            if has_car:
-                wanted = [each for each in wanted if each.codec == CODEC_RAW] if not is_resuming else wanted[:1]
-            await self._several(gateway, [each for each in wanted if each not in fetch.ahead], fetch, meter)
-            while (turn := fetch.walk.wanted(1)) and turn[0] in fetch.ahead:
-                yield _accept(fetch, fetch.ahead.pop(turn[0]))
-
-    async def _several(self, gateway: Gateway, cids: list[Cid], fetch: _Fetch, meter: Meter) -> None:
-        """Fetch some blocks at once; the first failure ends the others, what came before it is kept."""
-        problems: list[ParityError] = []
-
-        async def one(cid: Cid) -> None:
-            try:
-                data = await self._http.block(gateway, cid, fetch.dag.max_block_bytes, meter)
-                fetch.ahead[cid] = CheckedBlock.of(Block(cid, data))
-            except ParityError as exc:
-                problems.append(exc)
-                group.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            for cid in cids:
-                group.start_soon(one, cid)
-        if problems:
-            raise problems[0]
-
-
-def _from_partial(fetch: _Fetch) -> Iterator[CheckedBlock]:
-    """Yield what an earlier fetch left, as long as it is what comes next."""
-    while fetch.partial is not None and (wanted := fetch.walk.wanted(1)):
-        block = fetch.partial.block(wanted[0])
-        if block is None:
-            return
-        yield _accept(fetch, block)
-
-
-def _accept(fetch: _Fetch, block: CheckedBlock) -> CheckedBlock:
-    _add(fetch.walk, block)
-    if fetch.progress is not None:
-        fetch.progress(*fetch.walk.progress)
-    return block
-
-
-def _add(walk: DagVerifier, block: CheckedBlock) -> None:
-    """Accept a block that is due and whose hash is right: whatever is wrong with it now is wrong with the content."""
-    try:
-        walk.add(block)
-    except ParityError as exc:
-        raise _Fault(exc) from exc
 
 
 def _check_size(stat: BlobStat, max_bytes: int | None) -> None:

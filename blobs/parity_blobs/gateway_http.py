@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 import anyio
 import httpx
@@ -26,13 +27,16 @@ from parity_protocol.errors import BadDocument, Forbidden, NotFound, Unreachable
 __all__ = [
     "DEFAULT_FETCH_LIMITS",
     "FetchLimits",
+    "Form",
     "Gateway",
     "GatewayHttp",
     "Meter",
-    "NoCar",
+    "NotInThisForm",
     "RetryLater",
     "url_problem",
 ]
+
+Form = Literal["raw", "car", "file"]
 
 _RAW_MEDIA_TYPE = "application/vnd.ipld.raw"
 _CAR_TYPE = "application/vnd.ipld.car"
@@ -87,8 +91,8 @@ class FetchLimits:
 DEFAULT_FETCH_LIMITS = FetchLimits()
 
 
-class NoCar(Exception):
-    """This gateway does not serve CARs."""
+class NotInThisForm(Exception):
+    """This gateway does not serve CARs, or not plain files."""
 
 
 class RetryLater(Unreachable):
@@ -192,24 +196,28 @@ class GatewayHttp:
         """Return what bounds one attempt at ``gateway``."""
         return Meter(self._clock, self._limits, gateway.url)
 
-    async def open(self, gateway: Gateway, cid: Cid, *, car: bool) -> httpx.Response:
-        """Ask for a block, or for all below it, and return once a good answer begins; the caller closes it.
+    async def open(self, gateway: Gateway, cid: Cid, form: Form, *, start: int = 0) -> httpx.Response:
+        """Ask for content and return once a good answer begins; the caller closes it.
+
+        Args:
+            form: ``raw`` is one block, ``car`` all below it, ``file`` the plain bytes of a file.
+            start: Of a file: the first byte that is wanted.
 
         Raises:
-            NoCar: Not in that form.
+            NotInThisForm: Not as a CAR, or not as a file.
             NotFound: Not there.
             Forbidden: Not for us.
             Unreachable: No good answer in time; a ``RetryLater`` says when.
             BadDocument: A compressed answer.
         """
         try:
-            request = self._request(gateway, cid, car=car)
+            request = self._request(gateway, cid, form, start)
             with anyio.fail_after(self._limits.headers_s):  # a header line a second would never hit a read timeout
                 response = await self.client.send(request, stream=True, auth=gateway.auth)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as exc:
             raise Unreachable(f"{gateway.url}: {type(exc).__name__} {exc}".rstrip()) from exc
         try:
-            await self._check(gateway, response, car=car)
+            await self._check(gateway, response, form, start)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
@@ -223,23 +231,29 @@ class GatewayHttp:
             ParityError: As ``open`` and ``Meter.watch``.
         """
         with meter.waiting():
-            response = await self.open(gateway, cid, car=False)
+            response = await self.open(gateway, cid, "raw")
         try:
             return b"".join([piece async for piece in meter.watch(response, max_bytes)])
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
-    def _request(self, gateway: Gateway, cid: Cid, *, car: bool) -> httpx.Request:
+    def _request(self, gateway: Gateway, cid: Cid, form: Form, start: int) -> httpx.Request:
         base = gateway.url.rstrip("/")
         if gateway.is_kubo_rpc:
             wait_ms = int(self._limits.headers_s * 900)  # it says so itself, before we hang up
-            command = "dag/export?progress=false&" if car else "block/get?"
-            return self.client.build_request("POST", f"{base}/api/v0/{command}arg={cid}&timeout={wait_ms}ms")
-        query, accept = ("format=car&dag-scope=all", CAR_MEDIA_TYPE) if car else ("format=raw", _RAW_MEDIA_TYPE)
+            command = {"car": "dag/export?progress=false&", "raw": "block/get?", "file": f"cat?offset={start}&"}[form]
+            limit = "" if form == "file" else f"&timeout={wait_ms}ms"
+            return self.client.build_request("POST", f"{base}/api/v0/{command}arg={cid}{limit}")
+        if form == "file":
+            headers = {"range": f"bytes={start}-"} if start else {}
+            return self.client.build_request("GET", f"{base}/ipfs/{cid}", headers={"accept": "*/*", **headers})
+        query, accept = (
+            ("format=car&dag-scope=all", CAR_MEDIA_TYPE) if form == "car" else ("format=raw", _RAW_MEDIA_TYPE)
+        )
         return self.client.build_request("GET", f"{base}/ipfs/{cid}?{query}", headers={"accept": accept})
 
-    async def _check(self, gateway: Gateway, response: httpx.Response, *, car: bool) -> None:
+    async def _check(self, gateway: Gateway, response: httpx.Response, form: Form, start: int) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise BadDocument(f"{gateway.url}: a compressed response")
         status = response.status_code
@@ -248,19 +262,23 @@ class GatewayHttp:
             said = await _beginning(response)
             if b"not find" in said or b"not found" in said or b"deadline exceeded" in said:
                 raise NotFound(f"{url}: {status}")
-        if car and status in _NO_CAR_STATUS:
-            raise NoCar
+        if form == "file" and status not in (200, 206, 429, 503):  # a gateway may well serve blocks only
+            raise NotInThisForm
+        if form == "file" and status == 200 and start and not gateway.is_kubo_rpc:  # it knows no ranges
+            raise NotInThisForm
+        if form == "car" and status in _NO_CAR_STATUS:
+            raise NotInThisForm
         if status in (404, 410):
             raise NotFound(f"{url}: {status}")
         if status in (401, 403):
             raise Forbidden(f"{url}: {status}")
         if status in (429, 503):
             raise RetryLater(f"{url}: expected status 200, got {status}", self._retry_after_s(response))
-        if status != 200:
+        if status != 200 and form != "file":
             raise Unreachable(f"{url}: expected status 200, got {status}")
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if car and kind != _CAR_TYPE and not gateway.is_kubo_rpc:
-            raise NoCar
+        if form == "car" and kind != _CAR_TYPE and not gateway.is_kubo_rpc:
+            raise NotInThisForm
 
     def _retry_after_s(self, response: httpx.Response) -> float:
         text = response.headers.get("retry-after", "")
