@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-__all__ = ["CRASHPOINTS", "arm", "crashpoint"]
+__all__ = ["CRASHPOINTS", "DOCKER_CRASHPOINTS", "arm", "crashpoint"]
 
 CRASHPOINTS = (
     "claim.intent.journalled",
@@ -29,6 +29,10 @@ CRASHPOINTS = (
     "recovery.decided",
     "release.sent",
 )
+"""Those that every kind of task passes."""
+
+DOCKER_CRASHPOINTS = ("docker.resolved", "docker.created", "docker.started", "docker.ended", "docker.removed")
+"""Those inside the Docker executor."""
 
 _armed: str | None = None
 _left = 0
@@ -45,8 +49,9 @@ def arm(text: str | None) -> None:
         _armed, _left = None, 0
         return
     name, _, count = text.partition(":")
-    if name not in CRASHPOINTS or (count and not (count.isdigit() and int(count) > 0)):
-        raise ValueError(f"no crash point {text!r}; there are {', '.join(CRASHPOINTS)}")
+    known = (*CRASHPOINTS, *DOCKER_CRASHPOINTS)
+    if name not in known or (count and not (count.isdigit() and int(count) > 0)):
+        raise ValueError(f"no crash point {text!r}; there are {', '.join(known)}")
     _armed, _left = name, int(count or 1)
 
 
