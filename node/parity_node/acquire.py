@@ -13,15 +13,25 @@ from parity_node.crashpoints import crashpoint
 from parity_node.execution import Work
 from parity_node.market.base import MarketClient
 from parity_node.market.trust import MarketTrust
+from parity_node.operator_policy import OperatorPolicy
 from parity_node.store.base import Execution, IntentState, NodeStore, Phase
 from parity_node.waiting import Backoff, within
-from parity_protocol.api.leases import MAX_BATCH, ClaimItem, ClaimReply, ClaimsReply, ClaimsRequest, PollRequest
+from parity_protocol.api.leases import (
+    MAX_BATCH,
+    MAX_REFUSED,
+    ClaimItem,
+    ClaimReply,
+    ClaimsReply,
+    ClaimsRequest,
+    OfferRefusal,
+    PollRequest,
+)
 from parity_protocol.capability import Capability
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ParityError, Replayed, Unavailable
 from parity_protocol.lease import local_deadline
 from parity_protocol.manifest import VerifiedManifest
-from parity_protocol.policy import Denial, Policy
+from parity_protocol.policy import Denial
 from parity_protocol.signing.jws import LEEWAY
 
 __all__ = ["Acquirer", "Granted"]
@@ -29,6 +39,7 @@ __all__ = ["Acquirer", "Granted"]
 POLL_WAIT_S = 20.0
 CLAIM_TIMEOUT_S = 5.0  # of one try
 CLAIM_WINDOW_S = 15.0  # in which a claim without an answer is repeated with the same id
+MAX_TOLD = 200  # characters of a refusal's message
 SHORTEST_POLL_S = 0.25  # a market that answers at once with nothing must not make us spin
 
 log = structlog.get_logger(__name__)
@@ -47,7 +58,7 @@ class Acquirer:
     """Turns offers into leases.
 
     Args:
-        policy: The operator's own.
+        policy: The operator's own; it is looked at again before each poll and each offer.
         on_refused: Told of each rule that refused an offer, with the task's id.
         node_version: Three numbers.
     """
@@ -59,7 +70,7 @@ class Acquirer:
         trust: MarketTrust,
         store: NodeStore,
         clock: Clock,
-        policy: Policy,
+        policy: OperatorPolicy,
         instance: str,
         node_version: str,
         boot_id: str,
@@ -81,6 +92,7 @@ class Acquirer:
         self._committed = committed
         self._on_refused = on_refused
         self._under_way = Committed()  # what the offers whose claims are on their way would use
+        self._untold: dict[tuple[str, str], OfferRefusal] = {}  # refusals that the market has not heard of
         self.claimed = 0
 
     async def poll(self, slots: int) -> tuple[str, ...]:
@@ -90,8 +102,19 @@ class Acquirer:
             ParityError: As the market raised it.
         """
         asked_at = self._clock.monotonic()
-        request = PollRequest(instance=self._instance, slots=min(slots, MAX_BATCH), wait_s=POLL_WAIT_S)
+        self._policy.refresh()
+        told = dict(self._untold)
+        request = PollRequest(
+            instance=self._instance,
+            slots=min(slots, MAX_BATCH),
+            wait_s=POLL_WAIT_S,
+            policy=self._policy.digest,
+            refused=tuple(told.values()),
+        )
         reply = await self._market.poll(request)
+        for key, refusal in told.items():
+            if self._untold.get(key) is refusal:
+                del self._untold[key]
         if not reply.manifests:
             took_s = self._clock.monotonic() - asked_at
             await self._clock.sleep(max(min(reply.retry_after_s, 60.0), SHORTEST_POLL_S - took_s, 0.0))
@@ -137,9 +160,10 @@ class Acquirer:
             # Nothing in it can be trusted, the task's id included.
             self._refuse(Denial(f"manifest.{exc.code}", exc.message), "")
             return None
+        self._policy.refresh()
         denials = admit(
             verified,
-            policy=self._policy,
+            policy=self._policy.current,
             capability=self._capability(),
             committed=committed,
             disk_floor_bytes=self._disk_floor_bytes,
@@ -147,11 +171,20 @@ class Acquirer:
         )
         for denial in denials:
             self._refuse(denial, verified.task_id)
+            self._tell(denial, verified.task_id)
         return None if denials else verified
 
     def _refuse(self, denial: Denial, task_id: str) -> None:
         log.warning("offer_refused", task_id=task_id, rule=denial.rule, reason=denial.message)
         self._on_refused(denial, task_id)
+
+    def _tell(self, denial: Denial, task_id: str) -> None:
+        """Let the next poll say what was refused; the oldest is left out when there is too much to say."""
+        refusal = OfferRefusal(task_id=task_id, rule=denial.rule, message=denial.message[:MAX_TOLD])
+        self._untold.pop((task_id, denial.rule), None)
+        self._untold[task_id, denial.rule] = refusal
+        while len(self._untold) > MAX_REFUSED:
+            del self._untold[next(iter(self._untold))]
 
     def _intent(self, verified: VerifiedManifest) -> Execution:
         manifest = verified.manifest

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from parity_node.disk_need import DiskNeed
 from parity_node.executors.base import Limits
 from parity_protocol.capability import Capability
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.manifest import VerifiedManifest, version_tuple
-from parity_protocol.policy import Denial, Policy, check_policy
-from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, input_bytes
+from parity_protocol.policy import Denial, Policy, check_policy, least_tier
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind
 
-__all__ = ["Committed", "admit", "limits_of"]
+__all__ = ["Committed", "admit", "limits_of", "narrowed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,13 @@ class Committed:
     """What the running executions may still use."""
 
     memory_bytes: int = 0
-    disk_bytes: int = 0
+    disk: DiskNeed = field(default_factory=DiskNeed)
 
     def __add__(self, other: Committed) -> Committed:
-        return Committed(self.memory_bytes + other.memory_bytes, self.disk_bytes + other.disk_bytes)
+        return Committed(self.memory_bytes + other.memory_bytes, self.disk + other.disk)
 
     def __sub__(self, other: Committed) -> Committed:
-        return Committed(self.memory_bytes - other.memory_bytes, self.disk_bytes - other.disk_bytes)
+        return Committed(self.memory_bytes - other.memory_bytes, self.disk - other.disk)
 
 
 def admit(
@@ -35,17 +36,15 @@ def admit(
     policy: Policy,
     capability: Capability,
     committed: Committed,
-    disk_floor_bytes: int,
     now: datetime,
 ) -> list[Denial]:
-    """Return every rule that refuses this task; an empty list permits it.
+    """Return every rule that refuses this task; an empty list permits it. Its room on disk is ``NodeCache.denials``'.
 
     Args:
         verified: A manifest that passed ``verify_manifest``: signature, window, order and version are right.
         policy: The operator's own limits. A manifest brings none that widen them.
-        capability: As measured last; its ``disk_free_bytes`` is what was free then.
+        capability: As measured last.
         committed: What the executions that run now may still use.
-        disk_floor_bytes: Free space that is never touched.
         now: Current time, UTC.
     """
     spec, manifest = verified.spec, verified.manifest
@@ -69,10 +68,20 @@ def admit(
     wanted_version = spec.requires.min_node_version
     if wanted_version is not None and version_tuple(wanted_version) > version_tuple(capability.node_version):
         denials.append(Denial("version", f"asks for node {wanted_version}, this is {capability.node_version}"))
-    denials += _room(verified, capability, committed, disk_floor_bytes)
+    denials += _room(verified, capability, committed)
     if now.timestamp() > manifest.order.deadline:
         denials.append(Denial("deadline", "the order's deadline has passed"))
     return denials
+
+
+def narrowed(
+    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, policy: Policy
+) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec:
+    """Return the spec as it is run: it asks for the isolation that the operator wants, if that is stronger."""
+    tier = least_tier(policy, spec)
+    if tier is spec.requires.isolation:
+        return spec
+    return spec.model_copy(update={"requires": spec.requires.model_copy(update={"isolation": tier})})
 
 
 def limits_of(
@@ -90,13 +99,9 @@ def limits_of(
     )
 
 
-def _room(
-    verified: VerifiedManifest, capability: Capability, committed: Committed, disk_floor_bytes: int
-) -> list[Denial]:
+def _room(verified: VerifiedManifest, capability: Capability, committed: Committed) -> list[Denial]:
     resources = verified.spec.resources
-    inputs = input_bytes(verified.spec)
     free_memory = capability.memory_bytes - committed.memory_bytes
-    free_disk = capability.disk_free_bytes - committed.disk_bytes - disk_floor_bytes
     denials = []
     if resources.cpus > capability.cpus:
         denials.append(Denial("cpus", f"asks for {resources.cpus:g} processors, there are {capability.cpus:g}"))
@@ -106,8 +111,4 @@ def _room(
         )
     if resources.memory_bytes > free_memory:
         denials.append(Denial("memory", f"asks for {resources.memory_bytes} bytes of memory, {free_memory} are free"))
-    if resources.disk_bytes + inputs > free_disk:
-        denials.append(
-            Denial("disk", f"may need {resources.disk_bytes + inputs} bytes on disk, {max(0, free_disk)} are free")
-        )
     return denials

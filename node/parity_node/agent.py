@@ -25,6 +25,7 @@ from parity_node.market.trust import MarketTrust
 from parity_node.notices import LogShipper, StartNotices
 from parity_node.observability.metrics import NodeMetrics
 from parity_node.observability.server import serve_health
+from parity_node.operator_policy import OperatorPolicy
 from parity_node.outbox import Outbox, Settled
 from parity_node.presence import Load, Presence
 from parity_node.resume import Resumer
@@ -49,6 +50,7 @@ __all__ = ["Agent", "AgentParts"]
 
 FLUSH_TIMEOUT_S = 5.0  # for reports that wait when a drained node stops
 GOODBYE_TIMEOUT_S = 2.0
+POLICY_INTERVAL_S = 10.0  # between two looks at policy file and hours, beside those before each poll and offer
 PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could not run
 
 log = structlog.get_logger(__name__)
@@ -76,6 +78,7 @@ class Agent:
         self._parts = parts
         settings, clock, store, market = parts.settings, parts.clock, parts.store, parts.market
         self.metrics = NodeMetrics()
+        self.policy = OperatorPolicy(settings, clock, state_dir=parts.folders.state)
         self.slots = Slots(settings.runner_slots)
         self.leases = LeaseKeeper(market, clock)
         self._starts = StartNotices(market, clock)
@@ -107,7 +110,7 @@ class Agent:
             starts=self._starts,
             logs=self._logs,
             slots=self.slots,
-            policy=settings.policy(),
+            policy=lambda: self.policy.current,
             capability=self.capability,
             node_id=parts.keys.node_id,
             operator=parts.keys.operator,
@@ -133,7 +136,7 @@ class Agent:
             trust=self.trust,
             store=store,
             clock=clock,
-            policy=settings.policy(),
+            policy=self.policy,
             instance=parts.keys.instance,
             node_version=node_version(),
             boot_id=boot,
@@ -210,7 +213,7 @@ class Agent:
             executors=self._executor_states,
             model_types=_model_types(self._parts.executors),
             now=self._parts.clock.now(),
-        )
+        ).model_copy(update={"policy": self.policy.announced()})
         return self._capability
 
     async def handle_control(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,6 +221,8 @@ class Agent:
         match request.get("command"):
             case "status":
                 return agent_status(self)
+            case "policy":
+                return self.policy.to_json()
             case "drain":
                 grace_s = request.get("grace_s")
                 if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float)):
@@ -227,7 +232,7 @@ class Agent:
             case "logs":
                 return await read_logs(self, request)
             case _:
-                raise BadField("expected the command status, drain or logs", field="command")
+                raise BadField("expected the command status, policy, drain or logs", field="command")
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -253,6 +258,7 @@ class Agent:
             "logs": self._logs.run,
             "presence": self.presence.run,
             "probe": self._probe_loop,
+            "policy": self._policy_loop,
         }
         for name, loop in loops.items():
             group.start_soon(partial(supervise, name, loop, clock=clock))
@@ -312,6 +318,19 @@ class Agent:
             if self._executor_states != before:
                 self.presence.announce()
 
+    async def _policy_loop(self) -> None:
+        """Tell the market when the operator changed the policy, and when its hours begin or end."""
+        told = self.policy.announced()
+        while True:
+            await self._parts.clock.sleep(POLICY_INTERVAL_S)
+            self.policy.refresh()
+            now = self.policy.announced()
+            if now != told:
+                told = now
+                log.info("policy_announced", digest=now.digest, open=now.is_open)
+                self.measure()
+                self.presence.announce()
+
     # -- working -------------------------------------------------------------------------------------------------
 
     async def _acquire(self, taker: Taker) -> None:
@@ -366,6 +385,9 @@ class Agent:
         self.metrics.watch("outbox_reports", "Reports that wait", lambda: float(self.outbox.rows))
         self.metrics.watch("outbox_bytes", "Bytes of the reports that wait", lambda: float(self.outbox.size_bytes))
         self.metrics.watch("leases_held", "Leases held", lambda: float(len(self.leases)))
+        self.metrics.watch(
+            "policy_outdated", "1 while a broken policy file is not in force", lambda: float(bool(self.policy.problem))
+        )
         self.metrics.watch(
             "clock_offset_seconds", "The market's clock minus ours", lambda: self.presence.standing.clock_offset_s
         )

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import structlog
 from pydantic import ValidationError
 
 from parity_contracts.files import make_private_dir
-from parity_node.admission import Committed, limits_of
+from parity_node.admission import Committed, limits_of, narrowed
+from parity_node.cache.uses import Uses, names_of
 from parity_node.crashpoints import crashpoint
+from parity_node.disk_need import DiskNeed, need_of
 from parity_node.executors.base import ExecutionResult, Executor, Handle, Job, Limits
 from parity_node.leases import HeldLease, LeaseKeeper, LossReason
 from parity_node.market.base import MarketClient
@@ -93,6 +96,8 @@ class ExecutionRunner:
         results_dir: Where large results wait for their upload.
         capability: Returns what was measured last.
         on_ended: Told of each execution's outcome, for counters: kind, outcome or reason, seconds.
+        uses: Told what each execution uses of the cache, from its begin to its end.
+        on_full: Told when an execution met a full disk.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class ExecutionRunner:
         starts: StartNotices,
         logs: LogShipper,
         slots: Slots,
-        policy: Policy,
+        policy: Callable[[], Policy],
         capability: Callable[[], Capability],
         node_id: NodeId,
         operator: EvmKey,
@@ -115,6 +120,8 @@ class ExecutionRunner:
         results_dir: Path,
         boot_id: str,
         on_ended: Callable[[str, str, float], None],
+        uses: Uses,
+        on_full: Callable[[], None],
     ) -> None:
         self._executors = executors
         self._store = store
@@ -133,6 +140,8 @@ class ExecutionRunner:
         self._results_dir = results_dir
         self._boot_id = boot_id
         self._on_ended = on_ended
+        self._uses = uses
+        self._on_full = on_full
         self._running: dict[str, Running] = {}
         self._half_done: dict[str, set[str]] = {}  # what of cleanup and answer is there, by execution
         self._ended = Signal()
@@ -153,9 +162,12 @@ class ExecutionRunner:
             sent_at: ``Clock.monotonic()`` before the claim or renewal that gave the lease was sent.
         """
         executor = self._executors[TaskKind(row.kind)]
-        limits = limits_of(work.spec, self._policy, self._capability())
-        live = Running(row, work, executor, limits, self._slots.take(), _handle_of(row))
+        policy = self._policy()
+        limits = limits_of(work.spec, policy, self._capability())
+        asked = replace(work, spec=narrowed(work.spec, policy))
+        live = Running(row, asked, executor, limits, self._slots.take(), _handle_of(row))
         self._running[row.id] = live
+        self._uses.take(row.id, names_of(work.spec))
         self._keep_lease(live, sent_at)
         return live
 
@@ -178,6 +190,7 @@ class ExecutionRunner:
                     await self._abandon(live, live.stop_reason)
         finally:
             self._running.pop(live.row.id, None)
+            self._uses.drop(live.row.id)
             self._slots.release(live.slot)
             self._ended.set()
 
@@ -205,8 +218,15 @@ class ExecutionRunner:
         """Return what the running executions may still use."""
         return Committed(
             sum(live.limits.memory_bytes for live in self._running.values() if not live.has_ended),
-            sum(live.limits.disk_bytes for live in self._running.values()),
+            sum((need_of(live.work.spec) for live in self._running.values()), DiskNeed()),
         )
+
+    def give_back(self, reason: FailureReason) -> int:
+        """Stop executions that have not started and give their leases back; return how many that are."""
+        early = [live for live in self._running.values() if live.row.phase.rank < Phase.STARTED.rank]
+        for live in early:
+            live.stop(reason)
+        return len(early)
 
     async def wait_idle(self) -> None:
         """Return when nothing runs."""
@@ -231,7 +251,13 @@ class ExecutionRunner:
                 "execution_failed", task_id=live.row.task_id, error=str(exc), exc_info=not isinstance(exc, ParityError)
             )
             await self._stop(live)
-            return failure_of(exc)
+            result = failure_of(exc)
+            if result.reason is FailureReason.DISK_FULL:
+                self._on_full()
+                if live.row.phase.rank < Phase.STARTED.rank:  # it did nothing yet: another node may have room
+                    live.stop(FailureReason.DISK_FULL)
+                    await anyio.lowlevel.checkpoint()  # ends here
+            return result
 
     async def _recover(self, live: Running) -> Handle:
         if live.handle is None or not await live.executor.recover(live.handle):

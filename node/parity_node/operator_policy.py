@@ -13,10 +13,11 @@ import structlog
 
 from parity_node.policy_file import POLICY_FILE, SourcedPolicy, read_policy_file
 from parity_node.settings import NodeSettings
+from parity_protocol.capability import AnnouncedPolicy
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ConfigInvalid
 from parity_protocol.isolation import IsolationTier
-from parity_protocol.policy import CLAUSE_FIELDS, DENY_PREFIX, DenyRule, Policy, intersect, policy_digest
+from parity_protocol.policy import CLAUSE_FIELDS, DENY_PREFIX, DenyRule, Policy, allowed_now, intersect, policy_digest
 from parity_protocol.quantities import format_bytes, format_duration, format_tokens
 
 __all__ = ["OperatorPolicy", "PolicyLine", "explain", "join_policies", "policy_path", "settings_policy"]
@@ -53,10 +54,10 @@ class PolicyLine:
     origin: str  # ``policy.toml:12``, a setting, or ``default``
 
 
-def policy_path(settings: NodeSettings) -> Path:
-    """Return where the policy file is or would be."""
+def policy_path(settings: NodeSettings, state_dir: Path | None = None) -> Path:
+    """Return where the policy file is or would be: in the state folder, unless the settings say otherwise."""
     named = settings.runner_policy_file
-    return named.expanduser().absolute() if named is not None else settings.state_dir() / POLICY_FILE
+    return named.expanduser().absolute() if named is not None else (state_dir or settings.state_dir()) / POLICY_FILE
 
 
 def settings_policy(settings: NodeSettings) -> SourcedPolicy:
@@ -85,10 +86,10 @@ class OperatorPolicy:
         ConfigInvalid: The file is named by the settings and not there, or it is wrong.
     """
 
-    def __init__(self, settings: NodeSettings, clock: Clock) -> None:
+    def __init__(self, settings: NodeSettings, clock: Clock, *, state_dir: Path | None = None) -> None:
         self._settings = settings_policy(settings)
         self._clock = clock
-        self.path = policy_path(settings)
+        self.path = policy_path(settings, state_dir)
         self.problem = ""  # why the file as it is now is not in force, in words
         self._seen = _signature(self.path)
         self._looked_at = clock.monotonic()
@@ -123,6 +124,22 @@ class OperatorPolicy:
         self.digest = policy_digest(self.current)
         log.info("policy_read", file=str(self.path), digest=self.digest, changed=self.digest != before)
         return self.digest != before
+
+    def announced(self) -> AnnouncedPolicy:
+        """Return what the market may compare before it makes an offer."""
+        policy = self.current
+        return AnnouncedPolicy(
+            digest=self.digest,
+            is_open=allowed_now(policy, self._clock.now()),
+            kinds=policy.kinds,
+            egress=all(policy.domains),
+            max_wall_time_s=policy.max_wall_time_s,
+            max_memory_bytes=policy.max_memory_bytes,
+            max_cpus=policy.max_cpus,
+            max_gpus=policy.max_gpus,
+            min_reward=policy.min_reward,
+            min_reward_per_hour=policy.min_reward_per_hour,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy in force as ``parity node policy show --json`` prints it."""

@@ -60,6 +60,7 @@ def agent_status(agent: Agent) -> dict[str, Any]:
             {"rule": item.rule, "message": item.message, "count": item.count, "last_task": item.last_task}
             for item in agent.metrics.refusals.values()
         ],
+        "policy": {"digest": agent.policy.digest, "problem": agent.policy.problem},
         "disk_free_bytes": capability.disk_free_bytes,
     }
 

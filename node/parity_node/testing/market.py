@@ -61,6 +61,8 @@ class MarketSimulator(MarketClient, MarketDirectory):
         self.last_seen: dict[str, float] = {}
         self.goodbyes: list[str] = []  # instances
         self.heartbeats: list[Heartbeat] = []
+        self.refused: list[wire.OfferRefusal] = []  # what nodes said that they refused
+        self.policies: list[str] = []  # digests that polls named, each when it changed
         self.calls: dict[str, int] = {}
         self.problems: tuple[str, ...] = ()  # why nodes are not eligible
         self.eligible = True
@@ -170,6 +172,7 @@ class MarketSimulator(MarketClient, MarketDirectory):
 
     async def poll(self, request: wire.PollRequest, *, node_id: str | None = None) -> wire.PollReply:
         """Wait for work; see the port."""
+        self._hear_of_policy(request)
         end = self.clock.monotonic() + request.wait_s
         while True:
             changed = self._changed
@@ -280,6 +283,13 @@ class MarketSimulator(MarketClient, MarketDirectory):
             if request.instance == instance and node_id in (None, known):
                 return known
         raise NotFound("this node is not enrolled here")
+
+    def _hear_of_policy(self, request: wire.PollRequest) -> None:
+        if not self.is_online:
+            return
+        self.refused += request.refused
+        if request.policy is not None and self.policies[-1:] != [request.policy]:
+            self.policies.append(request.policy)
 
     def _pending(self, slots: int) -> list[SimulatedTask]:
         self.reap()
