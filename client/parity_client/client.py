@@ -18,7 +18,7 @@ import httpx
 from parity_blobs.tls import context_for
 from parity_client import following
 from parity_client.config import Home
-from parity_client.data import Data
+from parity_client.data import Content, Data
 from parity_client.http import MarketHttp, Retry, parse_reply, retrying
 from parity_client.orders import DEFAULT_VALIDITY, amount_of, make_submission, market_domain, spec_text
 from parity_client.proof import VerifiedReceipt, verify_proof
@@ -348,8 +348,8 @@ class Client:
             if wait == 0:
                 raise_unless_completed(root_id, found.state, found.failure, found.message)
 
-    async def _fetch(self, cid: str, max_bytes: int) -> bytes:
-        return await self.data.read(cid, max_bytes=max_bytes)
+    async def _fetch(self, cid: str, max_bytes: int) -> Content:
+        return await self.data.load(cid, max_bytes=max_bytes)
 
     def logs(self, task_id: str, *, follow: bool = False, offset: int = 0) -> AsyncIterator[str]:
         """Yield what a task's newest attempt prints; with ``follow`` until it has ended."""

@@ -3,51 +3,60 @@
 from __future__ import annotations
 
 import ssl
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import anyio
-import anyio.to_thread
 import httpx
 
-from parity_blobs import AddOptions, BlobStat, BlobStore, Cid, DagLimits
-from parity_blobs.files import export_path
-from parity_blobs.gateway import FetchLimits, Gateway, TrustlessGateway
-from parity_blobs.importer import FileImporter
-from parity_blobs.local import LocalBlobStore
+from parity_blobs import BlobStat, BlobStore, Cid, DagLimits, Kind
+from parity_blobs.files import list_folder
+from parity_blobs.gateway import FetchLimits, Gateway, Progress, TrustlessGateway
 from parity_blobs.memory import MemoryBlobStore
-from parity_client.http import MarketHttp, Upload, parse_reply
+from parity_client.http import MarketHttp, parse_reply
 from parity_client.session import Session, Sessions
+from parity_client.upload import OnBytes, uploading
 from parity_protocol.api import paths
-from parity_protocol.api.storage import BlobInfo, UploadReply
+from parity_protocol.api.storage import BlobInfo, BlobsReply, PinReply, UploadReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, DigestMismatch, InvalidInput, NotFound, TooLarge, Unavailable
+from parity_protocol.errors import BadField, DigestMismatch, InvalidInput, NotFound, TooLarge
 from parity_protocol.quantities import ByteSize
 
-__all__ = ["Data", "Visibility", "measure"]
+__all__ = ["Content", "Data", "StoredFile", "Visibility"]
 
 Visibility = Literal["private", "public"]
-OnBytes = Callable[[int], None]  # bytes sent so far
 
 MAX_GET_BYTES = 8 << 30
-_PIECE_BYTES = 1 << 20
+MAX_LISTED = 100_000  # blobs of one listing
+_PAGE = 200
 _OVERHEAD_PERCENT = 5  # of blocks that hold links, generously
+_LOG_NAME = "output.log"  # in the folder that a task with an output folder brings
 
 Call = Callable[[Callable[[Session], Awaitable[bytes]]], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What the first pass over a file found."""
+class StoredFile:
+    """A file in a folder."""
 
-    cid: Cid  # version 1, raw leaves: what the market makes of the same bytes
-    size: int
-    sha256: bytes
+    path: str  # below the folder, with slashes
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Content in memory, verified.
+
+    Attributes:
+        data: Of the file; of a folder what a task printed (``output.log``), empty when it has none.
+        files: Of a folder, by path; None for a file.
+    """
+
+    data: bytes
+    files: tuple[StoredFile, ...] | None = None
 
 
 class Data:
@@ -75,30 +84,35 @@ class Data:
         self._transport = transport
 
     async def add(
-        self, path: Path | str, *, visibility: Visibility = "private", on_bytes: OnBytes | None = None
+        self,
+        path: Path | str,
+        *,
+        visibility: Visibility = "private",
+        hidden: bool = False,
+        on_bytes: OnBytes | None = None,
     ) -> UploadReply:
-        """Store a file at the market and return its CID, which is compared with this machine's own.
+        """Store a file or a folder at the market and return its CID, which is compared with this machine's own.
 
         Args:
             visibility: ``private``: you, and nodes while they hold a lease on a task that names it. ``public``: all.
+            hidden: Take files of a folder whose names start with a dot, as ``ipfs add --hidden``.
+            on_bytes: Told of the bytes sent so far, and of those that will be sent in all.
 
         Raises:
-            NotFound: There is no such file.
-            InvalidInput: It is a folder, or changed meanwhile.
+            NotFound: There is nothing at ``path``.
+            InvalidInput: It is neither a file nor a folder, or changed meanwhile.
             TooLarge: It is over the market's limit.
             DigestMismatch: The market made another CID of it.
         """
-        file = Path(path)
-        measured = await anyio.to_thread.run_sync(measure, file, abandon_on_cancel=True)
-        upload = Upload(measured.size, measured.sha256, lambda: _pieces(file, measured.size, on_bytes))
+        async with uploading(Path(path), on_bytes, hidden=hidden) as (cid, upload):
 
-        async def send(session: Session) -> bytes:
-            query = {"visibility": visibility}
-            return await self._http.send("POST", paths.STORAGE_UPLOAD, query=query, body=upload, session=session)
+            async def send(session: Session) -> bytes:
+                query = {"visibility": visibility}
+                return await self._http.send("POST", paths.STORAGE_UPLOAD, query=query, body=upload, session=session)
 
-        reply = parse_reply(UploadReply, await self._call(send))
-        if Cid.parse(reply.cid).key != measured.cid.key:
-            raise DigestMismatch(f"the market stored {reply.cid}, this file is {measured.cid}", field="cid")
+            reply = parse_reply(UploadReply, await self._call(send))
+        if Cid.parse(reply.cid).key != cid.key:
+            raise DigestMismatch(f"the market stored {reply.cid}, this file is {cid}", field="cid")
         return reply
 
     async def info(self, cid: str) -> BlobInfo:
@@ -106,8 +120,50 @@ class Data:
         path = paths.storage_path("info", _checked(cid))
         return parse_reply(BlobInfo, await self._call(lambda session: self._http.send("GET", path, session=session)))
 
-    async def get(self, cid: str, target: Path | str, *, max_bytes: ByteSize = MAX_GET_BYTES) -> BlobStat:
+    async def list(self) -> BlobsReply:
+        """Return all that you have stored at the market, and how much of your quota it takes."""
+        blobs: list[BlobInfo] = []
+        cursor = ""
+        while True:
+            query = {"limit": str(_PAGE), **({"cursor": cursor} if cursor else {})}
+            page = parse_reply(BlobsReply, await self._call(partial(self._get, paths.STORAGE_LIST, query)))
+            blobs += page.blobs
+            if page.next_cursor is None or page.next_cursor <= cursor or len(blobs) >= MAX_LISTED:
+                return page.model_copy(update={"blobs": tuple(blobs)})
+            cursor = page.next_cursor
+
+    async def pin(self, cid: str) -> PinReply:
+        """Have the market keep a blob of yours; ``NotFound`` when you have none such."""
+        path = paths.storage_path("pin", _checked(cid))
+        return parse_reply(PinReply, await self._call(lambda session: self._http.send("POST", path, session=session)))
+
+    async def unpin(self, cid: str) -> PinReply:
+        """Have the market keep a blob of yours no longer; it leaves your quota, and what tasks brought stays theirs.
+
+        Raises:
+            NotFound: You have no such blob.
+            Conflict: A task that has not ended needs it.
+        """
+        path = paths.storage_path("pin", _checked(cid))
+        return parse_reply(PinReply, await self._call(lambda session: self._http.send("DELETE", path, session=session)))
+
+    async def _get(self, path: str, query: dict[str, str], session: Session) -> bytes:
+        return await self._http.send("GET", path, query=query, session=session)
+
+    async def get(
+        self,
+        cid: str,
+        target: Path | str,
+        *,
+        max_bytes: ByteSize = MAX_GET_BYTES,
+        progress: Progress | None = None,
+    ) -> BlobStat:
         """Write content to ``target``, a file or a folder, which must not exist; it appears whole or not at all.
+
+        A file that broke off is taken up again by the next call with the same ``target``.
+
+        Args:
+            progress: Told of the content bytes that are here and checked, and of all of them once that is known.
 
         Raises:
             NotFound: The market has none, or not for you.
@@ -116,14 +172,23 @@ class Data:
             InvalidInput: ``target`` exists.
         """
         wanted, place = Cid.parse(cid), _free(Path(target))
-        limit = max_bytes + max_bytes * _OVERHEAD_PERCENT // 100 + (1 << 20)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".parity-get-", dir=place.parent) as folder:
-                async with LocalBlobStore(Path(folder) / "blobs", max_bytes=2 * limit) as store:
-                    await self._fetch(wanted, store, limit)
-                    return await export_path(store, wanted, place, max_bytes=max_bytes)
-        except OSError as exc:
-            raise Unavailable(f"{place}: {exc.strerror}") from exc
+        await self._sessions.get()  # its problems are told in its own words
+        async with self._gateway(_with_overhead(max_bytes)) as gateway:
+            return await gateway.fetch_to(wanted, place, max_bytes=max_bytes, progress=progress)
+
+    async def copy(
+        self,
+        cid: str,
+        store: BlobStore,
+        *,
+        max_bytes: ByteSize = MAX_GET_BYTES,
+        pin: bool = False,
+        progress: Progress | None = None,
+    ) -> BlobStat:
+        """Put content into a store of yours, such as your Kubo's; raises as ``get`` and that store."""
+        await self._sessions.get()
+        async with self._gateway(_with_overhead(max_bytes)) as gateway:
+            return await gateway.fetch_into(Cid.parse(cid), store, max_bytes=max_bytes, pin=pin, progress=progress)
 
     async def read(self, cid: str, *, max_bytes: ByteSize) -> bytes:
         """Return a file's content, verified.
@@ -132,12 +197,33 @@ class Data:
             NotFound: The market has none, or not for you.
             DigestMismatch: It sent bytes that do not match.
             TooLarge: It has more than ``max_bytes``.
+            InvalidInput: It is a folder.
+        """
+        content = await self.load(cid, max_bytes=max_bytes)
+        if content.files is not None:
+            raise InvalidInput(f"{cid} is a folder, not a file")
+        return content.data
+
+    async def load(self, cid: str, *, max_bytes: ByteSize) -> Content:
+        """Return content in memory, verified: a file, or a folder's list of files and what its task printed.
+
+        Raises:
+            ParityError: As ``read``, but for ``InvalidInput``.
         """
         wanted = Cid.parse(cid)
-        limit = max_bytes + max_bytes * _OVERHEAD_PERCENT // 100 + (1 << 20)
+        limit = _with_overhead(max_bytes)
         store = MemoryBlobStore(max_bytes=limit)
         await self._fetch(wanted, store, limit)
-        return b"".join([piece async for piece in store.open(wanted, max_bytes=max_bytes)])
+        stat = await store.stat(wanted)
+        assert stat is not None
+        if stat.kind is Kind.FILE:
+            return Content(await _whole(store, wanted, max_bytes))
+        found = [entry async for entry in _walk(store, wanted, "")]
+        log = next((each for name, each, _ in found if name == _LOG_NAME), None)
+        return Content(
+            b"" if log is None else await _whole(store, log, max_bytes),
+            tuple(StoredFile(name, size) for name, _, size in found),
+        )
 
     async def _fetch(self, cid: Cid, store: BlobStore, max_bytes: int) -> None:
         await self._sessions.get()  # its problems are told in its own words
@@ -175,30 +261,25 @@ class _SessionAuth(httpx.Auth):
             yield request
 
 
-def measure(path: Path) -> Measured:
-    """Return a file's CID, size and digest in one pass; blocking.
+async def _whole(store: BlobStore, cid: Cid, max_bytes: int) -> bytes:
+    return b"".join([piece async for piece in store.open(cid, max_bytes=max_bytes)])
 
-    Raises:
-        NotFound: There is no such file.
-        InvalidInput: It is not a plain file.
-        Unavailable: It cannot be read.
-    """
-    try:
-        if not path.exists():
-            raise NotFound(f"{path} does not exist")
-        if not path.is_file():
-            raise InvalidInput(
-                f"{path} is not a plain file", hint="A market stores files; pack a folder into one file first."
-            )
-        importer, digest = FileImporter(AddOptions()), sha256()
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-                importer.feed(piece)
-    except OSError as exc:
-        raise Unavailable(f"{path}: {exc.strerror}") from exc
-    done = importer.finish()
-    return Measured(done.cid, done.size, digest.digest())
+
+async def _walk(store: BlobStore, folder: Cid, prefix: str) -> AsyncIterator[tuple[str, Cid, int]]:
+    """Yield path, CID and size of each file below a folder, in the order of names; its depth was bounded as it came."""
+    for entry in await list_folder(store, folder):
+        stat = await store.stat(entry.cid)
+        if stat is None:
+            raise NotFound(f"{entry.cid} is not here")
+        if stat.kind is Kind.FILE:
+            yield prefix + entry.name, entry.cid, stat.size
+        else:
+            async for found in _walk(store, entry.cid, f"{prefix}{entry.name}/"):
+                yield found
+
+
+def _with_overhead(max_bytes: int) -> int:
+    return max_bytes + max_bytes * _OVERHEAD_PERCENT // 100 + (1 << 20)
 
 
 def _free(target: Path) -> Path:
@@ -208,24 +289,6 @@ def _free(target: Path) -> Path:
     if not place.parent.is_dir():
         raise NotFound(f"the folder {place.parent} does not exist")
     return place
-
-
-async def _pieces(path: Path, size: int, on_bytes: OnBytes | None) -> AsyncIterator[bytes]:
-    """Yield the file again; a changed size ends the request before the market sees a whole body."""
-    sent = 0
-    try:
-        async with await anyio.open_file(path, "rb") as file:
-            while piece := await file.read(_PIECE_BYTES):
-                sent += len(piece)
-                if sent > size:
-                    break
-                yield piece
-                if on_bytes is not None:
-                    on_bytes(sent)
-    except OSError as exc:
-        raise Unavailable(f"{path}: {exc.strerror}") from exc
-    if sent != size:
-        raise InvalidInput(f"{path} changed while it was read", field="path")
 
 
 def _checked(cid: str) -> str:

@@ -58,6 +58,7 @@ class Upload:
     size: int
     sha256: bytes
     open: Callable[[], AsyncIterator[bytes]]
+    content_type: str = "application/octet-stream"
 
 
 class MarketHttp:
@@ -119,7 +120,7 @@ class MarketHttp:
         limit_s = wait_s + REPLY_TIMEOUT_S
         if isinstance(body, Upload):
             content: bytes | AsyncIterator[bytes] = body.open()
-            headers = {"content-type": "application/octet-stream", "content-length": str(body.size)}
+            headers = {"content-type": body.content_type, "content-length": str(body.size)}
             limit_s += body.size / (64 << 10)  # a market slower than 64 KiB/s counts as away
         elif body is not None:
             content = body.model_dump_json(by_alias=True).encode()

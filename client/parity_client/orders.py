@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from parity_blobs.spec_cids import cids_of_spec
 from parity_protocol.api.tasks import SubmitRequest
 from parity_protocol.errors import BadField
 from parity_protocol.join import TrustedMarket
@@ -42,7 +43,7 @@ def spec_text(spec: Mapping[str, Any] | str) -> str:
             text = json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError, RecursionError) as exc:
             raise BadField(f"spec: {exc}", field="spec") from exc
-    parse_spec(text)
+    cids_of_spec(parse_spec(text))
     return text
 
 

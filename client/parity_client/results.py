@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from parity_blobs import Cid, cid_of_bytes
+from parity_client.data import Content, StoredFile
 from parity_protocol.api.tasks import GroupReply, ResultReply
 from parity_protocol.errors import (
     BadDocument,
@@ -27,7 +28,7 @@ __all__ = ["MAX_RESULT_BYTES", "Fetch", "Result", "raise_unless_completed", "res
 
 MAX_RESULT_BYTES = 16 << 20  # held in memory; `data.get` writes larger ones to a file
 
-Fetch = Callable[[str, ByteSize], Awaitable[bytes]]  # (cid, most bytes) → verified content
+Fetch = Callable[[str, ByteSize], Awaitable[Content]]  # (cid, most bytes) → verified content
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class Result:
         kind: ``task`` or ``group``.
         node_id: Who did it; None for a group.
         cid: Of the content; None when a group merges to metrics only.
-        data: The content, verified against ``cid``; None when it is larger than was asked for.
+        data: The content, verified against ``cid``; None when it is larger than was asked for. Of a folder it is what
+            the task printed.
+        files: What is in a folder, which ``data.get`` writes to disk; None for a file, or when it is larger than that.
         exit_code: Of a command.
         metrics: Numbers of a task; of a group whatever JSON its merge gave.
     """
@@ -51,6 +54,7 @@ class Result:
     cid: str | None = None
     size: int | None = None
     data: bytes | None = field(default=None, repr=False)
+    files: tuple[StoredFile, ...] | None = None
     exit_code: int | None = None
     metrics: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -99,17 +103,18 @@ async def result_of_task(reply: ResultReply, fetch: Fetch, *, max_bytes: ByteSiz
     if reply.cid is None:
         raise BadDocument(f"the market names no result of the completed task {reply.task_id}", field="cid")
     if reply.inline is not None:
-        data: bytes | None = _inline(reply.inline, reply.cid)
+        content: Content | None = Content(_inline(reply.inline, reply.cid))
     else:
-        data = await fetch(reply.cid, max_bytes) if reply.size is None or reply.size <= max_bytes else None
+        content = await fetch(reply.cid, max_bytes) if reply.size is None or reply.size <= max_bytes else None
     return Result(
         id=reply.task_id,
         kind="task",
         state=reply.state,
         node_id=reply.node_id,
         cid=reply.cid,
-        size=reply.size if data is None else len(data),
-        data=data,
+        size=reply.size if content is None or content.files is not None else len(content.data),
+        data=None if content is None else content.data,
+        files=None if content is None else content.files,
         exit_code=reply.exit_code,
         metrics=dict(reply.metrics),
     )
@@ -118,14 +123,15 @@ async def result_of_task(reply: ResultReply, fetch: Fetch, *, max_bytes: ByteSiz
 async def result_of_group(reply: GroupReply, fetch: Fetch, *, max_bytes: ByteSize = MAX_RESULT_BYTES) -> Result:
     """Return what a group's tasks were merged to; raises as ``result_of_task``."""
     raise_unless_completed(reply.id, reply.state, None, reply.message)
-    data = None if reply.result_cid is None else await fetch(reply.result_cid, max_bytes)
+    content = None if reply.result_cid is None else await fetch(reply.result_cid, max_bytes)
     return Result(
         id=reply.id,
         kind="group",
         state=reply.state,
         cid=reply.result_cid,
-        size=None if data is None else len(data),
-        data=data,
+        size=None if content is None else len(content.data),
+        data=None if content is None else content.data,
+        files=None if content is None else content.files,
         metrics=dict(reply.metrics),
     )
 

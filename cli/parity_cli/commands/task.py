@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply
     from parity_protocol.ids import Address
 
+MAX_SHOWN_FILES = 20  # of a result folder
 MAX_SPEC_FILE_BYTES = 1 << 20
 WHY_AFTER_S = 5.0
 WHY_EVERY_S = 15.0
@@ -271,12 +272,13 @@ async def _operator_on_chain(client: Client, node_id: str) -> Address:
     example="""
     parity task result 3f0c… --wait
     parity task result 3f0c… -o model.bin
+    parity task result 3f0c… -o folder
     """,
 )
 @click.argument("task_id")
 @click.option("--wait", "waits", is_flag=True, help="Wait until it has ended.")
 @click.option("--timeout", metavar="DURATION", help="Wait at most so long.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the content to a new file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the content to a new file or folder.")
 @_with_client
 async def result(
     out: Output, client: Client, task_id: str, waits: bool, timeout: str | None, output: Path | None
@@ -291,7 +293,7 @@ async def result(
     if output is not None:
         if found.cid is None:
             raise NotFound(f"{task_id} has metrics and no content")
-        if found.data is not None:
+        if found.data is not None and found.files is None:
             _write_new(output, found.data)
         else:
             await client.data.get(found.cid, output)
@@ -323,6 +325,7 @@ def _result_document(found: Result) -> dict[str, Any]:
         "metrics": found.metrics,
         "output": found.output,
         "data": None if found.data is None or found.output is not None else base64.b64encode(found.data).decode(),
+        "files": None if found.files is None else [{"path": each.path, "size": each.size} for each in found.files],
     }
 
 
@@ -331,12 +334,18 @@ def _result_text(found: Result) -> str:
     from parity_cli.screens.cells import measure
     from parity_protocol.quantities import format_bytes
 
-    if found.kind == "task" and found.output is not None and not found.metrics:
+    if found.kind == "task" and found.output is not None and found.files is None and not found.metrics:
         return found.output.removesuffix("\n")
-    lines = [f"{printable(name):<24} {measure(value)}" for name, value in sorted(found.metrics.items())]
+    lines = [found.output.removesuffix("\n")] if found.files is not None and found.output else []
+    lines += [f"{printable(name):<24} {measure(value)}" for name, value in sorted(found.metrics.items())]
     if found.cid is not None:
+        lines += [
+            f"{format_bytes(each.size):>9}  {printable(each.path)}" for each in (found.files or ())[:MAX_SHOWN_FILES]
+        ]
+        if found.files is not None and len(found.files) > MAX_SHOWN_FILES:
+            lines.append(f"{'':>9}  … and {len(found.files) - MAX_SHOWN_FILES} more")
         lines.append(f"content  {found.cid}  {format_bytes(found.size or 0)}")
-        lines.append(f"next: parity task result {found.id} -o FILE")
+        lines.append(f"next: parity task result {found.id} -o {'FILE' if found.files is None else 'FOLDER'}")
     return "\n".join(lines)
 
 

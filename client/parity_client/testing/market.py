@@ -12,15 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import httpx
 
-from parity_blobs import Cid
-from parity_blobs.car import CAR_MEDIA_TYPE, write_car
-from parity_blobs.memory import MemoryBlobStore
 from parity_client.testing.clock import JumpClock
+from parity_client.testing.storage import FakeStorage
 from parity_protocol.api import paths
 from parity_protocol.api.market import JWKS_TYPE
 from parity_protocol.api.problem import problem_of
@@ -50,7 +49,7 @@ VAULT = "0x" + "bb" * 20
 TOKEN = "0x" + "aa" * 20
 SPENDER = "0x" + "cc" * 20
 SESSION_TTL = timedelta(hours=1)
-RAW_MEDIA_TYPE = "application/vnd.ipld.raw"
+
 
 _FINAL = frozenset(str(state) for state in FINAL_STATES)
 
@@ -70,6 +69,7 @@ class FakeTask:
     failure: str | None = None
     message: str = ""
     result: bytes | None = None
+    size: int | None = None
     cid: str | None = None
     fence: int = 0
     log: str = ""
@@ -103,8 +103,8 @@ class FakeMarket(httpx.AsyncBaseTransport):
         self.nonces: set[str] = set()
         self.tasks: dict[str, FakeTask] = {}
         self.groups: dict[str, dict[str, Any]] = {}
-        self.blobs = MemoryBlobStore()
-        self.visibility: dict[str, str] = {}
+        self.storage = FakeStorage()
+        self.visibility = self.storage.visibility
         self.finish_after: int | None = 0
         self.finish_with = b"hello\n"
         self._failures: list[tuple[ParityError, bool, str]] = []
@@ -170,10 +170,13 @@ class FakeMarket(httpx.AsyncBaseTransport):
             }
         )
 
-    async def finish(self, task: FakeTask, content: bytes | None = None) -> None:
-        """Have a task claimed, done and accepted, with a receipt."""
-        task.result = self.finish_with if content is None else content
-        task.cid = str(await self.blobs.put_bytes(task.result))
+    async def finish(self, task: FakeTask, content: bytes | Path | None = None) -> None:
+        """Have a task claimed, done and accepted, with a receipt; a path is a folder that it left."""
+        if isinstance(content, Path):
+            task.cid, task.size = await self.storage.put_folder(content)
+        else:
+            task.result = self.finish_with if content is None else content
+            task.cid, task.size = await self.storage.put(task.result), len(task.result)
         self.step(task, "claim", "leased")
         self.step(task, "report", "verifying")
         message = ReceiptMessage(
@@ -205,7 +208,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
         group = self.groups.get(task.group_id or "")
         if group is not None and all(each.state in _FINAL for each in self.tasks_of(group["id"])):
             group["state"] = "completed"
-            group["result_cid"] = str(await self.blobs.put_bytes(b"merged"))
+            group["result_cid"] = await self.storage.put(b"merged")
 
     def tasks_of(self, group_id: str) -> list[FakeTask]:
         """Return a group's tasks."""
@@ -241,14 +244,9 @@ class FakeMarket(httpx.AsyncBaseTransport):
         account = self._caller(request, body)
         if path == paths.TASKS and request.method == "POST":
             return _json(self._submit(SubmitRequest.model_validate_json(body), account), 201)
-        if path == paths.STORAGE_UPLOAD:
-            cid, visibility = str(await self.blobs.put_bytes(body)), query.get("visibility", "private")
-            self.visibility[cid] = visibility
-            return _json({"cid": cid, "size": len(body), "visibility": visibility})
-        if path.startswith("/ipfs/"):
-            return await self._content(Cid.parse(path.removeprefix("/ipfs/")), query["format"])
-        if path.startswith(paths.storage_path("info", "")):
-            return await self._info(path.rpartition("/")[2], account)
+        stored = await self.storage.answer(request, path, query, body, account)
+        if stored is not None:
+            return stored if isinstance(stored, httpx.Response) else _json(stored)
         if path == paths.account_path(account):
             amounts = ("escrow", "releasing", "reserved", "owed", "available", "spent")
             return _json({"account": account, "spender": SPENDER, **dict.fromkeys(amounts, "0")})
@@ -404,13 +402,15 @@ class FakeMarket(httpx.AsyncBaseTransport):
     def _result(self, task: FakeTask) -> dict[str, Any]:
         if task.state not in _FINAL:
             raise NotFound(f"task {task.id} is {task.state}: it has no result yet")
-        data = task.result or b""
+        data = task.result
         return {
             "task_id": task.id,
             "state": task.state,
             "cid": task.cid,
-            "size": len(data),
-            "inline": base64.b64encode(data).decode() if len(data) <= MAX_INLINE_RESULT_BYTES else None,
+            "size": task.size,
+            "inline": base64.b64encode(data).decode()
+            if data is not None and len(data) <= MAX_INLINE_RESULT_BYTES
+            else None,
             "exit_code": 0,
             "failure": task.failure,
             "message": task.message,
@@ -435,25 +435,6 @@ class FakeMarket(httpx.AsyncBaseTransport):
     def _cancel(self, task: FakeTask) -> dict[str, Any]:
         self.step(task, "cancel", "cancelled")
         return {"id": task.id, "state": task.state, "cancelled": [task.id]}
-
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    async def _content(self, cid: Cid, form: str) -> httpx.Response:
-        if await self.blobs.stat(cid) is None:
-            raise NotFound(f"there is no {cid} here")
-        if form == "raw":
-            pieces = [block.data async for block in self.blobs.blocks(cid, scope="block")]
-        else:
-            pieces = [piece async for piece in write_car(cid, self.blobs.blocks(cid))]
-        kind = RAW_MEDIA_TYPE if form == "raw" else CAR_MEDIA_TYPE
-        return httpx.Response(200, stream=httpx.ByteStream(b"".join(pieces)), headers={"content-type": kind})
-
-    async def _info(self, cid: str, account: str) -> httpx.Response:
-        stat = await self.blobs.stat(Cid.parse(cid))
-        if stat is None:
-            raise NotFound(f"there is no {cid} here")
-        visibility = self.visibility.get(cid, "private")
-        return _json({"cid": cid, "size": stat.size, "visibility": visibility, "owner": account})
 
 
 def _submitted(tasks: list[FakeTask], *, created: bool) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from parity_blobs import Cid
+from parity_blobs.spec_cids import names_of
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, SmallBlobRow, to_us
@@ -37,16 +39,18 @@ def add_ref(
     return row
 
 
-def link_inputs(tx: Tx, creator: str, cids: Sequence[str], task_ids: Sequence[str], now: datetime) -> None:
+def link_inputs(tx: Tx, creator: str, cids: Sequence[Cid], task_ids: Sequence[str], now: datetime) -> None:
     """Let whoever holds a lease on one of ``task_ids`` read those of the inputs that ``creator`` may read here."""
     now_us = to_us(now)
     for cid in cids:
-        try:
-            ref = readable(tx, cid, creator)
-        except NotFound:
-            continue  # not ours to give: the node fetches it elsewhere
-        for task_id in task_ids:
-            tx.insert(sql.BLOB_REF_PUT, BlobRefRow(cid, creator, task_id, PRIVATE, ref.size, 0, now_us))
+        for name in names_of(cid):
+            try:
+                ref = readable(tx, name, creator)
+            except NotFound:
+                continue  # not ours to give: the node fetches it elsewhere
+            for task_id in task_ids:
+                tx.insert(sql.BLOB_REF_PUT, BlobRefRow(ref.cid, creator, task_id, PRIVATE, ref.size, 0, now_us))
+            break
 
 
 def readable(tx: ReadTx, cid: str, reader: str | None) -> BlobRefRow:

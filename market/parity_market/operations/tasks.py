@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
+from parity_blobs.spec_cids import cids_of_spec
 from parity_market.domain.dispatch import needs_of
 from parity_market.domain.escrow import check_escrow
 from parity_market.operations.blobs import link_inputs
@@ -21,7 +22,6 @@ from parity_protocol.errors import BadField, Conflict, InvalidTransition, NotFou
 from parity_protocol.order import Order
 from parity_protocol.task import (
     FINAL_STATES,
-    CidInput,
     CommandSpec,
     DockerSpec,
     FederatedLearningSpec,
@@ -106,7 +106,7 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
     tx.insert_many(
         sql.EVENT_INSERT, [EventRow(task.id, 1, "submit", str(task.state), now_us, None, 0, "") for task in tasks]
     )
-    cids = _input_cids(new.spec)
+    cids = cids_of_spec(new.spec)
     if cids:
         link_inputs(tx, new.creator, cids, [task.id for task in tasks], now)
     for task in tasks:
@@ -158,13 +158,6 @@ def _make_tasks(
         )
         for part in range(parts)
     ]
-
-
-def _input_cids(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> list[str]:
-    cids = [item.cid for item in spec.inputs if isinstance(item, CidInput)]
-    if isinstance(spec, FederatedLearningSpec) and spec.dataset_cid:
-        cids.append(spec.dataset_cid)
-    return cids
 
 
 def _reply_of(tx: ReadTx, known: SubmissionRow) -> SubmitReply:

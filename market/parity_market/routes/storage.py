@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import sha256
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
@@ -13,8 +14,8 @@ from starlette.responses import Response, StreamingResponse
 from parity_blobs import BlobStat, Block, Cid, DagLimits
 from parity_blobs.car import write_car
 from parity_blobs.car_files import CAR_TYPE, put_car, weight_of
-from parity_blobs.cid import CODEC_DAG_PB
-from parity_blobs.export import list_directory, split_path
+from parity_blobs.export import Walk, split_path, walk_directory, walk_path
+from parity_blobs.spec_cids import names_of
 from parity_blobs.unixfs import Kind
 from parity_market.auth import Access
 from parity_market.bodies import declared_length
@@ -28,6 +29,8 @@ from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge, U
 from parity_protocol.signing.http_signatures import check_body
 
 __all__ = ["ENDPOINTS"]
+
+T = TypeVar("T")
 
 UPLOAD_IDLE_S = 30.0  # longest silence in an upload
 UPLOAD_LIMIT_S = 3_600.0  # of a whole upload
@@ -111,8 +114,7 @@ async def _readable(call: Call, cid: Cid) -> tuple[BlobRefRow, bytes | None]:
         return await state.store.read(read)
 
     roots = await state.blobs.roots_around(cid)
-    names = [str(root) for root in roots]
-    names += [str(Cid(0, root.codec, root.digest)) for root in roots if root.codec == CODEC_DAG_PB]
+    names = [name for root in roots for name in names_of(root)]
 
     def read_any(tx: ReadTx) -> BlobRefRow:
         for name in names:
@@ -181,7 +183,7 @@ async def _gateway(call: Call, root: Cid, names: tuple[str, ...]) -> Response:
     ref, small = await _readable(call, root)
     if small is not None:
         return await _small(call, root, names, form, ref, small)
-    way, cid = await _walk(call, root, names)
+    way, cid = await _drive(call, walk_path(root, names))
     if form == "file":
         return await _file(call, cid, ref, None)
     stat = await call.state.blobs.stat(cid)
@@ -189,8 +191,10 @@ async def _gateway(call: Call, root: Cid, names: tuple[str, ...]) -> Response:
         raise NotFound(f"there is no blob {cid} here")
     if form == "raw":
         return Response((await _block(call, cid)).data, media_type=RAW)
-    is_one = scope == "block" or (scope == "entity" and stat.kind is Kind.DIRECTORY)
-    blocks = call.state.blobs.blocks(cid, scope="block" if is_one else "all")
+    if scope == "entity" and stat.kind is Kind.DIRECTORY:
+        own, _ = await _drive(call, walk_directory(cid))
+        return StreamingResponse(write_car(root, _after([*way, *own])), media_type=CAR)
+    blocks = call.state.blobs.blocks(cid, scope="block" if scope == "block" else "all")
     return StreamingResponse(write_car(root, _after(way, blocks)), media_type=CAR)
 
 
@@ -205,23 +209,16 @@ async def _small(call: Call, cid: Cid, names: tuple[str, ...], form: str, ref: B
     return StreamingResponse(write_car(cid, _after([Block(cid, data)])), media_type=CAR)
 
 
-async def _walk(call: Call, root: Cid, names: tuple[str, ...]) -> tuple[list[Block], Cid]:
-    """Follow names from a folder; return the blocks of the folders on the way, and what they lead to.
-
-    Raises:
-        NotFound: A name is not there.
-        InvalidInput: A name other than the last is a file.
-    """
-    way: list[Block] = []
-    for name in names:
-        block = await _block(call, root)
-        entries = list_directory(root, {root: block.data}.__getitem__)
-        found = next((entry.cid for entry in entries if entry.name == name), None)
-        if found is None:
-            raise NotFound(f"there is no {name[:80]!r} in {root}")
-        way.append(block)
-        root = found
-    return way, root
+async def _drive(call: Call, walk: Walk[T]) -> tuple[list[Block], T]:
+    """Run a walk over blocks that are here; return those it asked for, in its order, and what it found."""
+    asked: list[Block] = []
+    try:
+        wanted = next(walk)
+        while True:
+            asked.append(await _block(call, wanted))
+            wanted = walk.send(asked[-1].data)
+    except StopIteration as end:
+        return asked, end.value
 
 
 async def _block(call: Call, cid: Cid) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from parity_blobs.spec_cids import cids_of_spec
 from parity_market.auth import Access, Caller
 from parity_market.followers import end_of
 from parity_market.loops.chain_follower import refresh_account
@@ -31,7 +32,7 @@ from parity_protocol.api.tasks import (
 from parity_protocol.errors import BadField, EscrowTooLow, Forbidden, NotFound, TooLarge
 from parity_protocol.ids import checked_account_id
 from parity_protocol.order import check_order
-from parity_protocol.task import FINAL_STATES, CidInput, FederatedLearningSpec, TaskState, parse_spec
+from parity_protocol.task import FINAL_STATES, FederatedLearningSpec, TaskState, parse_spec
 from parity_protocol.wire import JsonObject
 
 __all__ = ["ENDPOINTS"]
@@ -51,10 +52,9 @@ async def submit(call: Call) -> SubmitReply:
     spec = parse_spec(body.spec)
     order_hash = "0x" + body.order.digest(state.domain).hex()
     plan = None
-    cids = [item.cid for item in spec.inputs if isinstance(item, CidInput)]
+    cids = cids_of_spec(spec)
     if isinstance(spec, FederatedLearningSpec):
         plan = await state.federation.plan(spec, creator=creator, order_hash=order_hash)
-        cids.append(spec.dataset_cid)
     _check_manifest_fits(body, plan)
     new = NewSubmission(creator, body.spec, spec, body.order, order_hash, body.reward, plan)
     try:

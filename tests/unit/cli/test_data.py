@@ -52,5 +52,46 @@ def test_what_is_too_large_or_missing_is_refused(
     assert parity("data", "get", HELLO_V1, "-o", str(tmp_path / "copy"), "--max-size", "5").code == 21
     assert parity("data", "get", HELLO_V0, "-o", str(tmp_path / "copy")).code == 22
     assert parity("data", "get", "nonsense").code == 23
-    assert parity("data", "add", str(tmp_path)).code == 20
+    assert parity("data", "add", "/dev/null").code == 20
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_folder_goes_in_and_comes_out(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "1.png").write_bytes(b"\x89PNG")
+
+    added = parity("data", "add", str(tmp_path / "images"), "--json")
+    got = parity("data", "get", added.json["cid"], "-o", str(tmp_path / "copy"), "--json")
+
+    assert added.json["cid"] == parity("data", "cid", str(tmp_path / "images")).out.strip()
+    assert got.json["kind"] == "directory"
+    assert (tmp_path / "copy" / "a" / "1.png").read_bytes() == b"\x89PNG"
+
+
+def test_progress_in_a_log_is_lines_and_off_unless_asked_for(
+    parity: Parity, joined: FakeMarket, file: Path, tmp_path: Path
+) -> None:
+    parity("data", "add", str(file))
+
+    quiet = parity("data", "get", HELLO_V1, "-o", str(tmp_path / "quiet"))
+    told = parity("data", "get", HELLO_V1, "-o", str(tmp_path / "told"), "--progress", "--json")
+
+    assert quiet.err == ""
+    assert f"fetching {HELLO_V1}: 6 B of 6 B" in told.err
+    assert told.json["size"] == 6
+
+
+def test_what_is_stored_is_listed_pinned_and_given_back(parity: Parity, joined: FakeMarket, file: Path) -> None:
+    parity("data", "add", str(file))
+
+    pinned = parity("data", "pin", HELLO_V1, "--json")
+    listed = parity("data", "ls")
+    unpinned = parity("data", "unpin", HELLO_V1, "--json")
+    empty = parity("data", "ls", "--json")
+    again = parity("data", "unpin", HELLO_V1)
+
+    assert pinned.json == {"cid": HELLO_V1, "pinned": True, "where": "market"}
+    assert listed.out.splitlines()[0].split() == [HELLO_V1, "6", "B", "private,", "pinned"]
+    assert unpinned.json == {"cid": HELLO_V1, "pinned": False, "where": "market"}
+    assert empty.json == {"blobs": [], "used_bytes": 0, "quota_bytes": 1 << 30}
+    assert again.code == 22

@@ -269,6 +269,29 @@ def test_a_result_goes_to_a_new_file_only(parity: Parity, joined: FakeMarket, tm
     assert binary.json["data"]
 
 
+def test_a_result_folder_is_shown_and_written_whole(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
+    joined.finish_after = None
+    left = tmp_path / "left"
+    (left / "files" / "deep").mkdir(parents=True)
+    (left / "output.log").write_text("epoch 1\n")
+    (left / "files" / "deep" / "model.bin").write_bytes(b"m" * 300_000)
+    task_id = parity("task", "submit", "--reward", "0.1", "--", "train").out.strip()
+    anyio.run(joined.finish, only_task(joined), left)
+
+    shown = parity("task", "result", task_id)
+    document = parity("task", "result", task_id, "--json").json
+    written = parity("task", "result", task_id, "-o", str(tmp_path / "out"), "--json")
+
+    assert shown.out.splitlines()[0] == "epoch 1"
+    assert "files/deep/model.bin" in shown.out
+    assert f"next: parity task result {task_id} -o FOLDER" in shown.out
+    assert document["output"] == "epoch 1\n"
+    assert document["files"][0] == {"path": "files/deep/model.bin", "size": 300_000}
+    assert (tmp_path / "out" / "files" / "deep" / "model.bin").read_bytes() == b"m" * 300_000
+    assert (tmp_path / "out" / "output.log").read_text() == "epoch 1\n"
+    assert written.json["cid"] == document["cid"]
+
+
 def test_a_group_is_shown_and_its_result_is_the_merge(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
     spec = {
         "type": "federated_learning",

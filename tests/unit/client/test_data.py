@@ -5,8 +5,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from parity_blobs import Cid
+from parity_blobs import Cid, Kind
+from parity_blobs.files import cid_of_path
 from parity_client import Client
+from parity_client.data import StoredFile
 from parity_client.testing import FakeMarket
 from parity_protocol.api import paths
 from parity_protocol.errors import BadField, DigestMismatch, InvalidInput, NotFound, TooLarge, Unavailable
@@ -26,17 +28,18 @@ def names(folder: Path) -> list[str]:
 
 
 async def test_data_comes_back_as_it_went_in(client: Client, market: FakeMarket, file: Path, tmp_path: Path) -> None:
-    sent: list[int] = []
+    sent: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
 
     async with client:
-        reply = await client.data.add(file, on_bytes=sent.append)
-        stat = await client.data.get(reply.cid, tmp_path / "copy")
+        reply = await client.data.add(file, on_bytes=lambda *each: sent.append(each))
+        stat = await client.data.get(reply.cid, tmp_path / "copy", progress=lambda *each: seen.append(each))
         info = await client.data.info(reply.cid)
         read = await client.data.read(reply.cid, max_bytes=len(CONTENT))
 
     assert (tmp_path / "copy").read_bytes() == read == CONTENT
     assert (info.size, info.visibility, stat.size) == (len(CONTENT), "private", len(CONTENT))
-    assert sent[-1] == len(CONTENT)
+    assert (sent[-1], seen[-1]) == ((len(CONTENT), len(CONTENT)), (len(CONTENT), len(CONTENT)))
     assert names(tmp_path) == ["copy", "train.csv"]
 
 
@@ -75,7 +78,7 @@ async def test_a_market_that_stored_something_else_is_caught(client: Client, mar
 
 
 async def test_a_file_that_grows_while_it_is_sent_is_refused(client: Client, market: FakeMarket, file: Path) -> None:
-    def grow(_: int) -> None:
+    def grow(*_: int) -> None:
         with file.open("ab") as opened:
             opened.write(b"more")
 
@@ -86,12 +89,59 @@ async def test_a_file_that_grows_while_it_is_sent_is_refused(client: Client, mar
     assert not market.visibility
 
 
-async def test_a_folder_and_a_missing_file_are_refused(client: Client, tmp_path: Path) -> None:
+async def test_what_is_neither_file_nor_folder_is_refused(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to("/etc/passwd")
+
     async with client:
-        with pytest.raises(InvalidInput, match="not a plain file"):
-            await client.data.add(tmp_path)
+        with pytest.raises(InvalidInput, match="neither a plain file nor a folder"):
+            await client.data.add("/dev/null")
+        with pytest.raises(InvalidInput, match="symbolic links are not followed"):
+            await client.data.add(tmp_path / "folder")
         with pytest.raises(NotFound):
             await client.data.add(tmp_path / "nothing")
+
+
+async def test_a_folder_comes_back_as_it_went_in(client: Client, market: FakeMarket, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "train.csv").write_bytes(CONTENT)
+    (folder / "a" / ".cache").write_bytes(b"not taken")
+    (folder / "output.log").write_bytes(b"printed")
+
+    async with client:
+        reply = await client.data.add(folder)
+        stat = await client.data.get(reply.cid, tmp_path / "copy")
+        loaded = await client.data.load(reply.cid, max_bytes=1 << 20)
+        with pytest.raises(InvalidInput, match="is a folder"):
+            await client.data.read(reply.cid, max_bytes=1 << 20)
+
+    assert stat.kind is Kind.DIRECTORY
+    assert (tmp_path / "copy" / "a" / "b" / "train.csv").read_bytes() == CONTENT
+    assert not (tmp_path / "copy" / "a" / ".cache").exists()
+    assert reply.cid == str((await cid_of_path(folder, cid_version=1)).cid)
+    assert loaded.data == b"printed"
+    assert loaded.files == (StoredFile("a/b/train.csv", len(CONTENT)), StoredFile("output.log", 7))
+
+
+async def test_what_is_stored_is_listed_until_it_is_unpinned(
+    client: Client, market: FakeMarket, tmp_path: Path
+) -> None:
+    for number in range(205):
+        market.visibility[await market.storage.put(b"%d" % number)] = "private"
+
+    async with client:
+        before = await client.data.list()
+        gone = before.blobs[0].cid
+        pinned = await client.data.pin(before.blobs[1].cid)
+        unpinned = await client.data.unpin(gone)
+        after = await client.data.list()
+        with pytest.raises(NotFound):
+            await client.data.unpin(gone)
+
+    assert len({each.cid for each in before.blobs}) == 205
+    assert (pinned.pinned, unpinned.pinned) == (True, False)
+    assert {each.cid for each in before.blobs} - {each.cid for each in after.blobs} == {gone}
 
 
 async def test_content_that_does_not_match_leaves_nothing_behind(

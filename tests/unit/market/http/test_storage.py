@@ -113,3 +113,54 @@ async def test_bad_cids_are_400(served: Served) -> None:
     for cid in ("Qm", "bafy", "zzz", "Qm" + "1" * 44, sha256(b"").hexdigest(), "%00"):
         reply = await served.call("GET", f"/ipfs/{cid}?format=raw", by=me)
         assert 400 <= reply.status_code < 500, (cid, reply.text)
+
+
+async def test_a_task_that_names_no_cid_is_refused_by_its_field_before_it_costs_anything(served: Served) -> None:
+    account = deterministic_evm_key("submitter")
+    await served.fund(account, 10 * TOKEN)
+    me = await served.sign_in(account)
+    good = {"kind": "cid", "name": "a", "cid": str(cid_of_bytes(b"a"))}
+    spec = {
+        "type": "command",
+        "command": ["true"],
+        "inputs": [good, {"kind": "cid", "name": "b", "cid": "bafynonsense"}],
+    }
+
+    reply = await served.call("POST", paths.TASKS, served.submission(account, spec), by=me)
+
+    assert (reply.status_code, reply.json()["code"], reply.json()["field"]) == (422, "bad_field", "spec.inputs.1.cid")
+    assert (await served.call("GET", paths.account_path(account.address), by=me)).json()["reserved"] == "0"
+
+
+async def test_an_input_named_in_its_other_version_is_readable_too(served: Served) -> None:
+    account = deterministic_evm_key("submitter")
+    await served.fund(account, 10 * TOKEN)
+    me, node = await served.sign_in(account), await served.enrol("node")
+    stored = Cid.parse(await _upload(served, me))
+    other = str(Cid(0, stored.codec, stored.digest))
+    spec = {"type": "command", "command": ["true"], "inputs": [{"kind": "cid", "cid": other}]}
+    await served.call("POST", paths.TASKS, served.submission(account, spec), by=me)
+    poll = {"instance": "ab" * 32, "slots": 1, "wait_s": 0}
+    (manifest,) = (await served.call("POST", paths.LEASE_POLL, poll, by=node)).json()["manifests"]
+    claim = {"manifest": manifest, "claim_id": "00000000-0000-4000-8000-000000000001"}
+    await served.call("POST", paths.LEASE_CLAIMS, {"instance": "ab" * 32, "claims": [claim]}, by=node)
+
+    assert (await served.call("GET", paths.gateway_path(other) + "?format=car", by=node)).status_code == 200
+
+
+async def test_what_a_task_still_needs_is_not_unpinned(served: Served) -> None:
+    account = deterministic_evm_key("submitter")
+    await served.fund(account, 10 * TOKEN)
+    me = await served.sign_in(account)
+    cid = await _upload(served, me)
+    spec = {"type": "command", "command": ["true"], "inputs": [{"kind": "cid", "cid": cid}]}
+    made = (await served.call("POST", paths.TASKS, served.submission(account, spec), by=me)).json()
+
+    during = await served.call("DELETE", paths.storage_path("pin", cid), raw=b"", by=me)
+    await served.call("POST", paths.task_path(made["id"], "cancel"), raw=b"", by=me)
+    after = await served.call("DELETE", paths.storage_path("pin", cid), raw=b"", by=me)
+
+    assert (during.status_code, after.status_code) == (409, 200)
+    stat = await served.state.blobs.stat(Cid.parse(cid))
+    assert stat is not None
+    assert not stat.is_pinned
