@@ -36,17 +36,12 @@ def engine(service_path: Callable[[str], Path]) -> Iterator[PrivateDockerd]:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exec_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pdx-", dir="/tmp"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def inputs() -> StaticInputs:
-    return StaticInputs()
 
 
 @dataclass
@@ -114,13 +109,21 @@ def shell(script: str, **members: object) -> DockerSpec:
     return DockerSpec(image=BUSYBOX, command=("sh", "-c", script), **members)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-async def runner(engine: PrivateDockerd, exec_dir: Path, inputs: StaticInputs) -> AsyncIterator[Runner]:
-    node_id = f"0x{uuid.uuid4().hex}"
+@pytest.fixture(scope="module")
+async def module_runner(engine: PrivateDockerd, exec_dir: Path) -> AsyncIterator[Runner]:
+    """One executor for a module: its trial takes a second."""
+    node_id, inputs = f"0x{uuid.uuid4().hex}", StaticInputs()
     found = Runner(make_executor(engine, exec_dir, inputs, node_id), exec_dir, inputs, engine, node_id)
     yield found
     await found.executor.aclose()
-    left = engine.containers(label=f"network.parity.node={node_id}")
+
+
+@pytest.fixture
+def runner(module_runner: Runner) -> Iterator[Runner]:
+    yield module_runner
+    engine = module_runner.engine
+    left = engine.containers(label=f"network.parity.node={module_runner.node_id}")
     for container in left:
         engine.call("DELETE", f"/containers/{container}?force=1&v=1")
     assert left == [], "a test left containers"
+    assert list(module_runner.exec_dir.iterdir()) == [], "a test left folders"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from parity_protocol.errors import ExecutionFailed, FailureReason
@@ -135,15 +137,17 @@ async def test_a_task_without_a_program_is_refused(runner):
 
     with pytest.raises(ExecutionFailed) as caught:
         await runner.executor.prepare(job)
+    shutil.rmtree(job.folder)
 
     assert caught.value.reason is FailureReason.SPEC_INVALID
 
 
 async def test_gpus_are_refused_without_a_grant(runner):
-    spec = runner.shell("true", resources=Resources(gpus=1))
+    job = runner.job(runner.shell("true", resources=Resources(gpus=1)))
 
     with pytest.raises(ExecutionFailed) as caught:
-        await runner.executor.prepare(runner.job(spec))
+        await runner.executor.prepare(job)
+    shutil.rmtree(job.folder)
 
     assert "RUNNER_DOCKER_GPUS" in caught.value.message
 
