@@ -13,7 +13,7 @@ from parity_protocol.errors import ConfigInvalid, ParityError
 if TYPE_CHECKING:
     from parity_client import Config
 
-__all__ = ["Check", "run_checks"]
+__all__ = ["Check", "chain_in_words", "clock_in_words", "run_checks"]
 
 MAX_SKEW_S = 60.0  # by which request signatures may be off
 
@@ -54,8 +54,8 @@ async def _checks(home: Home, market: str | None) -> AsyncIterator[Check]:
             yield Check(
                 "market", ok=True, result=f"{client.document.name} {client.document.version}, identity as pinned"
             )
-            yield await _try("clock", lambda: _clock(client))
-            yield await _try("chain", lambda: _chain(client, entry.rpc))
+            yield await _try("clock", lambda: clock_in_words(client))
+            yield await _try("chain", lambda: chain_in_words(client, entry.rpc))
     except ParityError as exc:
         yield _failed("market", exc)
 
@@ -93,7 +93,12 @@ async def _market_settings() -> str:
     return f"market settings valid, state in {market_settings().state_dir()}"
 
 
-async def _clock(client: Client) -> str:
+async def clock_in_words(client: Client) -> str:
+    """Return how far this machine's clock is from the market's.
+
+    Raises:
+        ConfigInvalid: Further than signatures may be off.
+    """
     status = await client.status()
     apart = (datetime.now(UTC) - datetime.fromisoformat(status.time)).total_seconds()
     if abs(apart) > MAX_SKEW_S:
@@ -103,7 +108,8 @@ async def _clock(client: Client) -> str:
     return f"{apart:+.1f} s from the market's"
 
 
-async def _chain(client: Client, rpc: str) -> str:
+async def chain_in_words(client: Client, rpc: str) -> str:
+    """Return which chain answers, checked against what the market pinned."""
     from parity_client import money
 
     chain = await money.connect(client.document, rpc)

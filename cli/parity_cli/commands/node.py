@@ -19,6 +19,10 @@ _SETUP, _MONEY, _AGENT, _POLICY = (f"parity_cli.commands.node_{each}" for each i
         "unstake": (f"{_MONEY}:unstake", "Start taking the bond back."),
         "withdraw": (f"{_MONEY}:withdraw", "Pay earnings and finished unbonding out."),
         "balance": (f"{_MONEY}:balance", "Show bond, earnings and the owner's money."),
+        "doctor": (
+            "parity_cli.commands.node_doctor:doctor",
+            "Check this machine, and which isolation it proves.",
+        ),
         "run": (f"{_AGENT}:run", "Run the node."),
         "status": (f"{_AGENT}:status", "Show how the node is doing."),
         "logs": (f"{_AGENT}:logs", "Print what a running task prints."),

@@ -14,7 +14,7 @@ import psutil
 from parity_protocol.capability import Capability, ExecutorState
 from parity_protocol.task import TaskKind
 
-__all__ = ["boot_id", "measure"]
+__all__ = ["boot_id", "measure", "measure_processors_and_memory"]
 
 _CGROUP_MEMORY = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -51,6 +51,11 @@ def measure(
         python=platform.python_version(),
         measured_at=now.timestamp(),
     )
+
+
+def measure_processors_and_memory() -> tuple[float, int]:
+    """Return how many processors and bytes of memory this process may use."""
+    return _cpus(), _memory_bytes()
 
 
 def boot_id() -> str:
