@@ -20,12 +20,11 @@ from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
 from parity_node.executors.egress import EgressProxy
-from parity_node.executors.egress.sidecar import Sidecars
+from parity_node.executors.egress.sidecar import ContainerEgress
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.host_python import StagedPython, stage_python
 from parity_node.testing.dockerd import PrivateDockerd
 from parity_protocol.clock import SystemClock
-from parity_protocol.errors import ExecutionFailed
 from parity_protocol.needs import Egress
 
 pytestmark = [pytest.mark.service("docker"), pytest.mark.root]
@@ -99,31 +98,39 @@ class Granted:
         self.name = str(uuid.uuid4())
         self.folder = workplace / self.name
         self.folder.mkdir(mode=0o700)
-        self.log: list[str] = []
         self.sidecar = ""
         self._engine = engine
         self._image = image
         self._python = python
-        self._domains = domains
-        self.sidecars = Sidecars(engine, workplace=workplace, seccomp=seccomp_profile())
-        self.proxy = self.new_proxy()
+        self._egress = Egress(domains=domains)
+        self.egress = self._new_egress()
+        self.proxy = self.resume()
 
-    def new_proxy(self) -> EgressProxy:
+    def _new_egress(self) -> ContainerEgress:
         async def resolver(_host: str, _port: int) -> Sequence[str]:
             return ["127.0.0.1"]
 
-        return EgressProxy(
-            Egress(domains=self._domains),
-            folder=self.folder,
-            on_refusal=self.log.append,
-            execution_id=self.name,
+        return ContainerEgress(
+            self._engine,
+            workplace=self.folder.parent,
+            seccomp=seccomp_profile(),
             clock=SystemClock(),
             resolver=resolver,
             allow=lambda address: address == "127.0.0.1",
         )
 
+    def resume(self) -> EgressProxy:
+        return self.egress.resume(self._egress, folder=self.folder, execution_id=self.name)
+
     async def start(self) -> None:
-        self.sidecar = await self.sidecars.start(self.proxy, execution_id=self.name, labels=WHO)
+        self.proxy, self.sidecar = await self.egress.begin(
+            self._egress, folder=self.folder, execution_id=self.name, labels={**WHO, "execution": self.name}
+        )
+
+    async def restart_node(self) -> None:
+        await self.egress.aclose()
+        self.egress = self._new_egress()
+        self.proxy = self.resume()
 
     async def begin(self, script: str) -> tuple[str, LogFile, asyncio.Task[None]]:
         """Start the task's container; return it, its log and the copying of it."""
@@ -178,8 +185,7 @@ async def granted(
         await made.start()
         yield made
     finally:
-        await made.proxy.aclose()
-        await made.sidecars.remove(made.name)
+        await made.egress.end(made.name)
 
 
 @pytest.fixture
@@ -214,7 +220,7 @@ async def test_a_container_reaches_the_granted_host_and_no_other(granted: Grante
     assert lines[0] == "HTTP/1.1 200 OK | hello"
     assert [line.partition(" | ")[0] for line in lines[1:4]] == ["HTTP/1.1 403 Forbidden"] * 3
     assert lines[4] == "http://127.0.0.1:3128"
-    assert [line.partition(": ")[0] for line in granted.log] == [
+    assert [line.partition(": ")[0] for line in granted.proxy.refusals.decode().splitlines()] == [
         *("E-EGRESS example.net", "E-EGRESS 10.0.0.1", "E-EGRESS 169.254.169.254"),
     ]
 
@@ -247,10 +253,8 @@ async def test_a_task_goes_on_with_the_proxy_of_a_restarted_node(granted: Grante
         while granted.proxy.bytes_used < 100:  # noqa: ASYNC110 - another program's doing
             await anyio.sleep(0.02)
     used = granted.proxy.bytes_used
-    await granted.proxy.aclose()
 
-    granted.proxy = granted.new_proxy()
-    granted.proxy.hand_over()
+    await granted.restart_node()
     assert await granted.proxy.attached(10)
 
     assert await granted.end(*running) == "HTTP/1.1 200 OK | hello\n" * 2
@@ -266,26 +270,25 @@ async def test_a_sidecar_is_confined_as_a_task_is(granted: Granted, dockerd: Pri
     assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
     assert found["Config"]["User"] == "65534:65534"
     assert all(not mount["RW"] for mount in found["Mounts"] if mount["Type"] == "bind")
-    assert found["Config"]["Labels"]["network.parity.egress"] == granted.name
+    assert found["Config"]["Labels"]["network.parity.execution"] == granted.name
     assert found["Config"]["Labels"]["network.parity.node"] == "n1"
 
 
-async def test_a_sidecar_that_an_earlier_try_left_is_replaced(granted: Granted, dockerd: PrivateDockerd) -> None:
+async def test_a_sidecar_that_an_earlier_try_left_is_replaced(
+    granted: Granted, dockerd: PrivateDockerd, web: int
+) -> None:
     earlier = granted.sidecar
 
     await granted.start()
+    said = await granted.prints(f"ask('example.org:{web}')")
 
+    assert said == "HTTP/1.1 200 OK | hello\n"
     assert granted.sidecar != earlier
     assert earlier not in dockerd.containers()
 
 
-async def test_gvisor_gets_no_grant_rather_than_another_runtime(granted: Granted) -> None:
-    with pytest.raises(ExecutionFailed, match="gVisor"):
-        await granted.sidecars.start(granted.proxy, execution_id="e2", labels=WHO, runtime="runsc")
-
-
 async def test_nothing_is_left_of_a_sidecar_that_was_removed(granted: Granted, dockerd: PrivateDockerd) -> None:
-    await granted.sidecars.remove(granted.name)
-    await granted.sidecars.remove(granted.name)
+    await granted.egress.end(granted.name)
+    await granted.egress.end(granted.name)
 
     assert granted.sidecar not in dockerd.containers()

@@ -61,10 +61,12 @@ class Handover:
         loop = asyncio.get_running_loop()
         while True:
             sidecar, _ = await loop.sock_accept(self._socket)
-            listener = await _take(sidecar) if len(self._kept) < _MAX_SIDECARS else None
+            listener = await _take(sidecar)
             if listener is None:
                 sidecar.close()
                 continue
+            if len(self._kept) >= _MAX_SIDECARS:
+                self._kept.pop(0).close()
             self._kept.append(sidecar)  # its end tells the sidecar that the node is gone
             self._on_listener(listener)
             self.arrived.set()

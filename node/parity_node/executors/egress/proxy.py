@@ -67,7 +67,7 @@ class EgressProxy:
         self._resolver = resolver or Lookups()
         self._allow = allow
         self._meter = Meter(folder / "egress.used", egress.max_bytes)
-        self._refusals = Refusals(on_refusal, execution_id=execution_id, clock=clock)
+        self._refusals = Refusals(on_refusal, path=folder / "egress.log", execution_id=execution_id, clock=clock)
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,6 +82,11 @@ class EgressProxy:
     def refused(self) -> int:
         """How many connections were refused."""
         return self._refusals.count
+
+    @property
+    def refusals(self) -> bytes:
+        """The lines about them, before a restart of the node too."""
+        return self._refusals.text()
 
     def env(self) -> dict[str, str]:
         """Return the variables by which the task's programs find the proxy."""
@@ -104,12 +109,18 @@ class EgressProxy:
             self._spawn(self._handover.serve())
         return self._handover.folder
 
+    def expect_listener(self) -> None:
+        """Forget for ``attached`` what a sidecar has handed over before: another one is about to start."""
+        if self._handover is not None:
+            self._handover.arrived = anyio.Event()
+
     async def attached(self, timeout_s: float) -> bool:
-        """Wait until a listener is there, at most ``timeout_s``; return whether one is."""
-        if self._handover is not None and not self._listeners:
-            with anyio.move_on_after(timeout_s):
-                await self._handover.arrived.wait()
-        return bool(self._listeners)
+        """Wait until a sidecar has handed a listener over, at most ``timeout_s``; return whether one has."""
+        if self._handover is None:
+            return bool(self._listeners)
+        with anyio.move_on_after(timeout_s):
+            await self._handover.arrived.wait()
+        return self._handover.arrived.is_set()
 
     async def aclose(self) -> None:
         """End every connection and close everything; idempotent."""

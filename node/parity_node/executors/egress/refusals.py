@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -16,6 +18,7 @@ log = structlog.get_logger(__name__)
 _REPEAT_S = 60.0  # the same refusal again is a line again after this long
 _MAX_LINES = 100  # of one task; the rest are counted
 _MAX_HOST_CHARS = 253
+_MAX_TEXT_BYTES = 262_144
 _UNPRINTABLE = re.compile(r"[^!-~]")
 
 
@@ -60,15 +63,26 @@ class Refusals:
 
     Args:
         tell: Gets the line for the task's own log.
+        path: Keeps the lines, for an execution that outlives the node.
     """
 
-    def __init__(self, tell: Callable[[str], None], *, execution_id: str, clock: Clock) -> None:
+    def __init__(self, tell: Callable[[str], None], *, path: Path, execution_id: str, clock: Clock) -> None:
         self.count = 0
         self._tell = tell
+        self._path = path
         self._execution_id = execution_id
         self._clock = clock
         self._said: dict[tuple[str, str], float] = {}
-        self._lines = 0
+        self._lines = self.text().count(b"\n")
+
+    def text(self) -> bytes:
+        """Return the lines so far, those of an earlier process of the node too."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return b""
+        with os.fdopen(fd, "rb") as file:
+            return file.read(_MAX_TEXT_BYTES)
 
     def note(self, refusal: Refusal) -> None:
         """Count one refusal, and write a line unless the same was written a moment ago."""
@@ -87,6 +101,20 @@ class Refusals:
             why=refusal.why,
             execution_id=self._execution_id,
         )
-        self._tell(refusal.line())
+        self._write(refusal.line())
         if self._lines == _MAX_LINES:
-            self._tell(f"E-EGRESS -: after {_MAX_LINES} lines further refusals are only counted")
+            self._write(f"E-EGRESS -: after {_MAX_LINES} lines further refusals are only counted")
+
+    def _write(self, line: str) -> None:
+        self._tell(line)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(self._path, flags, 0o600)
+        except OSError:  # a full disk: the node's own log has it
+            return
+        try:
+            os.write(fd, line.encode() + b"\n")
+        except OSError:
+            return
+        finally:
+            os.close(fd)

@@ -13,7 +13,7 @@ import io
 import shutil
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import Final
@@ -21,18 +21,21 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from parity_blobs.public_address import Resolver
 from parity_node.executors.docker.engine import Engine
-from parity_node.executors.docker.request import ContainerRequest, Runtime
+from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.egress import sidecar_child
 from parity_node.executors.egress.proxy import EgressProxy
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.host_python import StagedPython, interpreter, stage_python
+from parity_protocol.clock import Clock
 from parity_protocol.errors import Conflict, ExecutionFailed, FailureReason
+from parity_protocol.needs import Egress
 
-__all__ = ["SIDECAR_LABEL", "Sidecars"]
+__all__ = ["SIDECAR_LABEL", "ContainerEgress"]
 
 SIDECAR_LABEL: Final = "egress"
-"""Label of a sidecar, whose value is the execution that it belongs to; beside those that DOCKER finds orphans by."""
+"""Label of a sidecar, beside those by which an execution's container is found."""
 
 _IMAGE = ("parity/egress", "1")
 _USER = Identity(65_534, 65_534)
@@ -45,40 +48,52 @@ _PIDS = 8
 _SCRATCH_BYTES = 1 << 20
 
 
-class Sidecars:
-    """Starts and ends the sidecars of one engine.
+class ContainerEgress:
+    """The proxies and sidecars of one engine's executions.
 
     Args:
         workplace: Folder of this node's executions; a copy of the interpreter, about 15 MB, is kept in it.
         seccomp: The system-call profile, JSON.
+        resolver: As for ``EgressProxy``.
+        allow: As for ``EgressProxy``.
     """
 
-    def __init__(self, engine: Engine, *, workplace: Path, seccomp: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        workplace: Path,
+        seccomp: str,
+        clock: Clock,
+        resolver: Resolver | None = None,
+        allow: Callable[[str], bool] | None = None,
+    ) -> None:
         self._engine = engine
         self._workplace = workplace
         self._seccomp = seccomp
+        self._clock = clock
+        self._resolver = resolver
+        self._allow = allow
         self._staging = anyio.Lock()
+        self._proxies: dict[str, EgressProxy] = {}
 
-    async def start(
-        self, proxy: EgressProxy, *, execution_id: str, labels: Mapping[str, str], runtime: Runtime = "runc"
-    ) -> str:
-        """Start a task's sidecar and return its container's id once the proxy listens in its network.
+    async def begin(
+        self, egress: Egress, *, folder: Path, execution_id: str, labels: Mapping[str, str]
+    ) -> tuple[EgressProxy, str]:
+        """Start a task's proxy and sidecar and return them once the one listens in the other's network.
 
-        The task's own request names it in ``network_of``. One that an earlier try left is replaced.
+        The task's own request names the sidecar's container in ``network_of``. A sidecar that an earlier try left is
+        replaced.
 
         Args:
-            labels: By which a container is known as this node's.
-            runtime: Of the task's container.
+            folder: The execution's own.
+            labels: By which a container is known as this node's and this execution's.
 
         Raises:
-            ExecutionFailed: gVisor keeps a network of its own per sandbox, which nothing can join
-                (``executor_unavailable``), or the sidecar does not start (``sandbox_failed``).
+            ExecutionFailed: The sidecar does not start (``sandbox_failed``), or the disk does not take it.
             Unreachable: The engine does not answer.
         """
-        if runtime != "runc":
-            text = "hosts cannot be granted to a task in gVisor: its network is inside of its own sandbox"
-            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
-        sockets = proxy.hand_over()
+        proxy = self.resume(egress, folder=folder, execution_id=execution_id)
         async with self._staging:
             python = await anyio.to_thread.run_sync(_stage, self._workplace)
             image = await self._image()
@@ -91,28 +106,59 @@ class Sidecars:
             scratch_bytes=_SCRATCH_BYTES,
             file_bytes=_SCRATCH_BYTES,
             log_bytes=_SCRATCH_BYTES,
-            labels={**labels, SIDECAR_LABEL: execution_id},
+            labels={**labels, SIDECAR_LABEL: "true"},
             entrypoint=tuple(python.argv(_PYTHON, [str(_PYTHON / _SCRIPT)])),
-            readonly=((python.folder, str(_PYTHON)), (sockets, str(_SOCKETS))),
+            readonly=((python.folder, str(_PYTHON)), (proxy.hand_over(), str(_SOCKETS))),
         )
-        name = f"parity-egress-{execution_id}"
+        name = _name(execution_id)
         try:
             container = await self._engine.create(request, name=name, seccomp=self._seccomp)
         except Conflict:
             await self._engine.remove(name)
             container = await self._engine.create(request, name=name, seccomp=self._seccomp)
-        try:
-            await self._engine.start(container)
-            await _attached(proxy)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._engine.remove(container)
-            raise
-        return container
+        proxy.expect_listener()
+        await self._engine.start(container)
+        if not await proxy.attached(_READY_S):
+            raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "the egress sidecar did not hand over its listener")
+        return proxy, container
 
-    async def remove(self, execution_id: str) -> None:
-        """Remove a task's sidecar; nothing if there is none."""
-        await self._engine.remove(f"parity-egress-{execution_id}")
+    def resume(self, egress: Egress, *, folder: Path, execution_id: str) -> EgressProxy:
+        """Return an execution's proxy; after a restart of the node its sidecar finds it again by itself.
+
+        Raises:
+            ExecutionFailed: The folder cannot be written.
+        """
+        proxy = self._proxies.get(execution_id)
+        if proxy is None:
+            proxy = EgressProxy(
+                egress,
+                folder=folder,
+                on_refusal=_in_its_own_file,
+                execution_id=execution_id,
+                clock=self._clock,
+                resolver=self._resolver,
+                allow=self._allow,
+            )
+            self._proxies[execution_id] = proxy
+            proxy.hand_over()
+        return proxy
+
+    async def end(self, execution_id: str) -> None:
+        """Close an execution's proxy and remove its sidecar; idempotent, and nothing if it has none.
+
+        Raises:
+            Unreachable: The engine does not answer; the labels say whose the sidecar is.
+        """
+        proxy = self._proxies.pop(execution_id, None)
+        if proxy is not None:
+            await proxy.aclose()
+        await self._engine.remove(_name(execution_id))
+
+    async def aclose(self) -> None:
+        """Close the proxies and leave the sidecars; idempotent."""
+        proxies, self._proxies = self._proxies, {}
+        for proxy in proxies.values():
+            await proxy.aclose()
 
     async def _image(self) -> str:
         found = await self._engine.find_image(":".join(_IMAGE))
@@ -121,9 +167,12 @@ class Sidecars:
         return await self._engine.import_image(_empty_tar(), repository=_IMAGE[0], tag=_IMAGE[1])
 
 
-async def _attached(proxy: EgressProxy) -> None:
-    if not await proxy.attached(_READY_S):
-        raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "the egress sidecar did not hand over its listener")
+def _name(execution_id: str) -> str:
+    return f"parity-egress-{execution_id}"
+
+
+def _in_its_own_file(_line: str) -> None:
+    """A container's output is read from the engine, twice when need be: lines of the node's own do not belong in it."""
 
 
 def _stage(workplace: Path) -> StagedPython:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import structlog.testing
@@ -14,9 +15,16 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-async def test_a_refusal_is_a_line_for_the_task_and_an_event_for_the_operator(clock: FakeClock) -> None:
+@pytest.fixture
+def refusals_path(tmp_path: Path) -> Path:
+    return tmp_path / "egress.log"
+
+
+async def test_a_refusal_is_a_line_for_the_task_and_an_event_for_the_operator(
+    clock: FakeClock, refusals_path: Path
+) -> None:
     lines: list[str] = []
-    refusals = Refusals(lines.append, execution_id="e1", clock=clock)
+    refusals = Refusals(lines.append, path=refusals_path, execution_id="e1", clock=clock)
 
     with structlog.testing.capture_logs() as events:
         refusals.note(Refusal("egress.domains", "example.net", "not granted"))
@@ -35,9 +43,9 @@ async def test_a_refusal_is_a_line_for_the_task_and_an_event_for_the_operator(cl
     ]
 
 
-async def test_the_same_refusal_is_said_once_a_minute(clock: FakeClock) -> None:
+async def test_the_same_refusal_is_said_once_a_minute(clock: FakeClock, refusals_path: Path) -> None:
     lines: list[str] = []
-    refusals = Refusals(lines.append, execution_id="e1", clock=clock)
+    refusals = Refusals(lines.append, path=refusals_path, execution_id="e1", clock=clock)
 
     for _ in range(5):
         refusals.note(Refusal("egress.domains", "example.net", "not granted"))
@@ -48,9 +56,9 @@ async def test_the_same_refusal_is_said_once_a_minute(clock: FakeClock) -> None:
     assert refusals.count == 6
 
 
-async def test_a_flood_of_refusals_ends_with_a_word_about_it(clock: FakeClock) -> None:
+async def test_a_flood_of_refusals_ends_with_a_word_about_it(clock: FakeClock, refusals_path: Path) -> None:
     lines: list[str] = []
-    refusals = Refusals(lines.append, execution_id="e1", clock=clock)
+    refusals = Refusals(lines.append, path=refusals_path, execution_id="e1", clock=clock)
 
     for each in range(1_000):
         refusals.note(Refusal("egress.domains", f"h{each}.example", "not granted"))
@@ -65,3 +73,18 @@ def test_a_host_cannot_write_a_line_of_its_own() -> None:
 
     assert refusal.line() == "E-EGRESS a??X-Evil:?1?[2J?: no (egress.request)"
     assert b"X-Evil" not in refusal.answer().partition(b"\r\n\r\n")[0]
+
+
+async def test_the_lines_outlive_the_node(clock: FakeClock, refusals_path: Path) -> None:
+    first = Refusals(lambda _line: None, path=refusals_path, execution_id="e1", clock=clock)
+    for each in range(99):
+        first.note(Refusal("egress.domains", f"h{each}.example", "no"))
+
+    lines: list[str] = []
+    second = Refusals(lines.append, path=refusals_path, execution_id="e1", clock=clock)
+    for each in range(99):
+        second.note(Refusal("egress.domains", f"h{each}.example", "no"))
+
+    assert len(lines) == 2  # the hundredth, and the word about the rest
+    assert second.text().startswith(b"E-EGRESS h0.example: no (egress.domains)\n")
+    assert second.text().count(b"\n") == 101
