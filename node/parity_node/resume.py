@@ -83,7 +83,8 @@ class Resumer:
     def _act(self, action: RecoveryAction, found: _Found, group: TaskGroup) -> None:
         row = found.row
         match action:
-            case RecoveryAction.DROP:
+            case RecoveryAction.DROP:  # killed while it was prepared: what was fetched for it is in its folder
+                shutil.rmtree(self._folders.executions / row.id, ignore_errors=True)
                 self._store.forget(row.id)
             case RecoveryAction.CONTINUE | RecoveryAction.RECOVER:
                 work = self._work(row)
