@@ -13,10 +13,10 @@ import httpx
 from parity_blobs.car import CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.gateway_http import Form, Gateway, GatewayHttp, Meter, NotInThisForm
-from parity_blobs.plain import Cutter, is_leaf_like, is_worth_it, layout_of, leaf_block
+from parity_blobs.plain import Batches, is_leaf_like, is_worth_it, layout_of
 from parity_blobs.unixfs import Node, read_node
 from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
-from parity_protocol.errors import BadDocument, DigestMismatch, ParityError
+from parity_protocol.errors import BadDocument, ParityError
 
 __all__ = ["Fault", "Fetch", "GatewayReader", "Opened", "Partial", "Progress", "from_partial"]
 
@@ -223,30 +223,26 @@ class GatewayReader:
         except NotInThisForm:
             self._cannot.add((gateway.url, "file"))
             return
-        cutter, at = Cutter(), first
+        batches = Batches(fetch.walk, leaves, first)
+        problem: ParityError | None = None
         try:
             async for piece in meter.watch(response, end - start):
-                cutter.feed(piece)
-                while at < len(leaves) and (content := cutter.take(leaves[at].size)) is not None:
-                    cid = leaves[at].cid
-                    at += 1
-                    if fetch.walk.has(cid):
-                        continue
-                    try:
-                        checked = CheckedBlock.of(leaf_block(cid, content))
-                    except DigestMismatch:
-                        if cid.codec == CODEC_RAW:
-                            raise
-                        fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
-                        return
-                    for block in fetch.due():
+                if batches.feed(piece):
+                    for block in _in_turn(fetch, await batches.swap()):
                         yield block
-                    yield fetch.accept(checked)
+        except ParityError as exc:
+            problem = exc  # once what came before it is kept
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-        if at < len(leaves):
-            raise BadDocument(f"{gateway.url}: the file ended after {leaves[at].start} bytes, it has {end}")
+        for block in _in_turn(fetch, [*await batches.swap(), *await batches.swap()]):
+            yield block
+        if batches.problem is not None and batches.is_guess:
+            fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
+        elif (found := batches.problem or problem) is not None:
+            raise found
+        elif not batches.is_complete:
+            raise BadDocument(f"{gateway.url}: the file ended early, it has {end} bytes")
 
     async def _nodes(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> dict[Cid, Node]:
         """Return the nodes of a large file above its leaves; those that are not due yet wait in ``ahead``."""
@@ -290,6 +286,14 @@ class GatewayReader:
                     group.start_soon(one, cid)
         if problems:
             raise problems[0]
+
+
+def _in_turn(fetch: Fetch, leaves: list[CheckedBlock]) -> Iterator[CheckedBlock]:
+    """Take leaves, and before each the nodes that come first."""
+    for leaf in leaves:
+        if not fetch.walk.has(leaf.cid):
+            yield from fetch.due()
+            yield fetch.accept(leaf)
 
 
 def from_partial(fetch: Fetch) -> Iterator[CheckedBlock]:

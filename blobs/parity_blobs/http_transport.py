@@ -35,13 +35,21 @@ class KeepAliveTransport(httpx.AsyncBaseTransport):
         verify: TLS trust for ``https``; None trusts what the system does.
         max_connections: Open at once; further requests wait for one within the pool's time limit.
         idle_s: After which an unused connection is not used any more; below the time that servers keep theirs.
+        connect: Opens the connection to a host and port, such as one that looks at the address first; its errors are
+            passed on as they are. None lets asyncio do it.
     """
 
     def __init__(
-        self, *, verify: ssl.SSLContext | None = None, max_connections: int = 64, idle_s: float = 60.0
+        self,
+        *,
+        verify: ssl.SSLContext | None = None,
+        max_connections: int = 64,
+        idle_s: float = 60.0,
+        connect: Connect | None = None,
     ) -> None:
         self._verify = verify
         self._idle_s = idle_s
+        self._dial = connect
         self._room = asyncio.Semaphore(max_connections)
         self._idle: dict[Origin, list[_Connection]] = {}
         self._open: set[_Connection] = set()
@@ -114,9 +122,21 @@ class KeepAliveTransport(httpx.AsyncBaseTransport):
             context = self._verify = self._verify or httpx.create_ssl_context()
         try:
             async with asyncio.timeout(limit_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    _Connection, host, port, ssl=context, server_hostname=host if context is not None else None
-                )
+                name = host if context is not None else None
+                loop = asyncio.get_running_loop()
+                if self._dial is None:
+                    _, connection = await loop.create_connection(
+                        _Connection, host, port, ssl=context, server_hostname=name
+                    )
+                else:
+                    sock = await self._dial(host, port)
+                    try:
+                        _, connection = await loop.create_connection(
+                            _Connection, sock=sock, ssl=context, server_hostname=name
+                        )
+                    except BaseException:
+                        sock.close()
+                        raise
         except TimeoutError as exc:
             raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time") from exc
         except OSError as exc:  # TLS's errors are OSErrors too
@@ -177,6 +197,7 @@ class _Connection(asyncio.Protocol):
         self._is_delimited = False  # by a length or by chunks, not by the connection's end
         self._is_complete = False
         self._keeps_alive = False
+        self._left: int | None = None  # of a body with a length: its bytes need no parser
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
 
@@ -274,7 +295,10 @@ class _Connection(asyncio.Protocol):
         if not self._has_head:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            if self._left:
+                self._take_plain(data)
+            else:
+                self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(httpx.RemoteProtocolError(f"not an HTTP/1.1 answer: {exc}"))
         if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
@@ -283,6 +307,16 @@ class _Connection(asyncio.Protocol):
             self._is_paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _take_plain(self, data: bytes) -> None:
+        """Take bytes of a body whose length is known as they are; the parser would copy each."""
+        assert self._left is not None
+        if len(data) > self._left:  # a second answer to one request
+            data = data[: self._left]
+            self._keeps_alive = False
+        self.on_body(data)
+        if not self._left:
+            self._is_complete = True
 
     def eof_received(self) -> None:
         if self._has_head and not self._is_complete and not self._is_delimited:
@@ -335,6 +369,9 @@ class _Connection(asyncio.Protocol):
         self._has_head = True
         self._is_delimited = self._is_delimited or status in (204, 304)
         self._keeps_alive = self._parser.should_keep_alive()
+        lengths = [value for name, value in self.headers if name.lower() in (b"content-length", b"transfer-encoding")]
+        if len(lengths) == 1 and lengths[0].isdigit():  # the parser has refused what is ambiguous
+            self._left = int(lengths[0])
         if self._is_head_request:  # the parser would wait for the body that the length announces
             self._is_complete = True
             self._keeps_alive = False
@@ -344,6 +381,8 @@ class _Connection(asyncio.Protocol):
             return
         self._chunks.append(body)
         self._buffered += len(body)
+        if self._left is not None:
+            self._left -= len(body)
 
     def on_message_complete(self) -> None:
         if self._has_head:

@@ -6,18 +6,21 @@ leaf that it belongs to has the hash which a checked node names.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.unixfs import Kind, Node, encode_leaf
-from parity_blobs.verify import DagLimits
+from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
+from parity_protocol.errors import DigestMismatch
 
-__all__ = ["MIN_PLAIN_BYTES", "Cutter", "Leaf", "is_leaf_like", "is_worth_it", "layout_of", "leaf_block"]
+__all__ = ["MIN_PLAIN_BYTES", "Batches", "Leaf", "is_leaf_like", "is_worth_it", "layout_of", "leaf_block"]
 
 MIN_PLAIN_BYTES = 8 << 20  # below it one CAR is one request less
 
 _MAX_LEAF_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 20  # hashed in one go on a thread
 _MIN_UNIQUE = 0.75  # of a file's bytes: one that repeats itself more is cheaper as different blocks
 
 
@@ -75,30 +78,70 @@ def leaf_block(cid: Cid, content: bytes) -> Block:
     return Block(cid, content if cid.codec == CODEC_RAW else encode_leaf(content))
 
 
-class Cutter:
-    """Cuts a stream into pieces of given lengths, with one copy a piece at most."""
+class Batches:
+    """Cuts a file's bytes into leaves and hashes them on a thread while the next ones arrive.
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._held = 0
+    Attributes:
+        problem: The first leaf that was not what it should be; nothing after it counts.
+        is_guess: Whether that leaf need not be one, so that nobody lied.
+    """
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes."""
-        self._parts.append(piece)
-        self._held += len(piece)
+    def __init__(self, walk: DagVerifier, leaves: list[Leaf], first: int) -> None:
+        self._walk = walk
+        self._leaves = leaves
+        self._at = first  # the leaf that the next byte belongs to
+        self._missing = leaves[first].size
+        self._parts: list[bytes] = []  # of that leaf
+        self._batch: list[tuple[Cid, list[bytes]]] = []
+        self._weight = 0
+        self._running: asyncio.Future[list[CheckedBlock]] | None = None
+        self.problem: DigestMismatch | None = None
+        self.is_guess = False
 
-    def take(self, size: int) -> bytes | None:
-        """Return the next ``size`` bytes, or None while they are not all here."""
-        if self._held < size:
-            return None
-        taken: list[bytes] = []
-        while size:
-            first = self._parts[0]
-            if len(first) <= size:
-                taken.append(self._parts.pop(0))
-            else:
-                taken.append(first[:size])
-                self._parts[0] = first[size:]
-            size -= len(taken[-1])
-            self._held -= len(taken[-1])
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte came."""
+        return self._at == len(self._leaves)
+
+    def feed(self, piece: bytes) -> bool:
+        """Take the next bytes; return whether there is enough to ``swap``."""
+        while piece and self._at < len(self._leaves):
+            part, piece = (
+                (piece, b"") if len(piece) <= self._missing else (piece[: self._missing], piece[self._missing :])
+            )
+            self._parts.append(part)
+            self._missing -= len(part)
+            if not self._missing:
+                self._end_leaf()
+        return self._weight >= _BATCH_BYTES
+
+    async def swap(self) -> list[CheckedBlock]:
+        """Start hashing what was fed, and return what was started before, which is right."""
+        batch, self._batch, self._weight = self._batch, [], 0
+        done = [] if self._running is None else await self._running
+        loop = asyncio.get_running_loop()
+        # Pure and short: a caller who goes away may leave it behind.
+        self._running = None if self.problem else loop.run_in_executor(None, self._hash, batch)
+        return done
+
+    def _end_leaf(self) -> None:
+        leaf = self._leaves[self._at]
+        self._at += 1
+        if not self._walk.has(leaf.cid):
+            self._batch.append((leaf.cid, self._parts))
+            self._weight += leaf.size
+        self._parts = []
+        if self._at < len(self._leaves):
+            self._missing = self._leaves[self._at].size
+
+    def _hash(self, batch: list[tuple[Cid, list[bytes]]]) -> list[CheckedBlock]:
+        checked: list[CheckedBlock] = []
+        for cid, parts in batch:
+            if self.problem is not None:
+                break
+            content = parts[0] if len(parts) == 1 else b"".join(parts)
+            try:
+                checked.append(CheckedBlock.of(leaf_block(cid, content)))
+            except DigestMismatch as exc:
+                self.problem, self.is_guess = exc, cid.codec != CODEC_RAW
+        return checked
