@@ -169,6 +169,7 @@ def _receipt(
         tokens=usage.tokens,
         joules=usage.joules,
         finished_at=finished_at,
+        environment_hash=bytes.fromhex(result.environment.removeprefix("sha256:")) or bytes(32),
     )
     signature = sign_receipt(Eip712Domain.market(chain.chain_id, chain.vault), message, operator)
     return Receipt(
@@ -180,6 +181,7 @@ def _receipt(
         result_hash="0x" + message.result_hash.hex(),
         usage=usage,
         finished_at=finished_at,
+        environment_hash="0x" + message.environment_hash.hex(),
         signature="0x" + signature.hex(),
     )
 

@@ -20,7 +20,9 @@ from parity_protocol.signing.eip712 import (
 )
 from parity_protocol.wire import Request, SignedDocument
 
-__all__ = ["Receipt", "Usage", "Voucher", "check_receipt", "check_voucher", "match_receipt", "result_hash"]
+NO_ENVIRONMENT = "0x" + "00" * 32
+
+__all__ = ["NO_ENVIRONMENT", "Receipt", "Usage", "Voucher", "check_receipt", "check_voucher", "match_receipt", "result_hash"]
 
 
 class Usage(Request):
@@ -44,6 +46,7 @@ class Receipt(SignedDocument):
     result_hash: WireBytes32
     usage: Usage
     finished_at: int = Field(ge=0, lt=2**63)  # unix seconds
+    environment_hash: WireBytes32 = NO_ENVIRONMENT  # digest of the image or model that ran
     signature: str = Field(pattern=r"^0x[0-9a-f]{130}$", max_length=132)
 
     def message(self) -> ReceiptMessage:
@@ -61,6 +64,7 @@ class Receipt(SignedDocument):
             tokens=self.usage.tokens,
             joules=self.usage.joules,
             finished_at=self.finished_at,
+            environment_hash=bytes.fromhex(self.environment_hash[2:]),
         )
 
     def digest(self, domain: Eip712Domain) -> bytes:

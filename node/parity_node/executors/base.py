@@ -92,6 +92,7 @@ class ExecutionResult:
     usage: Usage = field(default_factory=Usage)
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     log_path: Path | None = None
+    environment: str = ""  # ``sha256:…`` of the image or model that ran; goes into the receipt
 
 
 class Executor(Protocol):

@@ -97,6 +97,7 @@ class ReceiptMessage:
     tokens: int
     joules: int
     finished_at: int  # unix seconds
+    environment_hash: bytes = bytes(32)  # 32: sha256 digest of the image or model that ran; zero when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,8 @@ _ORDER: _Struct[OrderMessage] = _Struct(
 _RECEIPT: _Struct[ReceiptMessage] = _Struct(
     _MARKET_NAME,
     "Receipt(string taskId,string nodeId,uint64 fence,bytes32 orderHash,bytes32 manifestHash,bytes32 resultHash,"
-    "uint64 wallMs,uint64 cpuMs,uint64 peakMemoryBytes,uint64 tokens,uint64 joules,uint64 finishedAt)",
+    "uint64 wallMs,uint64 cpuMs,uint64 peakMemoryBytes,uint64 tokens,uint64 joules,uint64 finishedAt,"
+    "bytes32 environmentHash)",
 )
 _VOUCHER: _Struct[VoucherMessage] = _Struct(
     _VAULT_NAME,

@@ -52,6 +52,7 @@ FIELDS = {
         ("tokens", "uint64"),
         ("joules", "uint64"),
         ("finishedAt", "uint64"),
+        ("environmentHash", "bytes32"),
     ],
     "Voucher": [
         ("creator", "bytes32"),
