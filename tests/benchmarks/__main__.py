@@ -26,6 +26,7 @@ FIGURES = {
     "idle": "idle",
     "help": "startup",
     "celery": "celery_peer",
+    "shell": "shell",
 }
 """Name on the command line → module of this folder."""
 

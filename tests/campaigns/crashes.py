@@ -26,7 +26,7 @@ from parity_protocol.report import Outcome
 
 TASKS = 3
 AT_ONCE = 2
-QUICK = ("prepared", "started", "start.handle.journalled", "recovery.decided")
+QUICK = ("prepared", "start.handle.journalled")
 NODE = "from parity_node.run import run_node; from parity_node.settings import load_settings; run_node(load_settings())"
 SLEEP_S = 0.4
 
