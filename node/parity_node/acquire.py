@@ -9,7 +9,10 @@ from uuid import uuid4
 import structlog
 
 from parity_node.admission import Committed, admit
+from parity_node.cache import NodeCache
 from parity_node.crashpoints import crashpoint
+from parity_node.disk import DiskGuard
+from parity_node.disk_need import need_of
 from parity_node.execution import Work
 from parity_node.market.base import MarketClient
 from parity_node.market.trust import MarketTrust
@@ -74,7 +77,8 @@ class Acquirer:
         instance: str,
         node_version: str,
         boot_id: str,
-        disk_floor_bytes: int,
+        disk: DiskGuard,
+        cache: NodeCache,
         capability: Callable[[], Capability],
         committed: Callable[[], Committed],
         on_refused: Callable[[Denial, str], None],
@@ -87,7 +91,8 @@ class Acquirer:
         self._instance = instance
         self._node_version = node_version
         self._boot_id = boot_id
-        self._disk_floor_bytes = disk_floor_bytes
+        self._disk = disk
+        self._cache = cache
         self._capability = capability
         self._committed = committed
         self._on_refused = on_refused
@@ -132,7 +137,7 @@ class Acquirer:
             for token in manifests:
                 verified = await self._check(token, self._committed() + self._under_way)
                 if verified is not None:
-                    asked = Committed(verified.spec.resources.memory_bytes, verified.spec.resources.disk_bytes)
+                    asked = Committed(verified.spec.resources.memory_bytes, need_of(verified.spec))
                     mine, self._under_way = mine + asked, self._under_way + asked
                     wanted.append(verified)
             return await self._take(wanted)
@@ -166,9 +171,9 @@ class Acquirer:
             policy=self._policy.current,
             capability=self._capability(),
             committed=committed,
-            disk_floor_bytes=self._disk_floor_bytes,
             now=self._clock.now(),
         )
+        denials += await self._cache.denials(verified.spec, self._disk, committed.disk)
         for denial in denials:
             self._refuse(denial, verified.task_id)
             self._tell(denial, verified.task_id)

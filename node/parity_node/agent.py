@@ -13,11 +13,14 @@ import structlog
 from anyio.abc import TaskGroup
 
 from parity_node.acquire import Acquirer, Granted
+from parity_node.cache import NodeCache, answer_cache
 from parity_node.control import serve_control
+from parity_node.disk import Ballast, DiskGuard
 from parity_node.execution import ExecutionRunner
 from parity_node.executors.base import Executor
 from parity_node.fingerprint.machine import boot_id, measure
 from parity_node.folders import Folders
+from parity_node.housekeeping import Housekeeper
 from parity_node.keys import NodeKeys
 from parity_node.leases import LeaseKeeper
 from parity_node.market.base import MarketClient, MarketDirectory
@@ -69,6 +72,9 @@ class AgentParts:
     directory: MarketDirectory
     executors: Mapping[TaskKind, Executor]
     clock: Clock
+    cache: NodeCache
+    disk: DiskGuard
+    ballast: Ballast | None = None  # of the journal
 
 
 class Agent:
@@ -118,6 +124,15 @@ class Agent:
             results_dir=parts.folders.results,
             boot_id=boot,
             on_ended=self.metrics.execution_ended,
+            uses=parts.cache.uses,
+            on_full=parts.disk.note_full,
+        )
+        self._housekeeper = Housekeeper(
+            disk=parts.disk,
+            cache=parts.cache,
+            ballast=parts.ballast,
+            give_back=lambda: self.runner.give_back(FailureReason.DISK_FULL),
+            clock=clock,
         )
         self.presence = Presence(
             market=market,
@@ -140,7 +155,8 @@ class Agent:
             instance=parts.keys.instance,
             node_version=node_version(),
             boot_id=boot,
-            disk_floor_bytes=settings.runner_disk_floor,
+            disk=parts.disk,
+            cache=parts.cache,
             capability=self.capability,
             committed=self.runner.committed,
             on_refused=self.metrics.offer_refused,
@@ -223,6 +239,8 @@ class Agent:
                 return agent_status(self)
             case "policy":
                 return self.policy.to_json()
+            case "cache":
+                return await answer_cache(self._parts.cache, request)
             case "drain":
                 grace_s = request.get("grace_s")
                 if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float)):
@@ -232,7 +250,7 @@ class Agent:
             case "logs":
                 return await read_logs(self, request)
             case _:
-                raise BadField("expected the command status, policy, drain or logs", field="command")
+                raise BadField("expected the command status, policy, cache, drain or logs", field="command")
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -247,7 +265,9 @@ class Agent:
             log.warning("market_not_reached_at_start", error=str(exc))
         snapshot = await self._parts.store.load()
         self.outbox.restore(snapshot.outbox)
+        self._parts.cache.results_wait(self.outbox.result_paths)
         await self._resumer.resume(snapshot, group, can_ask=self.trust.is_established)
+        await self._housekeeper.begin()
 
     def _start_loops(self, group: TaskGroup) -> None:
         clock = self._parts.clock
@@ -259,6 +279,7 @@ class Agent:
             "presence": self.presence.run,
             "probe": self._probe_loop,
             "policy": self._policy_loop,
+            "disks": self._housekeeper.run,
         }
         for name, loop in loops.items():
             group.start_soon(partial(supervise, name, loop, clock=clock))
@@ -346,10 +367,10 @@ class Agent:
     def _obstacle(self) -> str:
         if self._room() <= 0:
             return "too many reports wait for the market: RUNNER_OUTBOX_MAX_ROWS or RUNNER_OUTBOX_MAX_BYTES is reached"
-        free, floor = self.capability().disk_free_bytes, self._parts.settings.runner_disk_floor
-        if free < floor:
-            return f"{free} bytes are free on the disk, RUNNER_DISK_FLOOR is {floor}"
-        return ""
+        cache = self._parts.cache
+        if cache.results_used_bytes >= cache.results.max_bytes:
+            return "too many results wait for the market: RUNNER_RESULT_MAX_BYTES is reached"
+        return self._parts.disk.obstacle()
 
     def _room(self) -> int:
         """How many executions may begin so that each one's report has room."""
@@ -391,6 +412,14 @@ class Agent:
         self.metrics.watch(
             "clock_offset_seconds", "The market's clock minus ours", lambda: self.presence.standing.clock_offset_s
         )
+        disk, cache = self._parts.disk, self._parts.cache
+        for volume in disk.volumes():
+            name = volume.names[0]
+            text = f"Free bytes on the disk of {', '.join(volume.names)}"
+            self.metrics.watch(
+                f"disk_free_{name}_bytes", text, partial(lambda name: float(disk.volume_of(name).free_bytes), name)
+            )
+        self.metrics.watch("results_bytes", "Bytes of the results that wait", lambda: float(cache.results_used_bytes))
 
     # -- ending --------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,10 @@ class DiskGuard:
         self._full_at: float | None = None
         self.floor_bytes = floor_bytes
 
+    def watch(self, name: str, folder: Path) -> None:
+        """Look after one more folder, such as an engine's; ``images`` is where images go."""
+        self._folders[name] = folder
+
     def volumes(self) -> tuple[Volume, ...]:
         """Measure now; a folder that cannot be looked at counts as full."""
         return self._measure(self._folders)

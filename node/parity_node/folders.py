@@ -26,6 +26,10 @@ class Folders:
     results: Path  # large results until they are uploaded; 0700
     cache: Path  # verified blobs; 0700
 
+    def by_name(self) -> dict[str, Path]:
+        """Return them by the names that people read."""
+        return {"state": self.state, "executions": self.executions, "results": self.results, "cache": self.cache}
+
 
 def make_folders(settings: NodeSettings, node_id: NodeId) -> Folders:
     """Create what is missing.

@@ -109,6 +109,10 @@ class Outbox:
         """How many more reports fit; executions that run now will need one each."""
         return max(0, self._max_rows - len(self._waiting)) if self._bytes < self._max_bytes else 0
 
+    def result_paths(self) -> frozenset[str]:
+        """Return the files and folders that waiting reports name."""
+        return frozenset(item.entry.result_path for item in self._waiting.values() if item.entry.result_path)
+
     def restore(self, entries: Iterable[OutboxEntry]) -> None:
         """Take up what the journal holds, in its order."""
         for entry in entries:

@@ -15,6 +15,9 @@ import structlog
 
 from parity_blobs.tls import context_for
 from parity_node.agent import Agent, AgentParts
+from parity_node.cache import NodeCache
+from parity_node.cache.opening import cache_of
+from parity_node.disk import DiskGuard
 from parity_node.executors.base import Executor
 from parity_node.folders import Folders, make_folders
 from parity_node.keys import NodeKeys, load_keys
@@ -45,6 +48,8 @@ class NodeServices:
     folders: Folders
     market: HttpMarket
     clock: Clock
+    cache: NodeCache
+    disk: DiskGuard
 
 
 @runtime_checkable
@@ -80,8 +85,10 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
     clock = SystemClock()
     folders = make_folders(settings, keys.node_id)
     market = await _connect(settings, keys, clock)
-    store = SqliteNodeStore(folders.state / JOURNAL_FILE)
-    executors = make_executors(NodeServices(settings, keys, folders, market, clock))
+    store = SqliteNodeStore(folders.state / JOURNAL_FILE, ballast_bytes=settings.runner_disk_ballast)
+    cache = cache_of(settings, cache_dir=folders.cache, results_dir=folders.results, clock=clock)
+    disk = DiskGuard(folders.by_name(), floor_bytes=settings.runner_disk_floor, clock=clock)
+    executors = make_executors(NodeServices(settings, keys, folders, market, clock, cache, disk))
     try:
         agent = Agent(
             AgentParts(
@@ -94,6 +101,9 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
                 directory=market,
                 executors=executors,
                 clock=clock,
+                cache=cache,
+                disk=disk,
+                ballast=store.ballast,
             )
         )
         await agent.run()
@@ -103,6 +113,7 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
             await market.aclose()
             if isinstance(executors, Closing):
                 await executors.aclose()
+            await cache.aclose()
 
 
 async def _connect(settings: NodeSettings, keys: NodeKeys, clock: Clock) -> HttpMarket:

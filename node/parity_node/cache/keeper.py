@@ -196,6 +196,8 @@ class NodeCache:
         Args:
             committed: What the executions that run now may still write.
         """
+        if obstacle := disk.obstacle():  # the offer waited for while the disk became full
+            return [Denial("disk.full", obstacle)]
         need = need_of(spec)
         used = await self._data_used() if need.cache else 0
         results_left = max(0, self.results.max_bytes - self._results_used)

@@ -14,6 +14,8 @@ import anyio.lowlevel
 import pytest
 
 from parity_node.agent import Agent, AgentParts
+from parity_node.cache.opening import cache_of
+from parity_node.disk import DiskGuard
 from parity_node.executors.base import Executor
 from parity_node.folders import Folders
 from parity_node.keys import NodeKeys
@@ -102,14 +104,16 @@ def node_factory(market: MarketSimulator, clock: FakeClock, folders: Folders) ->
         executor: Executor | None = None,
         store: NodeStore | None = None,
         keys: NodeKeys | None = None,
+        disk: DiskGuard | None = None,
         **settings: Any,
     ) -> AsyncIterator[RunningNode]:
         scripted = executor if executor is not None else ScriptedExecutor(clock)
         journal = store if store is not None else MemoryNodeStore()
         values = {"runner_slots": 2, "runner_grace": timedelta(seconds=10), "runner_disk_floor": 0} | settings
+        chosen = NodeSettings(_env_file=None, **values)
         agent = Agent(
             AgentParts(
-                settings=NodeSettings(_env_file=None, **values),
+                settings=chosen,
                 keys=keys or keys_of(),
                 hostname="testhost",
                 folders=folders,
@@ -118,6 +122,9 @@ def node_factory(market: MarketSimulator, clock: FakeClock, folders: Folders) ->
                 directory=market,
                 executors={TaskKind.COMMAND: scripted},
                 clock=clock,
+                cache=cache_of(chosen, cache_dir=folders.cache, results_dir=folders.results, clock=clock),
+                disk=disk or DiskGuard(folders.by_name(), floor_bytes=chosen.runner_disk_floor, clock=clock),
+                ballast=getattr(journal, "ballast", None),
             )
         )
         running = RunningNode(agent, market, clock, journal, scripted)  # type: ignore[arg-type]

@@ -51,7 +51,6 @@ def rules(verified: VerifiedManifest, **changes: object) -> set[str]:
         "policy": Policy(),
         "capability": capability(),
         "committed": Committed(),
-        "disk_floor_bytes": GIB,
         "now": datetime(2026, 1, 1, tzinfo=UTC),
     }
     return {denial.rule for denial in admit(verified, **(values | changes))}  # type: ignore[arg-type]
@@ -75,9 +74,6 @@ async def test_task_that_fits_is_admitted(clock: FakeClock) -> None:
         ({"resources": {"cpus": 3}}, {}, "cpus"),
         ({"resources": {"memory_bytes": 5 * GIB}}, {}, "memory"),
         ({"resources": {"memory_bytes": 2 * GIB}}, {"committed": Committed(memory_bytes=3 * GIB)}, "memory"),
-        ({"resources": {"disk_bytes": 10 * GIB}}, {}, "disk"),
-        ({"inputs": [{"kind": "cid", "cid": "bafy", "max_bytes": 10 * GIB}]}, {}, "disk"),
-        ({}, {"committed": Committed(disk_bytes=9 * GIB)}, "disk"),
         ({}, {"now": datetime(2026, 2, 1, tzinfo=UTC)}, "deadline"),
         ({}, {"policy": Policy(kinds=frozenset({TaskKind.LLM}))}, "policy.kinds"),
         ({"budgets": {"wall_time_s": 61}}, {"policy": Policy(max_wall_time_s=60)}, "policy.max_wall_time_s"),

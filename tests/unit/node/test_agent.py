@@ -335,7 +335,7 @@ async def test_reason_of_an_executor_reaches_the_market(node, market: MarketSimu
     task = market.offer()
     error = ExecutionFailed(FailureReason.DIGEST_MISMATCH, "expected abc, got def\x07")
 
-    async with node(executor=ScriptedExecutor(clock, fail_in="prepare", error=error)) as running:
+    async with node(executor=ScriptedExecutor(clock, fail_in="wait", error=error)) as running:
         await running.until(lambda: task.state is TaskState.FAILED)
 
     (report,) = (item.report for item in task.reports.values())
@@ -486,7 +486,7 @@ async def test_disk_that_is_full_is_named_as_the_reason(node, market: MarketSimu
     task = market.offer(max_attempts=1)
     error = OSError(28, "No space left on device")
 
-    async with node(executor=ScriptedExecutor(clock, fail_in="prepare", error=error)) as running:
+    async with node(executor=ScriptedExecutor(clock, fail_in="wait", error=error)) as running:
         await running.until(lambda: task.state is TaskState.FAILED)
 
     (report,) = (item.report for item in task.reports.values())
