@@ -43,7 +43,10 @@ os.execvp("setpriv", ["setpriv", "--reuid", command[0], "--regid", command[0], "
 @pytest.mark.timeout(180)
 def test_an_operator_who_is_an_ordinary_user_gets_the_same_sandbox(tmp_path: Path, repo_root: Path) -> None:
     needed = os.pathsep.join(str(path) for path in (repo_root, Path(sys.base_prefix), Path(sys.prefix)))
-    tests = [f"tests/integration/{name}" for name in ("test_command_folders.py", "test_sandbox_launch.py")]
+    tests = [
+        f"tests/integration/{name}"
+        for name in ("test_command_folders.py", "test_sandbox_launch.py", "test_egress_bwrap.py")
+    ]
     pytest_words = [
         sys.executable,
         "-B",

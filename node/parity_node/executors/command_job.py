@@ -101,6 +101,7 @@ class CommandJob:
             identity=slot_identity(self.slot),
             workdir=self.workdir,
             output_bytes=output,
+            has_hosts=self.egress is not None,
         )
 
 

@@ -93,9 +93,10 @@ class OutputLog:
             call()
 
     def note(self, text: str) -> None:
-        """Add a line of the node's own; nothing once it is closed."""
-        if self._file >= 0:
-            self._keep(text.encode() + b"\n")
+        """Add a line of the node's own; nothing once it is closed, or where it would make the output too long."""
+        line = text.encode() + b"\n"
+        if self._file >= 0 and len(line) <= self.max_bytes - self.size:
+            self._keep(line)
 
     def watch(self) -> None:
         """Begin to read; the child has its end of the pipe."""

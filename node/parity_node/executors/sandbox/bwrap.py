@@ -35,7 +35,8 @@ _LOADS_CODE = re.compile(
     r"(?:LD_|GLIBC_|MALLOC_|GCONV_PATH|LOCPATH|NLSPATH|PERL|BASH|SHELLOPTS|CDPATH$|PS4$|ENV$|IFS$)"
 )
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr on most systems
-_ETC = ("ld.so.cache", "alternatives")  # no network, so no certificates
+_ETC = ("ld.so.cache", "alternatives")
+_CERTIFICATES = ("ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "pki/tls/certs", "pki/ca-trust/extracted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Sandbox:
     identity: Identity | None  # None: the node's own, ordinary user
     workdir: str = TASK_HOME  # absolute; made where the task may write
     output_bytes: int | None = None  # of /output; None: there is none
+    has_hosts: bool = False  # that it may reach: then the machine's certificates are there
 
     @property
     def writable(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ def bwrap_options(sandbox: Sandbox, *, fds: Mapping[str, int], has_stage: bool =
             options += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             options += ["--ro-bind", str(path), str(path)]
-    for name in _ETC:
+    for name in (*_ETC, *(_CERTIFICATES if sandbox.has_hosts else ())):
         options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for name in ("passwd", "group"):
         options += ["--ro-bind-data", str(fds[name]), f"/etc/{name}"]
