@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,6 @@ from parity_blobs.base import BlobStore
 from parity_blobs.cid import Cid
 from parity_blobs.files import export_path
 from parity_blobs.gateway import Gateway, TrustlessGateway
-from parity_blobs.local import LocalBlobStore
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadCid,
@@ -27,12 +26,12 @@ from parity_protocol.errors import (
     StorageFull,
 )
 
-__all__ = ["GatewayInputs", "HeaderAuth", "InputSource", "MarketInputs", "SignHeaders"]
+__all__ = ["GatewayInputs", "HeaderAuth", "InputSource", "MarketInputs", "OpenStore", "SignHeaders"]
 
 SignHeaders = Callable[[str, str, str, bytes], Mapping[str, str]]
 """From method, path, query and body to the headers that sign a request."""
 
-DEFAULT_CACHE_BYTES = 4 << 30
+OpenStore = Callable[[], Awaitable[BlobStore]]
 
 
 class InputSource(Protocol):
@@ -93,14 +92,14 @@ class GatewayInputs:
 
 
 class MarketInputs:
-    """Implements ``InputSource`` for a node: the market's gateway and a local store, opened by the first input.
+    """Implements ``InputSource`` for a node: the market's gateway and the node's store, opened by the first input.
 
-    So an idle node pays for neither. ``aclose`` when done.
+    So an idle node pays for neither. ``aclose`` when done; the store is its owner's to close.
 
     Args:
         url: The market's ``scheme://host[:port]``.
         sign: Signs requests as this node's.
-        folder: Of the store; nobody else may use it.
+        store: Opens the store, or returns the open one; such as ``DataCache.store``.
         tls: Trust for the market's certificate; None for the system's.
         transport: Replaces the network; for tests.
     """
@@ -110,18 +109,16 @@ class MarketInputs:
         url: str,
         *,
         sign: SignHeaders,
-        folder: Path,
+        store: OpenStore,
         clock: Clock,
         tls: ssl.SSLContext | None = None,
-        max_cache_bytes: int = DEFAULT_CACHE_BYTES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = url
         self._sign = sign
-        self._folder = folder
+        self._store = store
         self._clock = clock
         self._tls = tls
-        self._max_cache_bytes = max_cache_bytes
         self._transport = transport
         self._resources = AsyncExitStack()
         self._opened: GatewayInputs | None = None
@@ -132,7 +129,7 @@ class MarketInputs:
         return await (await self._open()).fetch(cid, target, max_bytes=max_bytes)
 
     async def aclose(self) -> None:
-        """Close store and connections; idempotent."""
+        """Close the connections; idempotent."""
         with anyio.CancelScope(shield=True):
             self._opened = None
             await self._resources.aclose()
@@ -141,9 +138,7 @@ class MarketInputs:
         async with self._opening:
             if self._opened is None:
                 try:
-                    store = await self._resources.enter_async_context(
-                        LocalBlobStore(self._folder, max_bytes=self._max_cache_bytes)
-                    )
+                    store = await self._store()
                 except ParityError as exc:
                     raise ExecutionFailed(FailureReason.NODE_FAULT, f"the node's blob store: {exc.message}") from exc
                 gateway = await self._resources.enter_async_context(

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutorSet", "build_executors"]
 
-CACHE_FOLDER = "inputs"
-
 
 class ExecutorSet(Mapping[TaskKind, Executor]):
     """Executors by kind, and what they share; ``aclose`` when the agent has ended."""
@@ -36,7 +34,7 @@ class ExecutorSet(Mapping[TaskKind, Executor]):
         return len(self._executors)
 
     async def aclose(self) -> None:
-        """Close the store of inputs and the connections to the gateway; idempotent."""
+        """Close the connections to the gateway; idempotent."""
         await self._inputs.aclose()
 
 
@@ -46,7 +44,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
     inputs = MarketInputs(
         market.url,
         sign=market.signed_headers,
-        folder=services.folders.cache / CACHE_FOLDER,
+        store=services.cache.data.store,
         clock=services.clock,
         tls=market.tls,
     )

@@ -14,6 +14,7 @@ import pytest
 from parity_blobs.gateway import Gateway, TrustlessGateway
 from parity_blobs.importer import cid_of_bytes
 from parity_blobs.memory import MemoryBlobStore
+from parity_node.cache import DataCache, Uses
 from parity_node.data import GatewayInputs, HeaderAuth, MarketInputs
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.signing.http_signatures import parse_signature, sign_request, verify_request
@@ -132,14 +133,16 @@ async def test_the_store_is_opened_by_the_first_input_and_used_by_the_next(tmp_p
         requests.append(request)
         return httpx.Response(200, stream=httpx.ByteStream(DATA))
 
-    folder = tmp_path / "cache"
-    inputs = MarketInputs("https://market.test", sign=sign, folder=folder, clock=FakeClock(), transport=serving(answer))
+    folder, clock = tmp_path / "cache", FakeClock()
+    cache = DataCache(folder, max_bytes=1 << 20, floor_bytes=0, clock=clock, uses=Uses())
+    inputs = MarketInputs("https://market.test", sign=sign, store=cache.store, clock=clock, transport=serving(answer))
     assert not folder.exists()
 
     await inputs.fetch(CID, tmp_path / "x", max_bytes=1_000)
     await inputs.fetch(CID, tmp_path / "y", max_bytes=1_000)
     await inputs.aclose()
     await inputs.aclose()
+    await cache.aclose()
 
     assert len(requests) == 1
     assert (tmp_path / "y").read_bytes() == DATA
