@@ -130,10 +130,23 @@ class NodeSettings(BaseSettings):
         None, description="Addresses of the only submitters to work for, separated by commas. Default: everybody."
     )
 
-    runner_docker_cpu_limit: float = Field(1.0, gt=0, description="Processors of one Docker task (Docker executor).")
-    runner_docker_memory_limit: Size = Field(2 << 30, description="Memory of one Docker task (Docker executor).")
+    runner_docker_enabled: str = Field(
+        "auto",
+        pattern="^(auto|true|false)$",
+        description="Run `docker` tasks: auto when an engine answers at DOCKER_HOST (or its usual socket) and a trial passes.",
+    )
+    runner_docker_cpu_limit: float = Field(1.0, gt=0, description="Most processors of one Docker task.")
+    runner_docker_memory_limit: Size = Field(2 << 30, description="Most memory of one Docker task.")
     runner_docker_timeout: Seconds = Field(
-        timedelta(seconds=60), description="Longest time of one operation of the Docker engine (Docker executor)."
+        timedelta(seconds=60),
+        description="Longest time of one operation of the Docker engine; of a pull, between two signs of life.",
+    )
+    runner_docker_max_image: Size = Field(
+        8 << 30, description="Largest image: what it takes in its registry, or the layers of an archive."
+    )
+    runner_docker_gpus: Annotated[tuple[str, ...], NoDecode, CommaList] = Field(
+        (),
+        description="Device ids (or MIG ids) of the GPUs that Docker tasks may use, separated by commas. Default: none.",
     )
     runner_webhook_port: int = Field(
         8081,

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from parity_node.data import MarketInputs
 from parity_node.executors.base import Executor
 from parity_node.executors.command import CommandExecutor
+from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
 from parity_protocol.task import TaskKind
 
 if TYPE_CHECKING:
     from parity_node.run import NodeServices
+    from parity_node.settings import NodeSettings
 
 __all__ = ["ExecutorSet", "build_executors"]
 
@@ -20,9 +22,10 @@ __all__ = ["ExecutorSet", "build_executors"]
 class ExecutorSet(Mapping[TaskKind, Executor]):
     """Executors by kind, and what they share; ``aclose`` when the agent has ended."""
 
-    def __init__(self, executors: list[Executor], inputs: MarketInputs) -> None:
+    def __init__(self, executors: list[Executor], inputs: MarketInputs, docker: DockerExecutor) -> None:
         self._executors = {executor.kind: executor for executor in executors}
         self._inputs = inputs
+        self._docker = docker
 
     def __getitem__(self, kind: TaskKind) -> Executor:
         return self._executors[kind]
@@ -49,12 +52,34 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         tls=market.tls,
     )
     exec_dir = services.folders.executions
+    docker = DockerExecutor(
+        exec_dir=exec_dir,
+        inputs=inputs,
+        clock=services.clock,
+        node_id=services.keys.node_id,
+        options=_docker_options(settings),
+        ledger=services.cache.images,
+    )
     return ExecutorSet(
         [
+            docker,
             CommandExecutor(
                 exec_dir=exec_dir, inputs=inputs, clock=services.clock, enabled=settings.runner_shell_enabled
             ),
             FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock),
         ],
         inputs,
+        docker,
+    )
+
+
+def _docker_options(settings: NodeSettings) -> DockerOptions:
+    return DockerOptions(
+        is_enabled={"true": True, "false": False}.get(settings.runner_docker_enabled),
+        cpus=settings.runner_docker_cpu_limit,
+        memory_bytes=settings.runner_docker_memory_limit,
+        timeout_s=settings.runner_docker_timeout.total_seconds(),
+        max_image_bytes=settings.runner_docker_max_image,
+        floor_bytes=settings.runner_disk_floor,
+        gpus=settings.runner_docker_gpus,
     )

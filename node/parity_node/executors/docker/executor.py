@@ -21,19 +21,18 @@ from parity_node.crashpoints import crashpoint
 from parity_node.data import InputSource
 from parity_node.executors.base import MAX_LOG_READ_BYTES, ExecutionResult, Handle, Job, Limits
 from parity_node.executors.docker.engine import Container, Engine, EngineFacts, socket_of
+from parity_node.executors.docker.gate import EngineGate
 from parity_node.executors.docker.images import PREPARE_LOG, ImageLedger, Images
-from parity_node.executors.docker.job import HOME, DockerJob, check_places, output_folder
-from parity_node.executors.docker.orphans import remove_orphans
-from parity_node.executors.docker.probe import prove_docker
+from parity_node.executors.docker.job import DockerJob, check_places
+from parity_node.executors.docker.place import GpuGrants, environment, fetch_inputs, make_output, user_of
 from parity_node.executors.docker.profile import seccomp_profile
-from parity_node.executors.docker.request import Runtime
 from parity_node.executors.docker.run import ContainerRun
 from parity_node.executors.docker.streams import LogFile, OutputStream
 from parity_node.executors.docker.usage import own_group, remove_group
+from parity_node.executors.egress import EgressProxy
+from parity_node.executors.egress.sidecar import ContainerEgress
 from parity_node.executors.folder import JobFolder, folder_of
-from parity_node.executors.process import Identity, boot_id
-from parity_node.executors.sandbox.drop import own, slot_identity
-from parity_node.executors.trial import Trial
+from parity_node.executors.process import boot_id
 from parity_node.waiting import Backoff, within
 from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock
@@ -43,18 +42,15 @@ from parity_protocol.errors import (
     ExecutionFailed,
     FailureReason,
     NotFound,
-    ParityError,
     Unreachable,
 )
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, DockerSpec, IsolationTier, TaskKind
+from parity_protocol.task import DockerSpec, TaskKind
 
 __all__ = ["DockerExecutor", "DockerOptions"]
 
 VERSION = 1
-RETRY_TRIAL_S = 30.0  # after a trial that failed
 _FIND_S = 20.0  # for an engine that is starting too, when a node looks for what it left
-_SLOT_UID = 61_000
 _TASKS_MISTAKE = ("not a directory", "chdir to cwd", "executable file not found", "permission denied")
 
 log = structlog.get_logger(__name__)
@@ -98,13 +94,12 @@ class DockerExecutor:
         hidden: Sequence[Path] = (),
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._exec_dir = exec_dir
         self._inputs = inputs
         self._clock = clock
         self._node_id = node_id
+        self._ledger = ledger
         self._options = options
-        self._hidden = tuple(hidden)
-        path, self._no_socket = socket_of(environ)
+        path, missing = socket_of(environ)
         self.engine = Engine(path or Path("/nonexistent"), timeout_s=options.timeout_s)
         self._images = Images(
             self.engine,
@@ -115,11 +110,17 @@ class DockerExecutor:
             floor_bytes=options.floor_bytes,
         )
         self._runs: dict[str, ContainerRun] = {}
-        self._gpus: dict[str, tuple[str, ...]] = {}  # by execution
-        self._facts: EngineFacts | None = None
-        self._runtimes: frozenset[str] = frozenset()  # proven ones
-        self._instance = ""  # of the engine that was proven
-        self._trial = Trial(self._try, clock=clock, retry_s=RETRY_TRIAL_S)
+        self._gpus = GpuGrants(options.gpus)
+        self._egress = ContainerEgress(self.engine, workplace=exec_dir, seccomp=seccomp_profile(), clock=clock)
+        self._gate = EngineGate(
+            self.engine,
+            exec_dir=exec_dir,
+            node_id=node_id,
+            clock=clock,
+            hidden=hidden,
+            off="off by RUNNER_DOCKER_ENABLED=false" if options.is_enabled is False else missing,
+            on_proven=self._adopt_engine,
+        )
 
     @property
     def kind(self) -> TaskKind:
@@ -128,27 +129,15 @@ class DockerExecutor:
 
     async def describe(self) -> ExecutorState:
         """Say whether containers can run here; the first call, and any after a failure or an engine's restart, tries it."""
-        if self._options.is_enabled is False:
-            return ExecutorState(available=False, reason="off by RUNNER_DOCKER_ENABLED=false")
-        if self._no_socket:
-            return ExecutorState(available=False, reason=self._no_socket[:500])
-        instance = self.engine.instance()
-        if not instance:
-            self._instance = ""
-            return ExecutorState(available=False, reason=f"no Docker engine answers at {self.engine.socket}")
-        if self._instance and instance != self._instance:
-            self._forget_engine()
-        found = await self._trial.outcome()
-        self._instance = instance if found.available else ""
-        return found
+        return await self._gate.describe()
 
     async def prepare(self, job: Job) -> Handle:
         """Fetch image and inputs; see the port."""
         spec = job.spec
         if not isinstance(spec, DockerSpec):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, f"expected a container, got {spec.type}")
-        facts = await self._facts_of_available()
-        runtime = self._runtime_for(spec)
+        facts = await self._gate.require()
+        runtime = self._gate.runtime_for(spec)
         folder = JobFolder(job.folder)
         resolved = await self._images.resolve(spec, folder, execution_id=job.execution_id, root=facts.root)
         crashpoint("docker.resolved")
@@ -159,10 +148,10 @@ class DockerExecutor:
         if not (spec.command or spec.entrypoint or image.has_command):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "neither the task nor its image names a program")
         check_places(image.volumes)
-        await self._fetch_inputs(spec, folder)
-        user = _user_of(job.slot, has_output=spec.output is not None)
+        await fetch_inputs(spec, folder, self._inputs)
+        user = user_of(job.slot, has_output=spec.output is not None)
         if spec.output is not None:
-            _make_output(folder, user)
+            make_output(folder, user)
         DockerJob(
             execution_id=job.execution_id,
             task_id=job.task_id,
@@ -172,7 +161,7 @@ class DockerExecutor:
             environment=resolved.digest,
             entrypoint=spec.entrypoint,
             command=spec.command,
-            env=_environment(spec.env, image.env),
+            env=environment(spec.env, image.env),
             workdir=spec.workdir,
             volumes=image.volumes,
             inputs=tuple(item.name for item in spec.inputs),
@@ -183,7 +172,7 @@ class DockerExecutor:
             uid=user.uid,
             gid=user.gid,
             runtime=runtime,
-            gpus=self._take_gpus(job.execution_id, spec.resources.gpus),
+            gpus=self._gpus.take(job.execution_id, spec.resources.gpus),
             limits=self._narrow(job.limits),
         ).write(folder)
         return Handle("docker", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
@@ -193,25 +182,9 @@ class DockerExecutor:
         key = _key(handle)
         run = self._runs.get(key)
         if run is None:
-            facts = await self._facts_of_available()
+            facts = await self._gate.require()
             folder = folder_of(handle)
-            job = DockerJob.read(folder)
-            if job.egress is not None:
-                raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, "no egress for containers on this node")
-            group = own_group(key, cgroup_driver=facts.cgroup_driver)
-            request = job.request(folder, labels=self._labels(job), cgroup_parent=group, also_env={}, network_of=None)
-            try:
-                container = await self.engine.create(request, name=_name(key), seccomp=seccomp_profile())
-            except Conflict:  # made by a process of this node that was killed before it could write that down
-                run = await self._take_up(key, await self._own_container(_name(key), key), folder, job)
-            except (BadField, NotFound) as exc:
-                raise ExecutionFailed(
-                    FailureReason.SPEC_INVALID, f"the engine refuses the task: {exc.message}"
-                ) from exc
-            else:
-                crashpoint("docker.created")
-                run = await self._begin(container, folder, job, group)
-            self._runs[key] = run
+            run = self._runs[key] = await self._make(key, folder, DockerJob.read(folder), facts)
         members: dict[str, JsonValue] = {"container": run.container, "started_at": run.started_at}
         return replace(handle, state={**handle.state, **members})
 
@@ -249,24 +222,24 @@ class DockerExecutor:
         found = await self._find_patiently(key)
         if found is None or found.status == "created":
             return False
-        folder = folder_of(handle)
-        self._runs[key] = await self._take_up(
-            key, found, folder, DockerJob.read(folder), handle.state.get("started_at")
-        )
-        log.info("container_taken_up", execution_id=key, container=found.id, status=found.status)
+        folder, group = folder_of(handle), own_group(key, cgroup_driver="cgroupfs")
+        started_at = handle.state.get("started_at")
+        self._runs[key] = await self._take_up(found, folder, DockerJob.read(folder), group, started_at)
         return True
 
     async def cleanup(self, handle: Handle) -> None:
         """Remove the container, its group and its folder; see the port."""
         key = _key(handle)
         run = self._runs.pop(key, None)
-        self._gpus.pop(key, None)
+        self._gpus.release(key)
         try:
             if run is not None:
                 run.close()
                 await self.engine.remove(run.container)
             elif (found := await self._find(key)) is not None:
                 await self.engine.remove(found.id)
+            if run is None or run.proxy is not None:
+                await self._end_egress(key)
             crashpoint("docker.removed")
         finally:  # a container without its folder is an orphan, and removed when the engine is back
             remove_group(own_group(key, cgroup_driver="cgroupfs"))
@@ -285,23 +258,56 @@ class DockerExecutor:
         """Close the connections to the engine; idempotent. Containers go on."""
         for run in self._runs.values():
             run.close()
+        await self._egress.aclose()
         await self.engine.close()
 
     # -- making and finding containers ---------------------------------------------------------------------------
 
+    async def _make(self, key: str, folder: JobFolder, job: DockerJob, facts: EngineFacts) -> ContainerRun:
+        """Make and start an execution's container, or go on with the one that a killed process of this node started."""
+        group = own_group(key, cgroup_driver=facts.cgroup_driver)
+        found = await self._find(key) if job.egress is not None else None
+        if found is None or found.status == "created":
+            try:
+                container = await self._create(key, folder, job, group)
+            except Conflict:
+                found = await self._own_container(_name(key), key)
+                if found.status != "created":
+                    return await self._take_up(found, folder, job, group)
+                await self.engine.remove(found.id)  # never started, and its network may be gone
+                container = await self._create(key, folder, job, group)
+            crashpoint("docker.created")
+            return await self._begin(container, folder, job, group)
+        return await self._take_up(found, folder, job, group)
+
+    async def _create(self, key: str, folder: JobFolder, job: DockerJob, group: str) -> str:
+        labels = self._labels(job)
+        proxy, network = None, None
+        if job.egress is not None:
+            proxy, network = await self._egress.begin(job.egress, folder=folder.path, execution_id=key, labels=labels)
+        request = job.request(
+            folder,
+            labels=labels,
+            cgroup_parent=group,
+            also_env=proxy.env() if proxy is not None else {},
+            network_of=network,
+        )
+        try:
+            return await self.engine.create(request, name=_name(key), seccomp=seccomp_profile())
+        except (BadField, NotFound) as exc:
+            raise ExecutionFailed(FailureReason.SPEC_INVALID, f"the engine refuses the task: {exc.message}") from exc
+
     async def _begin(self, container: str, folder: JobFolder, job: DockerJob, group: str) -> ContainerRun:
         """Start a container that was just made, with its output attached before its first byte."""
         output = LogFile(folder.log, job.max_output_bytes)
+        stream: OutputStream | None = None
         try:
             stream = await OutputStream.attach(self.engine.socket, container, timeout_s=self.engine.timeout_s)
-        except BaseException:
-            output.close()
-            raise
-        try:
             await self.engine.start(container)
         except BaseException as exc:
-            stream.close()
             output.close()
+            if stream is not None:
+                stream.close()
             if isinstance(exc, BadField | ExecutionFailed) and any(text in exc.message for text in _TASKS_MISTAKE):
                 raise ExecutionFailed(FailureReason.SPEC_INVALID, f"the task cannot start: {exc.message}") from exc
             if isinstance(exc, BadField | NotFound | Conflict):
@@ -311,15 +317,13 @@ class DockerExecutor:
         return self._run(container, folder, job, group, output, stream, self._clock.now().timestamp())
 
     async def _take_up(
-        self, key: str, found: Container, folder: JobFolder, job: DockerJob, started_at: JsonValue = None
+        self, found: Container, folder: JobFolder, job: DockerJob, group: str, started_at: JsonValue = None
     ) -> ContainerRun:
-        """Go on with a container that an earlier process of this node made."""
-        group = own_group(key, cgroup_driver="cgroupfs")
-        if found.status == "created":
-            return await self._begin(found.id, folder, job, group)
+        """Go on with a container that an earlier process of this node started."""
         stream = await OutputStream.replay(self.engine.socket, found.id, timeout_s=self.engine.timeout_s)
         output = LogFile.reread(folder.log, job.max_output_bytes)
         since = float(started_at) if isinstance(started_at, int | float) else self._clock.now().timestamp()
+        log.info("container_taken_up", execution_id=job.execution_id, container=found.id, status=found.status)
         return self._run(found.id, folder, job, group, output, stream, since)
 
     def _run(
@@ -332,10 +336,22 @@ class DockerExecutor:
         stream: OutputStream,
         started_at: float,
     ) -> ContainerRun:
-        if job.gpus:
-            self._gpus[job.execution_id] = job.gpus
+        self._gpus.hold(job.execution_id, job.gpus)
+        proxy: EgressProxy | None = None
+        if job.egress is not None:
+            proxy = self._egress.resume(job.egress, folder=folder.path, execution_id=job.execution_id)
         return ContainerRun(
-            self.engine, self._clock, job, folder, container, group, output, stream, started_at, self._forget_engine
+            self.engine,
+            self._clock,
+            job,
+            folder,
+            container,
+            group,
+            output,
+            stream,
+            started_at,
+            on_lost=self._gate.forget,
+            proxy=proxy,
         )
 
     async def _find(self, key: str) -> Container | None:
@@ -363,12 +379,20 @@ class DockerExecutor:
             raise Unreachable(f"the Docker engine did not come back within {_FIND_S:g} s") from exc
 
     async def _own_container(self, name: str, key: str) -> Container:
-        if not self.engine.socket.exists() and not self._runs and self._facts is None:
+        if not self._gate.may_answer:
             raise NotFound("there is no Docker engine here")
         found = await self.engine.inspect(name)
         if found.labels.get("node") != self._node_id or found.labels.get("execution") != key:
             raise NotFound(f"the container {name} is not this node's")
         return found
+
+    async def _end_egress(self, key: str) -> None:
+        if self._gate.may_answer:
+            await self._egress.end(key)
+
+    async def _adopt_engine(self) -> None:
+        if self._ledger is not None:
+            await self._ledger.serve(self.engine)
 
     def _labels(self, job: DockerJob) -> dict[str, str]:
         return {
@@ -380,137 +404,11 @@ class DockerExecutor:
             "fence": str(job.fence),
         }
 
-    # -- what may run here ---------------------------------------------------------------------------------------
-
-    async def _facts_of_available(self) -> EngineFacts:
-        """Never degrade: without an engine that was proven here, nothing runs."""
-        state = await self.describe()
-        if not state.available or self._facts is None:
-            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, f"containers cannot run here: {state.reason}")
-        return self._facts
-
-    def _runtime_for(self, spec: DockerSpec) -> Runtime:
-        runtime: Runtime = "runsc" if spec.requires.isolation is IsolationTier.GVISOR else "runc"
-        if runtime not in self._runtimes:
-            raise ExecutionFailed(
-                FailureReason.EXECUTOR_UNAVAILABLE, f"the runtime {runtime} is not proven on this node"
-            )
-        return runtime
-
     def _narrow(self, limits: Limits) -> Limits:
         options = self._options
         return replace(
             limits, cpus=min(limits.cpus, options.cpus), memory_bytes=min(limits.memory_bytes, options.memory_bytes)
         )
-
-    def _take_gpus(self, key: str, count: int) -> tuple[str, ...]:
-        """Give an execution devices of its own, of those that the operator granted."""
-        if count == 0:
-            return ()
-        used = {device for devices in self._gpus.values() for device in devices}
-        free = [device for device in self._options.gpus if device not in used]
-        if len(free) < count:
-            text = f"asks for {count} GPUs; RUNNER_DOCKER_GPUS grants {len(self._options.gpus)}, {len(free)} are free"
-            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
-        self._gpus[key] = tuple(free[:count])
-        return self._gpus[key]
-
-    def _forget_engine(self) -> None:
-        """Prove the engine again before the next task: it went away, or is another process than before."""
-        if self._instance:
-            self._instance = ""
-            self._trial = Trial(self._try, clock=self._clock, retry_s=RETRY_TRIAL_S)
-
-    async def _try(self) -> ExecutorState:
-        try:
-            self._facts = facts = await self.engine.facts()
-            if facts.problem:
-                return ExecutorState(available=False, reason=facts.problem)
-            await remove_orphans(self.engine, self._node_id, self._exec_dir)
-            return await self._prove(facts)
-        except ParityError as exc:
-            return ExecutorState(available=False, reason=exc.message[:500])
-
-    async def _prove(self, facts: EngineFacts) -> ExecutorState:
-        proven: set[str] = set()
-        reasons: list[str] = []
-
-        async def prove(runtime: Runtime) -> None:
-            report = await prove_docker(
-                self.engine,
-                self._exec_dir,
-                runtime=runtime,
-                user=_user_of(0, has_output=False),
-                labels={"node": self._node_id, "boot": boot_id()},
-                hidden=self._hidden,
-            )
-            if report.is_proven:
-                proven.add(runtime)
-            else:
-                reasons.append(f"{runtime}: {report.problem}")
-
-        async with anyio.create_task_group() as group:
-            for runtime in ("runc", "runsc"):
-                if runtime in facts.runtimes:
-                    group.start_soon(prove, runtime)
-        self._runtimes = frozenset(proven)
-        reason = "; ".join(reasons)[:500]
-        if "runc" not in proven:
-            return ExecutorState(available=False, reason=reason or "the engine has no runtime runc")
-        tier = IsolationTier.GVISOR if "runsc" in proven else IsolationTier.DOCKER
-        return ExecutorState(available=True, isolation=tier, reason=reason)
-
-    async def _fetch_inputs(self, spec: DockerSpec, folder: JobFolder) -> None:
-        _mkdir(folder.inputs, 0o700)
-        for item in spec.inputs:
-            if not isinstance(item, CidInput):
-                text = f"input {item.name}: this node fetches inputs by CID only"
-                raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
-            target = folder.inputs / item.name
-            await self._inputs.fetch(item.cid, target, max_bytes=item.max_bytes)
-            await anyio.to_thread.run_sync(_make_readable, target)
-
-
-def _user_of(slot: int, *, has_output: bool) -> Identity:
-    """Return who a container runs as: a user of its slot, who owns nothing else, as commands do when the node is root.
-
-    Not ``nobody`` (65534): other services run as it. A node that is an ordinary user cannot give a folder away, nor
-    remove what another user left in it, so its tasks with an output folder run as the node's own user.
-    """
-    identity = slot_identity(slot)
-    if identity is None and has_output:
-        return Identity(os.geteuid(), os.getegid())
-    return identity or Identity(_SLOT_UID + slot, _SLOT_UID + slot)
-
-
-def _environment(declared: Mapping[str, str], of_image: Sequence[str]) -> dict[str, str]:
-    """Return what a task declared, and a home that it can write to unless it or its image names one."""
-    has_home = any(each.startswith("HOME=") for each in of_image)
-    return dict(declared) if has_home else {"HOME": HOME, **declared}
-
-
-def _make_output(folder: JobFolder, user: Identity) -> None:
-    path = output_folder(folder)
-    _mkdir(path, 0o700)
-    own(path, user if os.geteuid() == 0 else None)
-
-
-def _mkdir(path: Path, mode: int) -> None:
-    try:
-        path.mkdir(mode=mode, exist_ok=True)
-    except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
-
-
-def _make_readable(path: Path) -> None:
-    """Let the container's user read an input that the node wrote."""
-    if path.is_dir():
-        path.chmod(0o755)
-        for child in path.iterdir():
-            _make_readable(child)
-    else:
-        path.chmod(0o444)
 
 
 def _read_text(path: Path, offset: int) -> bytes:

@@ -43,6 +43,10 @@ log = structlog.get_logger(__name__)
 class ImageLedger(Protocol):
     """What of the node's images is written down; ``parity_node.cache.ImageCache`` is one."""
 
+    async def serve(self, engine: Engine) -> None:
+        """Use an engine from now on."""
+        ...
+
     def expect(self, reference: str) -> None:
         """Note that an image is about to be brought."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import uuid
 from collections.abc import Collection, Sequence
@@ -80,6 +81,7 @@ async def prove_docker(
         INPUTS,
         run,
         _ENVIRONMENT,
+        identity=user if os.geteuid() == 0 else None,
         uid=user.uid,
         own_kernel=is_gvisor,
     )

@@ -59,7 +59,6 @@ class ContainerRun:
     started_at: float  # unix seconds
     on_lost: Callable[[], None]  # told when the engine went away
     proxy: EgressProxy | None = None
-    sidecar: str = ""  # id of the container that holds its network
     is_stopped: bool = False
     result: ExecutionResult | None = None
     _is_late: bool = False
