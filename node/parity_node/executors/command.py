@@ -42,7 +42,7 @@ from parity_protocol.task import CidInput, CommandSpec, IsolationTier, TaskKind
 
 __all__ = ["CommandExecutor"]
 
-VERSION = 2
+VERSION = 1
 RETRY_TRIAL_S = 30.0  # after a trial run that failed
 _TRIAL_LIMITS = Limits(wall_time_s=1.0, cpus=1.0, memory_bytes=64 << 20, disk_bytes=0, pids=8)
 _RLIMITS_ONLY = "limits hold per process only: control groups cannot be written here"

@@ -1,10 +1,14 @@
 """A control group per task: the only limit on the sum of a task's memory and processes. Needs root, or a delegated tree.
 
 Version 2 where it has the controllers, else version 1. Where neither can be written a task has rlimits only, per process.
+
+In version 2 a group either has processes or passes controllers on. So a node in a tree that was delegated to it (systemd's
+``Delegate=yes``, also for an ordinary user) moves itself into a leaf, and its tasks' groups are that leaf's neighbours.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +19,8 @@ __all__ = ["CONTROL_GROUPS", "Cgroup"]
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OURS = "parity-node"
+_LEAF = "parity-agent"  # where the node itself is, in a tree that was delegated to it
+_OWN = Path("/proc/self/cgroup")
 _CONTROLLERS = ("memory", "pids", "cpu")
 _COUNTER = "cpuacct"  # of version 1
 _PERIOD_US = 100_000
@@ -29,22 +35,26 @@ class Cgroup:
     Args:
         name: Unique on the machine, such as an execution's id.
         root: Where control groups are mounted.
+        own: The file that says which group this process is in.
     """
 
-    def __init__(self, name: str, *, root: Path = CONTROL_GROUPS) -> None:
+    def __init__(self, name: str, *, root: Path = CONTROL_GROUPS, own: Path = _OWN) -> None:
         if "/" in name or name in {"", ".", ".."}:
             raise ExecutionFailed(FailureReason.SANDBOX_FAILED, f"not a name for a control group: {name[:40]!r}")
         self.is_unified = _has_controllers(root)
-        bases = [root] if self.is_unified else [root / controller for controller in _CONTROLLERS]
+        self._root = root
+        bases = (
+            [_delegated(root, own) or root] if self.is_unified else [root / controller for controller in _CONTROLLERS]
+        )
         if not self.is_unified and (root / _COUNTER).is_dir() and not (root / "cpu" / f"{_COUNTER}.usage").exists():
             bases.append(root / _COUNTER)  # counts by itself here; elsewhere it is mounted with cpu
         self._bases = bases
         self._folders = [base / _OURS / name for base in bases]
 
     @classmethod
-    def make(cls, name: str, limits: Limits, *, root: Path = CONTROL_GROUPS) -> Cgroup | None:
+    def make(cls, name: str, limits: Limits, *, root: Path = CONTROL_GROUPS, own: Path = _OWN) -> Cgroup | None:
         """Create a group with limits, or return None where this user may not: then only rlimits hold."""
-        group = cls(name, root=root)
+        group = cls(name, root=root, own=own)
         try:
             group._create(limits)
         except OSError:
@@ -98,6 +108,10 @@ class Cgroup:
 
     def _create(self, limits: Limits) -> None:
         if self.is_unified:
+            if self._bases[0] != self._root:
+                leaf = self._bases[0] / _LEAF
+                leaf.mkdir(exist_ok=True)
+                (leaf / "cgroup.procs").write_text(str(os.getpid()))
             for parent in (self._bases[0], self._bases[0] / _OURS):
                 parent.mkdir(exist_ok=True)
                 (parent / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in _CONTROLLERS))
@@ -136,6 +150,20 @@ def _has_controllers(root: Path) -> bool:
         return set(_CONTROLLERS) <= set((root / "cgroup.controllers").read_text().split())
     except OSError:
         return False
+
+
+def _delegated(root: Path, own: Path) -> Path | None:
+    """Return the group below which this process may make others, or None when there is none of its own."""
+    try:
+        line = next(line for line in own.read_text().splitlines() if line.startswith("0::/"))
+        base = root / line[len("0::/") :].removesuffix(_LEAF).rstrip("/")
+        procs = {int(each) for each in (base / "cgroup.procs").read_text().split()}
+    except (OSError, StopIteration, ValueError):
+        return None
+    if base == root or not os.access(base / "cgroup.procs", os.W_OK) or not os.access(base, os.W_OK):
+        return None
+    # Others in it would keep it from passing controllers on; to root every group looks like its own.
+    return base if procs <= {os.getpid()} else None
 
 
 def _member(path: Path, name: str) -> int:

@@ -170,3 +170,33 @@ def test_a_folder_is_opened_for_passing_through_only(tmp_path):
     make_traversable(folder)
 
     assert folder.stat().st_mode & 0o777 == 0o711
+
+
+# -- what a task may ask for beside its program ---------------------------------------------------------------------
+
+
+def test_an_output_folder_is_a_tmpfs_with_a_size():
+    options = bwrap_options(sandbox(output_bytes=4096), fds=FDS)
+
+    at = options.index("/output")
+    assert options[at - 5 : at] == ["--perms", "0700", "--size", "4096", "--tmpfs"]
+    assert "/output" not in bwrap_options(sandbox(), fds=FDS)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "made"),
+    [
+        ("/task/a/b", ["/task/a/b"]),
+        ("/tmp/../task/x", ["/task/x"]),
+        ("/task", []),
+        ("/usr/share", []),
+        ("/task/inputs/data/x", []),
+        ("/task/../etc/x", []),
+        ("/output/x", []),  # there is none
+    ],
+)
+def test_a_working_folder_is_made_only_where_the_task_may_write(workdir, made):
+    options = bwrap_options(sandbox(workdir=workdir), fds=FDS)
+
+    assert [path for (path,) in groups(options, "--dir", 1)] == made
+    assert workdir in inner_command(sandbox(workdir=workdir))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,68 @@ def test_removing_what_is_not_there_does_nothing(tmp_path):
     Cgroup("a", root=tmp_path).remove()
 
     assert list(tmp_path.iterdir()) == []
+
+
+# -- a tree that was delegated to the node -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unit(unified: Path) -> Path:
+    """The group of a systemd unit with ``Delegate=yes``, in which the node is alone."""
+    folder = unified / "user.slice" / "node.service"
+    folder.mkdir(parents=True)
+    (folder / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    return folder
+
+
+def own_file(unified: Path, group: str) -> Path:
+    path = unified / "own"
+    path.write_text(f"1:name=systemd:/x\n0::{group}\n")
+    return path
+
+
+def test_in_a_delegated_tree_the_node_moves_to_a_leaf_and_tasks_are_beside_it(unified, unit):
+    own = own_file(unified, "/user.slice/node.service")
+
+    group = Cgroup.make("a", LIMITS, root=unified, own=own)
+
+    assert group is not None
+    assert (unit / "parity-agent" / "cgroup.procs").read_text() == str(os.getpid())
+    assert "+memory" in (unit / "cgroup.subtree_control").read_text()
+    assert (unit / "parity-node" / "a" / "memory.max").read_text() == str((64 << 20) + SLACK)
+    assert not (unified / "parity-node").exists()
+
+
+def test_the_leaf_is_recognised_when_the_node_is_in_it_already(unified, unit):
+    (unit / "cgroup.procs").write_text("")
+    own = own_file(unified, "/user.slice/node.service/parity-agent")
+
+    Cgroup.make("b", LIMITS, root=unified, own=own)
+
+    assert (unit / "parity-node" / "b" / "pids.max").read_text() == "12"
+    assert not (unit / "parity-agent" / "parity-agent").exists()
+
+
+def test_a_group_with_others_in_it_is_not_taken_over(unified, unit):
+    (unit / "cgroup.procs").write_text(f"{os.getpid()}\n1\n")
+
+    Cgroup.make("a", LIMITS, root=unified, own=own_file(unified, "/user.slice/node.service"))
+
+    assert not (unit / "parity-agent").exists()
+    assert (unified / "parity-node" / "a").is_dir()
+
+
+def test_processor_time_is_read_in_both_versions(unified, tmp_path_factory):
+    group = Cgroup.make("a", LIMITS, root=unified)
+    assert group is not None
+    assert group.cpu_ms() == 0
+    (unified / "parity-node/a/cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    assert group.cpu_ms() == 2_500
+
+    old = tmp_path_factory.mktemp("v1")
+    for controller in ("memory", "pids", "cpu", "cpuacct"):
+        (old / controller).mkdir()
+    group = Cgroup.make("a", LIMITS, root=old)
+    assert group is not None
+    (old / "cpuacct/parity-node/a/cpuacct.usage").write_text("1500000000\n")
+    assert group.cpu_ms() == 1_500
