@@ -16,6 +16,7 @@ from typing import ClassVar
 import pytest
 from pydantic import JsonValue
 
+from parity_node.doctor import FindingResult, examine_sandboxes
 from parity_node.executors.docker import probe as docker_probe
 from parity_node.executors.docker.engine import Engine
 from parity_node.executors.docker.probe import prove_docker
@@ -25,6 +26,7 @@ from parity_node.executors.sandbox import launch
 from parity_node.executors.sandbox.drop import slot_identity
 from parity_node.executors.sandbox.probes import ProbeReport, ProbeResult
 from parity_node.executors.sandbox.tier import INPUT_NAME, ProbeRunner, prove, prove_bwrap
+from parity_node.settings import NodeSettings
 from parity_node.testing.dockerd import PrivateDockerd
 from parity_protocol.isolation import IsolationTier
 
@@ -127,6 +129,35 @@ async def test_gvisor_denies_every_attempt_that_could_reach_this_machine(engine:
     assert report.count(ProbeResult.DENIED) >= LEAST_ATTEMPTS
     unclear = {each.cause for each in report.probes if each.result is ProbeResult.NOT_APPLICABLE}
     assert all("own kernel" in cause or "no setuid program" in cause for cause in unclear), unclear
+
+
+@pytest.mark.root
+@pytest.mark.service("docker", "runsc", "bubblewrap")
+async def test_the_doctor_proves_every_sandbox_at_once(
+    dockerd: PrivateDockerd, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", dockerd.url)
+    settings = NodeSettings(runner_state_dir=workplace / "node", runner_exec_dir=workplace, runner_shell_enabled=True)
+
+    found = await examine_sandboxes(settings)
+
+    results = {each.id: each.result for each in found.findings}
+    assert found.proven == (IsolationTier.BWRAP, IsolationTier.DOCKER, IsolationTier.GVISOR)
+    assert results["docker.engine"] is FindingResult.OK
+    assert {results[f"isolation.{tier.value}"] for tier in found.proven} == {FindingResult.OK}
+
+
+async def test_the_doctor_says_when_an_engine_that_was_named_is_not_there(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{workplace}/docker.sock")
+    settings = NodeSettings(runner_state_dir=workplace / "node", runner_exec_dir=workplace)
+
+    found = {each.id: each for each in (await examine_sandboxes(settings)).findings}
+
+    assert found["docker.engine"].result is FindingResult.FAIL
+    assert found["docker.engine"].fix
+    assert "isolation.docker" not in found
 
 
 # -- what they must never get: the attempts find it ------------------------------------------------------------------------

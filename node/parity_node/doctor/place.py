@@ -40,7 +40,7 @@ def executions_folder(settings: NodeSettings) -> Path:
     """Return the folder in which executions get theirs; it may not exist yet."""
     if settings.runner_exec_dir is not None:
         return settings.runner_exec_dir.expanduser().absolute()
-    return ROOT_EXEC_DIR if os.geteuid() == 0 else settings.state_dir() / "exec"
+    return ROOT_EXEC_DIR if _is_root() else settings.state_dir() / "exec"
 
 
 def hidden_files(settings: NodeSettings) -> tuple[Path, ...]:
@@ -90,7 +90,7 @@ def _executions(settings: NodeSettings) -> Finding:
     closed = next(
         (each for each in (folder, *folder.parents) if each.exists() and not each.stat().st_mode & 0o001), None
     )
-    if os.geteuid() == 0 and closed is not None:
+    if _is_root() and closed is not None:
         fix = "set RUNNER_EXEC_DIR to a folder that other users can pass through, such as /var/lib/parity-node/exec"
         return failed("executions.folder", f"tasks run as other users, who cannot pass through {closed}", fix)
     return fine("executions.folder", str(folder))
@@ -135,6 +135,10 @@ def _policy(settings: NodeSettings) -> Iterator[Finding]:
 def _grants_hosts(policy: OperatorPolicy) -> bool:
     clauses = policy.current.domains
     return all(clauses) if clauses else True
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def _nearest(path: Path) -> Path:
