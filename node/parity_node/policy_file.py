@@ -162,7 +162,11 @@ def read_policy_file(path: Path) -> SourcedPolicy:
         file = _File.model_validate(document)
     except ValidationError as exc:
         errors = sorted(exc.errors(include_url=False), key=lambda error: _line(lines, error["loc"]))
-        raise ConfigInvalid([_problem(place, error) for error in errors]) from exc
+        told: dict[tuple[Step, ...], str] = {}
+        for error in errors:  # one for each key: a map tells of a wrong one twice, a list of each wrong entry
+            steps = error["loc"]
+            told.setdefault(steps[: 3 if steps[0] == "deny" else 2], _problem(place, error))
+        raise ConfigInvalid(list(told.values())) from exc
     problems: list[str] = []
     deny = _deny_rules(file, place, problems)
     if file.limits.wall_time is not None and not file.limits.wall_time:
@@ -289,7 +293,9 @@ def _place(path: Path, lines: Mapping[tuple[Step, ...], int]) -> Place:
 
 def _problem(place: Place, error: Any) -> str:
     steps: tuple[Step, ...] = tuple(error["loc"])
-    named = [step for step in steps if isinstance(step, str) and not step.startswith(("function-", "constrained-"))]
+    named = [
+        step for step in steps if isinstance(step, str) and not step.startswith(("function-", "constrained-", "["))
+    ]
     key, leaf = ".".join(named[:2]), named[-1] if named else ""
     where = place(steps)
     if error["type"] == "extra_forbidden":
@@ -301,7 +307,8 @@ def _problem(place: Place, error: Any) -> str:
     shown = repr(error.get("input"))
     shown = shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
     message = str(error["msg"]).removeprefix("Value error, ")
-    expected = next((_EXPECTED[name] for name in reversed(named) if name in _EXPECTED), None)
+    known = named[:1] if named[:1] == ["isolation"] else named[::-1]
+    expected = next((_EXPECTED[name] for name in known if name in _EXPECTED), None)
     if expected is None and named[:1] == ["limits"]:
         expected = _A_SIZE
     if expected is None or (error["type"] == "value_error" and not isinstance(error.get("input"), float)):

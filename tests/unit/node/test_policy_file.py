@@ -129,6 +129,7 @@ def test_every_section_is_read_with_the_line_that_said_it(file: Path) -> None:
         ("[limits]\ncpus = inf\n", ":2: limits.cpus = inf: expected a number above 0"),
         ("[price]\nmin_reward = 0.25\n", ":2: price.min_reward = 0.25: expected an amount of tokens in quotes"),
         ("[isolation]\ndocker = 'gvisor'\n", ":2: isolation.docker = 'gvisor': expected lines such as"),
+        ("[isolation]\nimages = ['x']\n", ":2: isolation.images = 'images': expected lines such as docker ="),
         ("[[deny]]\nname = 'x'\n", ":1: a [[deny]] rule must say what it denies"),
         ("[[deny]]\nname = 'Not This'\nkinds = []\n", ":2: deny.name = 'Not This': expected small letters"),
         (
