@@ -23,6 +23,7 @@ __all__ = ["SOCKET_NAME", "Handover"]
 SOCKET_NAME = "node.sock"
 _QUEUE = 8
 _ANSWER_S = 5.0
+_PAUSE_S = 0.2
 _MAX_SIDECARS = 4  # connections at once; there is one sidecar
 
 
@@ -60,7 +61,11 @@ class Handover:
         """Take listeners until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            sidecar, _ = await loop.sock_accept(self._socket)
+            try:
+                sidecar, _ = await loop.sock_accept(self._socket)
+            except OSError:  # no descriptors left
+                await asyncio.sleep(_PAUSE_S)
+                continue
             listener = await _take(sidecar)
             if listener is None:
                 sidecar.close()
