@@ -127,10 +127,10 @@ def stage_python(folder: Path) -> StagedPython:
     landmark = next(each for each in found.files if each.name == "os.py")
     version = landmark.parent.name  # python3.11: a name by which the interpreter looks for its modules
     library = folder / _LIBRARIES
-    modules = library / version
+    modules = folder / sys.platlibdir / version  # lib, or lib64 where the interpreter was built to look there
     try:
         for path in (folder / "bin", library, modules, modules / "lib-dynload"):
-            path.mkdir(mode=0o755)
+            path.mkdir(mode=0o755, parents=True)
         _copy(interpreter(), folder / "bin" / _BINARY, mode=0o755)
         _copy(loader, folder / _LOADER, mode=0o755)
         for path in (*found.files, *found.objects):
