@@ -8,21 +8,23 @@ on a stack for each origin.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import cast
 
 import httptools
 import httpx
 
-__all__ = ["KeepAliveTransport"]
+__all__ = ["Connect", "KeepAliveTransport"]
 
 MAX_HEAD_BYTES = 65_536  # of a response
 HIGH_WATER_BYTES = 1 << 20  # of a body that nobody has read yet; the peer then waits
 
 Origin = tuple[str, str, int]
+Connect = Callable[[str, int], Awaitable[socket.socket]]  # host and port to a connected socket, non-blocking
 
 
 class KeepAliveTransport(httpx.AsyncBaseTransport):
