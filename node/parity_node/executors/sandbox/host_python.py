@@ -129,8 +129,8 @@ def stage_python(folder: Path) -> StagedPython:
     library = folder / _LIBRARIES
     modules = folder / sys.platlibdir / version  # lib, or lib64 where the interpreter was built to look there
     try:
-        for path in (folder / "bin", library, modules, modules / "lib-dynload"):
-            path.mkdir(mode=0o755, parents=True)
+        for path in (folder / "bin", library, modules.parent, modules, modules / "lib-dynload"):
+            path.mkdir(mode=0o755, exist_ok=True)
         _copy(interpreter(), folder / "bin" / _BINARY, mode=0o755)
         _copy(loader, folder / _LOADER, mode=0o755)
         for path in (*found.files, *found.objects):
