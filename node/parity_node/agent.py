@@ -232,6 +232,15 @@ class Agent:
         ).model_copy(update={"policy": self.policy.announced()})
         return self._capability
 
+    def obstacle(self) -> str:
+        """Return why nothing new is taken now, in words; empty when nothing stands in the way."""
+        if self._room() <= 0:
+            return "too many reports wait for the market: RUNNER_OUTBOX_MAX_ROWS or RUNNER_OUTBOX_MAX_BYTES is reached"
+        cache = self._parts.cache
+        if cache.results_used_bytes >= cache.results.max_bytes:
+            return "too many results wait for the market: RUNNER_RESULT_MAX_BYTES is reached"
+        return self._parts.disk.obstacle()
+
     async def handle_control(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer one request of the control socket."""
         match request.get("command"):
@@ -290,7 +299,7 @@ class Agent:
             clock=clock,
             comeback=self._comeback,
             market_back=self._market_back,
-            obstacle=self._obstacle,
+            obstacle=self.obstacle,
             room=self._room,
             measure=self.measure,
             begin=partial(self._begin, group),
@@ -363,14 +372,6 @@ class Agent:
     def _begin(self, group: TaskGroup, lease: Granted) -> None:
         live = self.runner.begin(lease.execution, lease.work, lease.sent_at)
         group.start_soon(self.runner.run, live)
-
-    def _obstacle(self) -> str:
-        if self._room() <= 0:
-            return "too many reports wait for the market: RUNNER_OUTBOX_MAX_ROWS or RUNNER_OUTBOX_MAX_BYTES is reached"
-        cache = self._parts.cache
-        if cache.results_used_bytes >= cache.results.max_bytes:
-            return "too many results wait for the market: RUNNER_RESULT_MAX_BYTES is reached"
-        return self._parts.disk.obstacle()
 
     def _room(self) -> int:
         """How many executions may begin so that each one's report has room."""

@@ -37,9 +37,9 @@ class DiskNeed:
         return sum(parts.get(name, 0) for name in names)
 
     def on(self, names: Collection[str]) -> int:
-        """Return all bytes for the folders of one file system; a result that stays on it is moved, not copied."""
-        output = self.executions if "executions" in names else self.results if "results" in names else 0
-        return self.inputs_on(names) + output
+        """Return all bytes for the folders of one file system."""
+        output = {"executions": self.executions, "results": self.results}  # both: a folder is packed for its upload
+        return self.inputs_on(names) + sum(output.get(name, 0) for name in names)
 
 
 @dataclass(frozen=True, slots=True)

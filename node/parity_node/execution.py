@@ -45,6 +45,7 @@ STOP_TIMEOUT_S = 15.0
 WALL_TIME_GRACE_S = 30.0  # executors enforce the wall time; the agent steps in when one hangs
 RELEASE_TIMEOUT_S = 5.0
 FULL_DISK_RETRY_S = 1.0
+FULL_DISK_PATIENCE_S = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -286,7 +287,7 @@ class ExecutionRunner:
         stored: StoredResult | None = None
         if result.outcome is Outcome.SUCCEEDED:
             try:
-                stored = await store_result(result, self._results_dir, row.id)
+                stored = await self._store_result(result, row.id)
             except ParityError as exc:
                 result = replace(failure_of(exc), usage=result.usage)
         finished_at = self._clock.now().timestamp()
@@ -326,6 +327,24 @@ class ExecutionRunner:
             finished_at=finished_at,
         )
 
+    async def _store_result(self, result: ExecutionResult, execution_id: str) -> StoredResult:
+        """Make a result durable; on a full disk wait for room, but not for long: another node could run it meanwhile.
+
+        Raises:
+            StorageFull: There is no room.
+            ExecutionFailed: As ``store_result``.
+        """
+        end = self._clock.monotonic() + FULL_DISK_PATIENCE_S
+        while True:
+            try:
+                return await store_result(result, self._results_dir, execution_id)
+            except StorageFull as exc:
+                self._on_full()
+                if self._clock.monotonic() >= end:
+                    raise
+                log.error("result_not_stored", execution_id=execution_id, error=exc.message)  # noqa: TRY400 - says enough
+                await self._clock.sleep(FULL_DISK_RETRY_S)
+
     async def _journal(self, live: Running, entry: OutboxEntry) -> None:
         """Make a report durable; on a full disk wait for room as long as the lease lasts."""
         while True:
@@ -335,6 +354,7 @@ class ExecutionRunner:
                     live.row = replace(live.row, phase=Phase.COLLECTED)
                 return
             except StorageFull as exc:
+                self._on_full()
                 log.error("result_not_journalled", report=entry.id, error=exc.message)  # noqa: TRY400 - says enough
                 await self._clock.sleep(FULL_DISK_RETRY_S)
 

@@ -12,6 +12,7 @@ import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
 
+from parity_node.cache.results import remove_path
 from parity_node.crashpoints import crashpoint
 from parity_node.execution import ExecutionRunner, Work, work_of
 from parity_node.folders import Folders
@@ -149,8 +150,8 @@ class Resumer:
                 shutil.rmtree(folder, ignore_errors=True)
         waiting = {Path(entry.result_path) for entry in snapshot.outbox if entry.result_path}
         for file in self._folders.results.iterdir():
-            if file not in waiting and file.is_file():
-                file.unlink(missing_ok=True)
+            if file not in waiting:
+                remove_path(file)
 
 
 def _judge(row: Execution, answer: RenewReply, sent_at: float) -> _Found | None:

@@ -62,6 +62,9 @@ def agent_status(agent: Agent) -> dict[str, Any]:
         ],
         "policy": {"digest": agent.policy.digest, "problem": agent.policy.problem},
         "disk_free_bytes": capability.disk_free_bytes,
+        "disks": [{"folders": list(volume.names), "free_bytes": volume.free_bytes} for volume in parts.disk.volumes()],
+        "disk_floor_bytes": parts.disk.floor_bytes,
+        "obstacle": agent.obstacle(),
     }
 
 

@@ -62,6 +62,8 @@ def _agent_rows(table: Table, agent: dict[str, Any], notices: list[str]) -> None
     waiting = f"{outbox['reports']} reports, {format_bytes(outbox['bytes'])}"
     table.add_row("outbox", waiting + (f"  [red]{cell(outbox['error'])}[/red]" if outbox["error"] else ""))
     table.add_row("disk", f"{format_bytes(agent['disk_free_bytes'])} free")
+    if agent.get("obstacle"):
+        notices.append(f"takes no new work: {agent['obstacle']}")
     if agent.get("policy", {}).get("problem"):
         table.add_row("policy", f"[red]{cell(agent['policy']['problem'])}[/red]")
     for each in sorted(agent["refusals"], key=lambda item: -int(item["count"]))[:5]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ResultEntry", "ResultFolder", "size_on_disk"]
+__all__ = ["ResultEntry", "ResultFolder", "remove_path", "size_on_disk"]
 
 MAX_ENTRIES = 100_000  # files that are counted of one result; a result holds at most 10,000
 

@@ -13,6 +13,7 @@ from parity_blobs.testing import deterministic_bytes
 from parity_node.disk import AFTER_FULL_S, DiskGuard, Volume
 from parity_node.executors.base import Handle, Job
 from parity_node.folders import Folders
+from parity_node.results import store_result
 from parity_node.store.base import Phase
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.testing.executors import ScriptedExecutor
@@ -141,6 +142,48 @@ async def test_disk_that_is_full_in_preparation_gives_the_lease_back_and_does_no
 
         executor.fail_in = ""
         await running.until(lambda: task.state is TaskState.COMPLETED, within_s=AFTER_FULL_S + 20)
+
+
+async def test_result_waits_for_room_instead_of_being_lost(
+    node, market: MarketSimulator, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter(range(5))
+
+    async def full_five_times(*arguments: Any) -> Any:
+        if next(failures, None) is not None:
+            raise StorageFull("no room for a result")
+        return await store_result(*arguments)
+
+    monkeypatch.setattr("parity_node.execution.store_result", full_five_times)
+    task = market.offer()
+    async with node(disk=disk.guard) as running:
+        await running.until(lambda: task.state is TaskState.COMPLETED, within_s=20)
+
+    assert task.attempts == 1
+
+
+async def test_result_without_room_for_long_is_a_failure_that_names_the_disk(
+    node, market: MarketSimulator, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_arguments: Any) -> Any:
+        raise StorageFull("no room for a result")
+
+    monkeypatch.setattr("parity_node.execution.store_result", full)
+    task = market.offer(max_attempts=1)
+    async with node(disk=disk.guard) as running:
+        await running.until(lambda: task.state is TaskState.FAILED, within_s=60)
+
+    assert [item.report.reason for item in task.reports.values()] == ["disk_full"]
+
+
+async def test_status_says_why_nothing_is_taken_and_how_full_each_disk_is(node, disk: Disk) -> None:
+    async with node(disk=disk.guard) as running:
+        disk.free_bytes = FLOOR - 1
+
+        status = await running.agent.handle_control({"command": "status"})
+
+        assert "RUNNER_DISK_FLOOR" in status["obstacle"]
+        assert status["disks"] == [{"folders": ["state", "executions", "results", "cache"], "free_bytes": FLOOR - 1}]
 
 
 async def test_cache_gives_way_before_any_task_does(
