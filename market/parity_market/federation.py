@@ -312,7 +312,7 @@ class Federation:
         return Merged(str(cid), len(model), metrics)
 
     async def _open(self, group: Group) -> tuple[Session, bytes]:
-        session = open_session(group.submission.spec, group.row.plan_doc)
+        session = open_session(group.value.spec, group.row.plan_doc)
         data = await self.read(session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes)
         return session, data
 

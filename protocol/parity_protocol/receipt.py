@@ -22,7 +22,16 @@ from parity_protocol.wire import Request, SignedDocument
 
 NO_ENVIRONMENT = "0x" + "00" * 32
 
-__all__ = ["NO_ENVIRONMENT", "Receipt", "Usage", "Voucher", "check_receipt", "check_voucher", "match_receipt", "result_hash"]
+__all__ = [
+    "NO_ENVIRONMENT",
+    "Receipt",
+    "Usage",
+    "Voucher",
+    "check_receipt",
+    "check_voucher",
+    "match_receipt",
+    "result_hash",
+]
 
 
 class Usage(Request):

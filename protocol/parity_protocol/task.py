@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -66,6 +68,8 @@ __all__ = [
     "DockerSpec",
     "Egress",
     "FederatedLearningSpec",
+    "GroupPolicy",
+    "GroupState",
     "HttpsInput",
     "InputSpec",
     "IsolationTier",
@@ -75,6 +79,7 @@ __all__ = [
     "Resources",
     "ShardInput",
     "TaskEvent",
+    "TaskGroup",
     "TaskKind",
     "TaskSpec",
     "TaskState",
@@ -364,6 +369,56 @@ def _size_of(item: CidInput | HttpsInput | ShardInput) -> int:
     if isinstance(item, CidInput):
         return item.max_bytes
     return item.size if isinstance(item, HttpsInput) else 0  # a shard is on the node already
+
+
+# -- several tasks that belong together ---------------------------------------------------------------------------
+
+
+class GroupState(StrEnum):
+    """Where a group is. It leaves RUNNING once."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy:
+    """When a group's tasks are enough to make its result from."""
+
+    parts: int  # tasks that it has
+    needed: int  # of them that must complete
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.needed <= self.parts:
+            raise BadField(f"a group of {self.parts} parts cannot need {self.needed}", field="needed")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGroup:
+    """What several tasks belong to: a federated session, replicas of one task, an array.
+
+    Each task keeps a lease of its own and names ``group_id``, ``part`` and ``parts``; the group makes one result of
+    theirs and shares out the reward.
+    """
+
+    id: str
+    kind: TaskKind
+    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec
+    policy: GroupPolicy
+    state: GroupState = GroupState.RUNNING
+    result: str | None = None  # CID, once completed
+
+    def due(self, members: Sequence[TaskState]) -> GroupState:
+        """Return the state that the members' states lead to: FAILED as soon as too few are left that can complete."""
+        if self.state is not GroupState.RUNNING:
+            return self.state
+        lost = sum(state in FINAL_STATES and state is not TaskState.COMPLETED for state in members)
+        if self.policy.parts - lost < self.policy.needed:
+            return GroupState.FAILED
+        open_ = self.policy.parts - lost - sum(state is TaskState.COMPLETED for state in members)
+        return GroupState.COMPLETED if open_ == 0 else GroupState.RUNNING
 
 
 def share_of(reward: int, part: int, parts: int) -> int:

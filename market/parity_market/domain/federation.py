@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from hashlib import sha256
 from uuid import UUID, uuid5
 
@@ -14,9 +13,16 @@ from parity_fl.session import SessionPlan, resolve_session
 from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
 from parity_protocol.errors import BadField
-from parity_protocol.task import FederatedLearningSpec, TaskState, parse_spec
+from parity_protocol.task import (
+    FINAL_STATES,
+    CommandSpec,
+    DockerSpec,
+    FederatedLearningSpec,
+    LlmSpec,
+    TaskState,
+)
 
-__all__ = ["GroupEnd", "Session", "group_end", "new_session", "open_session", "seed_of", "session_ids"]
+__all__ = ["Session", "new_session", "open_session", "seed_of", "session_ids", "why_lost"]
 
 _NAMESPACE = UUID("0c6ff4f7-55ad-5d3c-8d53-9a3a7a6f2f65")  # of this project's derived ids; any fixed UUID would do
 
@@ -54,13 +60,14 @@ class Session:
     plan: PartitionPlan
 
 
-def open_session(spec_text: str, plan_doc: str | None) -> Session:
+def open_session(
+    submitted: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, plan_doc: str | None
+) -> Session:
     """Read a session from its group's submission and plan.
 
     Raises:
         InvalidInput: They are not what this market stores.
     """
-    submitted = parse_spec(spec_text)
     if not isinstance(submitted, FederatedLearningSpec) or plan_doc is None:
         raise BadField("not a federated session with a plan", field="plan")
     plan = SessionPlan.from_dict(json.loads(plan_doc))
@@ -68,23 +75,10 @@ def open_session(spec_text: str, plan_doc: str | None) -> Session:
     return Session(spec, plan.partition)
 
 
-class GroupEnd(Enum):
-    """What a group's tasks say about it."""
-
-    NOT_YET = "not_yet"
-    MERGE = "merge"
-    FAILED = "failed"
-
-
-_LOST = frozenset({TaskState.FAILED, TaskState.NOT_VERIFIED, TaskState.CANCELLED})
-
-
-def group_end(tasks: Sequence[TaskRow]) -> tuple[GroupEnd, str]:
-    """Return whether a group can end, and for a failed one why: every part is needed."""
+def why_lost(tasks: Sequence[TaskRow]) -> str:
+    """Return what to say of a group that failed: its first part that cannot complete, and why."""
     for task in tasks:
-        if task.state in _LOST:
+        if task.state in FINAL_STATES and task.state is not TaskState.COMPLETED:
             why = task.message or task.failure or "no reason was given"
-            return GroupEnd.FAILED, f"part {task.part} is {task.state}: {why}"
-    if tasks and all(task.state is TaskState.COMPLETED for task in tasks):
-        return GroupEnd.MERGE, ""
-    return GroupEnd.NOT_YET, ""
+            return f"part {task.part} is {task.state}: {why}"
+    return "no reason was given"

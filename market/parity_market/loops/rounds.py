@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from parity_market.domain.federation import GroupEnd, group_end
+from parity_market.domain.federation import why_lost
 from parity_market.federation import Federation, WorkerLost
 from parity_market.metrics import VERIFY_SECONDS
 from parity_market.operations import groups, reports
@@ -19,7 +19,7 @@ from parity_market.state import MarketState
 from parity_market.store.base import Tx
 from parity_market.store.rows import TaskRow
 from parity_protocol.errors import ExecutionFailed, InvalidInput, InvalidTransition, ParityError
-from parity_protocol.task import TaskKind, TaskState, parse_spec
+from parity_protocol.task import GroupState, TaskKind, TaskState
 
 __all__ = ["Rounds", "run"]
 
@@ -145,13 +145,13 @@ class Rounds:
         """End a group if its tasks allow it; return whether it has ended."""
         group = await self._state.store.read(partial(groups.load, group_id=group_id))
         await self._keep(group)
-        end, why = group_end(group.tasks)
-        if end is GroupEnd.FAILED:
-            return await self._fail(group, why)
-        return end is GroupEnd.MERGE and await self._merge(group)
+        due = group.value.due([task.state for task in group.tasks])
+        if due is GroupState.FAILED:
+            return await self._fail(group, why_lost(group.tasks))
+        return due is GroupState.COMPLETED and await self._merge(group)
 
     async def _merge(self, group: Group) -> bool:
-        state, group_id = self._state, group.row.id
+        state, group_id = self._state, group.value.id
         try:
             with VERIFY_SECONDS.time():
                 merged = await self._federation.merge(group)
@@ -173,20 +173,20 @@ class Rounds:
 
     async def _fail(self, group: Group, why: str) -> bool:
         state, now = self._state, self._state.clock.now()
-        await state.store.write(partial(groups.fail, market=state.market, group_id=group.row.id, reason=why, now=now))
-        log.warning("group_failed", group_id=group.row.id, reason=why)
+        await state.store.write(partial(groups.fail, market=state.market, group_id=group.value.id, reason=why, now=now))
+        log.warning("group_failed", group_id=group.value.id, reason=why)
         return True
 
     # -- what running groups need -------------------------------------------------------------------------------------
 
     async def _keep(self, group: Group) -> None:
         """Spare the data set and the accepted results of a running group from eviction."""
-        known = self._kept.get(group.row.id)
+        known = self._kept.get(group.value.id)
         needed = [_dataset(group) if known is None else known[0]]
         needed += [task.result_cid or "" for task in group.tasks if task.state is TaskState.COMPLETED]
         for cid in set(needed) - set(known or ()) - {""}:
             await self._federation.keep(cid, keep=True)
-        self._kept[group.row.id] = tuple(needed)
+        self._kept[group.value.id] = tuple(needed)
 
     async def _let_go(self, running: set[str]) -> None:
         ended = [group_id for group_id in self._kept if group_id not in running]
@@ -198,4 +198,4 @@ class Rounds:
 
 
 def _dataset(group: Group) -> str:
-    return str(getattr(parse_spec(group.submission.spec), "dataset_cid", ""))
+    return str(getattr(group.value.spec, "dataset_cid", ""))

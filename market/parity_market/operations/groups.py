@@ -13,22 +13,21 @@ from parity_market.operations.context import Market
 from parity_market.operations.steps import end_lease, newest_lease, release_reserve, step
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
-from parity_market.store.rows import GroupRow, SubmissionRow, TaskRow, to_us
+from parity_market.store.rows import GroupRow, TaskRow, to_us
 from parity_protocol.errors import NotFound
-from parity_protocol.task import TaskEvent, TaskState
+from parity_protocol.task import GroupPolicy, GroupState, TaskEvent, TaskGroup, TaskKind, TaskState, parse_spec
 
 __all__ = ["Group", "complete", "fail", "is_kept_by_owner", "load", "running"]
 
 _OPEN = frozenset({TaskState.PENDING, TaskState.LEASED, TaskState.RUNNING})
-RUNNING, COMPLETED, FAILED = "running", "completed", "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group with what it was made from."""
+    """A group as it is stored, with its tasks."""
 
+    value: TaskGroup
     row: GroupRow
-    submission: SubmissionRow
     tasks: tuple[TaskRow, ...]  # by part
 
 
@@ -41,12 +40,16 @@ def load(tx: ReadTx, group_id: str) -> Group:
     row, submission = tx.one(sql.GROUP, id=group_id), tx.one(sql.SUBMISSION, id=group_id)
     if row is None or submission is None:
         raise NotFound(f"there is no group {group_id}")
-    return Group(row, submission, tuple(tx.all(sql.TASKS_OF_GROUP, group_id=group_id)))
+    policy = GroupPolicy(parts=row.parts, needed=row.parts)  # every part of a session is needed
+    value = TaskGroup(
+        row.id, TaskKind(row.kind), parse_spec(submission.spec), policy, GroupState(row.state), row.result_cid
+    )
+    return Group(value, row, tuple(tx.all(sql.TASKS_OF_GROUP, group_id=group_id)))
 
 
 def running(tx: ReadTx, *, after: str = "", limit: int = 64) -> list[GroupRow]:
     """Return groups that have not ended by id, from after ``after``."""
-    return tx.all(sql.GROUPS_IN_STATE, state=RUNNING, after=after, limit=limit)
+    return tx.all(sql.GROUPS_IN_STATE, state=GroupState.RUNNING, after=after, limit=limit)
 
 
 def complete(
@@ -54,10 +57,10 @@ def complete(
 ) -> bool:
     """End a group with its merged result, which its creator alone may read; returns False when it had ended before."""
     row = tx.one(sql.GROUP, id=group_id)
-    if row is None or row.state != RUNNING:
+    if row is None or row.state != GroupState.RUNNING:
         return False
     add_ref(tx, cid, row.creator, visibility="private", size=size, now=now)
-    _end(tx, market, group_id, COMPLETED, cid=cid, metrics=metrics, message="", now=now)
+    _end(tx, market, group_id, GroupState.COMPLETED, cid=cid, metrics=metrics, message="", now=now)
     return True
 
 
@@ -67,7 +70,7 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
     What has been done is paid, and so is what is being verified now if it is accepted.
     """
     row = tx.one(sql.GROUP, id=group_id)
-    if row is None or row.state != RUNNING:
+    if row is None or row.state != GroupState.RUNNING:
         return False
     now_us = to_us(now)
     for task in tx.all(sql.TASKS_OF_GROUP, group_id=group_id):
@@ -88,7 +91,7 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
         release_reserve(tx, market, task, earned=0)
         tx.after_commit(partial(market.signals.task_gone, task.id))
         tx.after_commit(partial(market.signals.task_changed, task.id))
-    _end(tx, market, group_id, FAILED, cid=None, metrics={}, message=reason, now=now)
+    _end(tx, market, group_id, GroupState.FAILED, cid=None, metrics={}, message=reason, now=now)
     return True
 
 
@@ -96,7 +99,7 @@ def _end(
     tx: Tx,
     market: Market,
     group_id: str,
-    state: str,
+    state: GroupState,
     *,
     cid: str | None,
     metrics: Mapping[str, object],

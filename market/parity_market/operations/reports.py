@@ -12,7 +12,6 @@ from parity_market.domain.reputation import counts_against
 from parity_market.domain.verification import VERIFIED_INLINE, CheckedReport, check_proof
 from parity_market.operations.blobs import add_ref, put_small
 from parity_market.operations.context import Market
-from parity_market.operations.groups import RUNNING
 from parity_market.operations.steps import (
     end_lease,
     free,
@@ -41,7 +40,7 @@ from parity_protocol.errors import (
 from parity_protocol.ids import Fence, NodeId
 from parity_protocol.lease import ReportDecision, decide_report
 from parity_protocol.report import Outcome, Report, ReportKind
-from parity_protocol.task import TaskEvent, TaskKind, TaskState
+from parity_protocol.task import GroupState, TaskEvent, TaskKind, TaskState
 
 __all__ = ["accept", "reject", "take", "verify_later", "waiting_for_verification"]
 
@@ -325,7 +324,7 @@ def reject(tx: Tx, market: Market, task_id: str, fence: int, reason: str, now: d
 def _is_wanted(tx: ReadTx, task: TaskRow) -> bool:
     """Return whether anybody would use the result: a part of a group that has ended would be paid for nothing."""
     group = None if task.group_id is None else tx.one(sql.GROUP, id=task.group_id)
-    return group is None or group.state == RUNNING
+    return group is None or group.state == GroupState.RUNNING
 
 
 def verify_later(tx: Tx, market: Market, task_id: str, fence: int, reason: str, now: datetime) -> TaskRow:

@@ -25,6 +25,7 @@ from parity_protocol.task import (
     CommandSpec,
     DockerSpec,
     FederatedLearningSpec,
+    GroupState,
     LlmSpec,
     TaskEvent,
     TaskState,
@@ -98,7 +99,18 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
         tx.insert(
             sql.GROUP_INSERT,
             GroupRow(
-                root, new.spec.type, new.creator, "running", new.reward, parts, plan, None, "{}", "", now_us, None
+                root,
+                new.spec.type,
+                new.creator,
+                GroupState.RUNNING,
+                new.reward,
+                parts,
+                plan,
+                None,
+                "{}",
+                "",
+                now_us,
+                None,
             ),
         )
     tasks = _make_tasks(market, new, root, parts, is_group=is_group, now_us=now_us)

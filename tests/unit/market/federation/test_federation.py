@@ -72,12 +72,18 @@ async def submitted(rig: Rig, **changes: Any) -> Group:
     return await group_of(rig, reply.id)
 
 
+def dataset_of(group: groups.Group) -> str:
+    spec = group.value.spec
+    assert isinstance(spec, FederatedLearningSpec)
+    return spec.dataset_cid
+
+
 async def group_of(rig: Rig, group_id: str) -> Group:
     return await rig.store.read(partial(groups.load, group_id=group_id))
 
 
 def trained(group: Group, part: int) -> bytes:
-    found: Session = open_session(group.submission.spec, group.row.plan_doc)
+    found: Session = open_session(group.value.spec, group.row.plan_doc)
     return train(found.spec, found.plan, DATA.encode(), part).update_bytes
 
 
@@ -391,7 +397,7 @@ async def test_a_worker_without_an_answer_is_not_blamed_on_the_node(tmp_path: Pa
 
 async def test_data_that_vanished_are_the_markets_fault_and_retries_are_bounded(rig: Rig, clock: FakeClock) -> None:
     group = await submitted(rig)
-    cid = json.loads(group.submission.spec)["dataset_cid"]
+    cid = dataset_of(group)
     await rig.deliver("n1", group.tasks[0].id, trained(group, 0))
     await rig.state.blobs.delete(Cid.parse(cid))
     rounds, steps = Rounds(rig.state), 0
@@ -408,7 +414,7 @@ async def test_data_that_vanished_are_the_markets_fault_and_retries_are_bounded(
 
 async def test_blobs_of_a_running_session_are_not_evicted_and_let_go_at_its_end(rig: Rig) -> None:
     group = await submitted(rig)
-    cid = Cid.parse(json.loads(group.submission.spec)["dataset_cid"])
+    cid = Cid.parse(dataset_of(group))
 
     async def is_pinned() -> bool:
         stat = await rig.state.blobs.stat(cid)
