@@ -25,12 +25,16 @@ from parity_node.executors.process import start_time
 from parity_node.executors.sandbox.bwrap import GATE
 from parity_node.executors.sandbox.orphans import kill_orphans
 from parity_node.testing.inputs import StaticInputs
+from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import FailureReason
 from parity_protocol.report import Outcome
 from parity_protocol.task import CidInput, CommandSpec
 
 pytestmark = pytest.mark.service("bubblewrap")
+
+PROVEN: list[ExecutorState] = []
+"""What the first trial run found: it makes ninety attempts, and once is enough for one file of tests."""
 
 PYTHON = "/usr/bin/python3"  # the system's own: a task sees /usr only
 needs_python = pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"needs {PYTHON}")
@@ -52,9 +56,11 @@ def inputs() -> StaticInputs:
 @pytest.fixture
 async def executor(exec_dir: Path, inputs: StaticInputs) -> CommandExecutor:
     found = CommandExecutor(exec_dir=exec_dir, inputs=inputs, clock=SystemClock(), enabled=True)
-    state = await found.describe()
-    if not state.available:
-        pytest.skip(state.reason)
+    if not PROVEN:
+        PROVEN.append(await found.describe())
+    if not PROVEN[0].available:
+        pytest.skip(PROVEN[0].reason)
+    found._trial._found = PROVEN[0]
     return found
 
 

@@ -71,6 +71,7 @@ class OutputLog:
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
         self.size = 0
         self.is_truncated = False
         self.is_disk_full = False

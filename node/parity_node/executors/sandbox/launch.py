@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
+from parity_node.executors.folder import printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog, reap, start_time
 from parity_node.executors.sandbox.bwrap import TASK_HOME, Sandbox, bwrap_options, inner_command
 from parity_node.executors.sandbox.landlock import Ruleset, landlock_abi, missing_layer
@@ -32,6 +34,7 @@ _SETUP_S = 10.0  # until bwrap's namespaces stand
 _END_S = 2.0  # until a killed tree is gone
 _LOOK_S = 0.000_5
 _MAX_STATUS_BYTES = 16_384
+_MAX_WORDS = 300  # of bwrap's own, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,11 @@ class SandboxProcess:
                 await anyio.wait_readable(self._status_fd)
         self.kill()
         await self.wait()
-        raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "bubblewrap could not set up its namespaces")
+        said = printable_tail(await anyio.to_thread.run_sync(self.child.output.path.read_bytes))
+        raise ExecutionFailed(
+            FailureReason.SANDBOX_FAILED,
+            "bubblewrap could not set up its namespaces" + (f": {said[-_MAX_WORDS:]}" if said else ""),
+        )
 
     def _is_watched(self, pid: int) -> bool:
         try:
