@@ -18,6 +18,7 @@ CAMPAIGNS = {
     "A2": "crashes",
     "A9": "bombs",
     "A10": "trees",
+    "A12": "gateways",
 }
 """Name on the command line → module of this folder, which has ``run(*, quick) -> list[Figure]``."""
 
