@@ -34,6 +34,7 @@ _ENGINE_S = 10.0
 _OLLAMA_S = 1.0
 _MAX_ANSWER_BYTES = 65_536
 _DEFAULT_OLLAMA = "127.0.0.1:11434"
+_GPU_PROGRAM = "nvidia-container-cli"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +65,12 @@ async def examine_sandboxes(settings: NodeSettings) -> Sandboxes:
     The attempts are made in the folder of the executions where it exists, else in a temporary one.
     """
     findings: list[Finding] = [await anyio.to_thread.run_sync(_ollama)]
-    socket, problem = socket_of(os.environ)
+    engine, problems = _named_engine(settings)
+    findings += problems
     facts: EngineFacts | None = None
-    engine = Engine(socket, timeout_s=_ENGINE_S) if socket is not None else None
     try:
-        if engine is None:
-            findings.append(failed("docker.engine", problem, "unset DOCKER_HOST"))
-        elif not engine.socket.exists() and engine.socket == DEFAULT_SOCKET:
-            findings.append(
-                unused("docker.engine", f"there is no {DEFAULT_SOCKET}", "apt-get install docker.io, to run containers")
-            )
-        else:
-            found, facts = await _engine(engine)
+        if engine is not None:
+            found, facts = await _engine(engine, settings)
             findings += found
         with _workplace(settings) as workplace:
             reports = await _prove(settings, workplace, engine if facts is not None else None, facts)
@@ -123,7 +118,8 @@ def _proof(report: ProbeReport, settings: NodeSettings) -> Finding:
     if report.is_proven:
         return fine(name, f"proven: {len(report.probes)} attempts to escape, {denied} denied, none succeeded")
     fix = next((each.fix for each in report.probes if each.result is ProbeResult.ESCAPED), "") or _how_to(report)
-    is_wanted = report.sandbox is not IsolationTier.BWRAP or settings.runner_shell_enabled
+    is_bwrap = report.sandbox is IsolationTier.BWRAP
+    is_wanted = settings.runner_shell_enabled if is_bwrap else settings.runner_docker_enabled == "true"
     bad = failed if is_wanted or escaped else warned
     return bad(name, report.problem, fix)
 
@@ -134,23 +130,46 @@ def _how_to(report: ProbeReport) -> str:
     return "look at the engine's own log: journalctl -u docker"
 
 
-async def _engine(engine: Engine) -> tuple[list[Finding], EngineFacts | None]:
+def _named_engine(settings: NodeSettings) -> tuple[Engine | None, list[Finding]]:
+    """Return the engine that the settings and the environment name, or what is to be said about there being none."""
+    if settings.runner_docker_enabled == "false":
+        return None, [unused("docker.engine", "containers are off", "RUNNER_DOCKER_ENABLED=auto")]
+    socket, problem = socket_of(os.environ)
+    if socket is None:
+        return None, [failed("docker.engine", problem, "unset DOCKER_HOST, or name a unix:// socket")]
+    if socket == DEFAULT_SOCKET and not socket.exists() and settings.runner_docker_enabled != "true":
+        return None, [unused("docker.engine", f"there is no {socket}", "apt-get install docker.io, to run containers")]
+    return Engine(socket, timeout_s=_ENGINE_S), []
+
+
+async def _engine(engine: Engine, settings: NodeSettings) -> tuple[list[Finding], EngineFacts | None]:
     try:
         facts = await engine.facts()
     except ParityError as exc:
-        if "may not be used" in exc.message:
-            fix = f"usermod -aG docker {os.environ.get('USER', 'USER')}, and sign in again"
-            return [warned("docker.engine", exc.message, fix)], None
-        return [failed("docker.engine", exc.message, "systemctl start docker, or unset DOCKER_HOST")], None
+        if "may not be used" not in exc.message:
+            return [failed("docker.engine", exc.message, "systemctl start docker, or unset DOCKER_HOST")], None
+        bad = failed if settings.runner_docker_enabled == "true" else warned
+        fix = f"usermod -aG docker {os.environ.get('USER', 'USER')}, and sign in again"
+        return [bad("docker.engine", exc.message, fix)], None
     if facts.problem:
         return [failed("docker.engine", facts.problem, "update Docker to 20.10 or newer")], None
     words = f"Docker {facts.version} at {engine.socket}, {facts.storage_driver}, {facts.cgroup_driver}"
     found = [fine("docker.engine", words + (", rootless" if facts.is_rootless else ""))]
+    if facts.cgroup_driver == "none":
+        fix = "let systemd delegate cpu, memory and pids to this user"
+        found.append(failed("docker.limits", "the engine cannot limit a container's memory and processes", fix))
     if "runsc" in facts.runtimes:
         found.append(fine("docker.gvisor", "the engine has the runtime runsc"))
     else:
         found.append(
             unused("docker.gvisor", "the engine has no runtime runsc", "apt-get install runsc && runsc install")
+        )
+    if settings.runner_docker_gpus and shutil.which(_GPU_PROGRAM) is None:
+        granted = ", ".join(settings.runner_docker_gpus)
+        found.append(
+            failed(
+                "docker.gpus", f"{granted} granted, and {_GPU_PROGRAM} is missing", "install nvidia-container-toolkit"
+            )
         )
     return found, facts
 

@@ -187,3 +187,24 @@ def test_only_proven_tiers_are_announced_and_only_wanted_kinds(tmp_path):
     assert set(found.kinds(settings_in(tmp_path))) == {TaskKind.FEDERATED_LEARNING, TaskKind.DOCKER}
     only = settings_in(tmp_path, runner_shell_enabled=True, runner_policy_kinds=frozenset({TaskKind.COMMAND}))
     assert found.kinds(only) == (TaskKind.COMMAND,)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "host", "result"),
+    [
+        ("false", "", UNUSED),
+        ("auto", "", UNUSED),
+        ("auto", "tcp://192.0.2.1:2375", FAIL),
+        ("true", "", None),  # it is asked, and will not answer
+        ("auto", "unix:///nowhere/docker.sock", None),
+    ],
+)
+def test_an_engine_that_nobody_asked_for_is_not_missed(tmp_path, monkeypatch, enabled, host, result):
+    monkeypatch.setenv("DOCKER_HOST", host)
+    monkeypatch.setattr(sandboxes, "DEFAULT_SOCKET", Path("/var/run/docker.sock"))
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+
+    engine, found = sandboxes._named_engine(settings_in(tmp_path, runner_docker_enabled=enabled))
+
+    assert [each.result for each in found] == ([result] if result is not None else [])
+    assert (engine is None) == (result is not None)
