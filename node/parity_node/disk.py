@@ -15,12 +15,10 @@ from pathlib import Path
 import structlog
 
 from parity_protocol.clock import Clock
-from parity_protocol.errors import StorageFull
 
-__all__ = ["AFTER_FULL_S", "Ballast", "DiskGuard", "Volume", "free_bytes", "measure_volumes", "space_returns"]
+__all__ = ["AFTER_FULL_S", "Ballast", "DiskGuard", "Volume", "free_bytes", "measure_volumes"]
 
 AFTER_FULL_S = 10.0  # after the disk was full no new task for so long: a task that meets it again must not make us spin
-SAME_FREE_BYTES = 1 << 20  # what a file system may keep for itself when "the same" is free again
 _FILL_CHUNK = 1 << 20
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
@@ -165,22 +163,6 @@ def free_bytes(folder: Path) -> int:
     """
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
-
-
-async def space_returns(
-    folder: Path, before_bytes: int, clock: Clock, *, within_s: float = 5.0, slack_bytes: int = SAME_FREE_BYTES
-) -> float:
-    """Wait until as much is free again as before something ran, and return the seconds that it took.
-
-    Raises:
-        StorageFull: It is not, after ``within_s``; the message says how much is missing.
-    """
-    begun = clock.monotonic()
-    while (missing := before_bytes - slack_bytes - free_bytes(folder)) > 0:
-        if clock.monotonic() - begun > within_s:
-            raise StorageFull(f"{missing} bytes of {folder} did not come back within {within_s:g} s")
-        await clock.sleep(0.05)
-    return clock.monotonic() - begun
 
 
 def _allocate(file: int, size: int) -> None:

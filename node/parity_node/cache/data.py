@@ -79,9 +79,10 @@ class DataCache:
         return await store.evict(wanted_bytes, unused_since=unused_since, dry_run=dry_run)
 
     async def sweep(self) -> None:
-        """Remove what killed downloads left. The caller is the only user of the folder."""
-        if self._opened is None:
-            await anyio.to_thread.run_sync(_remove_files, self.folder / "tmp")
+        """Remove what killed downloads left, without opening the store."""
+        async with self._opening:
+            if self._opened is None:  # opening it does the same
+                await anyio.to_thread.run_sync(_remove_files, self.folder / "tmp")
 
     async def aclose(self) -> None:
         """Close the store; idempotent."""

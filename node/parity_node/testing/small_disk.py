@@ -1,4 +1,4 @@
-"""A real, tiny file system for one test, and a file that takes what is free on it. Needs root."""
+"""A real, tiny file system for one test (needs root), a file that takes what is free, and a wait for what comes back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PAGE", "Filler", "ext4", "tmpfs"]
+from parity_node.disk import free_bytes
+from parity_protocol.clock import Clock
+from parity_protocol.errors import StorageFull
+
+__all__ = ["PAGE", "Filler", "ext4", "space_returns", "tmpfs"]
 
 PAGE = 4096  # bytes
+SAME_FREE_BYTES = 1 << 20  # what a file system may keep for itself when "the same" is free again
 
 
 @contextmanager
@@ -66,6 +71,22 @@ class Filler:
     def empty(self) -> None:
         """Give everything back."""
         self._path.unlink(missing_ok=True)
+
+
+async def space_returns(
+    folder: Path, before_bytes: int, clock: Clock, *, within_s: float = 5.0, slack_bytes: int = SAME_FREE_BYTES
+) -> float:
+    """Wait until as much is free again as before something ran, and return the seconds that it took.
+
+    Raises:
+        StorageFull: It is not, after ``within_s``; the message says how much is missing.
+    """
+    begun = clock.monotonic()
+    while (missing := before_bytes - slack_bytes - free_bytes(folder)) > 0:
+        if clock.monotonic() - begun > within_s:
+            raise StorageFull(f"{missing} bytes of {folder} did not come back within {within_s:g} s")
+        await clock.sleep(0.05)
+    return clock.monotonic() - begun
 
 
 def _run(program: str, *arguments: str) -> None:

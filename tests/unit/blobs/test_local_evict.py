@@ -182,3 +182,24 @@ async def test_evicting_while_it_is_read_disturbs_no_reader(store: LocalBlobStor
     assert b"".join([first, *rest]) == deterministic_bytes(0, SIZE)
     with pytest.raises(NotFound):
         await store.pin(cid)
+
+
+async def test_what_a_crash_left_is_counted_right_at_the_next_start(
+    store: LocalBlobStore, clock: FakeClock, tmp_path: Path
+) -> None:
+    cids = await fill(store, clock, 3)
+    await store.__aexit__(None, None, None)
+    packs = sorted((tmp_path / "store" / "packs").glob("*/*"))
+    (packs[0].parent / "55-unknown.car").write_bytes(b"renamed, and not committed")
+    packs[1].unlink()  # as when the power went between the unlink and what was to follow
+    (tmp_path / "store" / "tmp" / "half").write_bytes(b"x")
+
+    async with LocalBlobStore(tmp_path / "store", max_bytes=MAX_BYTES, clock=clock) as again:
+        entries = await again.entries()
+        usage = await again.usage()
+
+    assert len(entries) == 2
+    assert {entry.cid for entry in entries} < set(cids)
+    assert usage.used == sum(entry.footprint for entry in entries)
+    assert len(list((tmp_path / "store").glob("packs/*/*"))) == 2
+    assert not list((tmp_path / "store" / "tmp").iterdir())

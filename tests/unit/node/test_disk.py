@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_node.disk import AFTER_FULL_S, Ballast, DiskGuard, Volume, free_bytes, measure_volumes, space_returns
+from parity_node.disk import AFTER_FULL_S, Ballast, DiskGuard, Volume, free_bytes, measure_volumes
 from parity_node.disk_need import DiskNeed, DiskRoom, need_of
+from parity_node.testing.small_disk import space_returns
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import StorageFull
 from parity_protocol.task import CommandSpec, DockerSpec
