@@ -177,7 +177,6 @@ async def meet(count: int) -> dict[str, Met]:
 async def _meet_one(kind: str, samples: list[Sample], met: Met) -> None:
     forge, send = KINDS[kind]
     async with _site(samples, _same, at_once) as (honest, _), _site(samples, forge, send) as (faulty, asked):
-
         room = asyncio.Semaphore(2 * len(samples) if send is drop_by_drop else AT_ONCE)
 
         async def fetch(sample: Sample, gateways: list[str]) -> bool:
@@ -225,7 +224,7 @@ async def _site(
     asked: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: Writer) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)  # the loop's end:
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):  # the loop's end
             while True:
                 target = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
                 asked.append(target)
