@@ -9,7 +9,9 @@ import pytest
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, DockerSpec, OutputFolder, Requirements, Resources
+from parity_protocol.task import CidInput, DockerSpec, Egress, OutputFolder, Requirements, Resources
+
+ASK = "printf 'GET http://elsewhere.example/ HTTP/1.1\\r\\n\\r\\n' | nc -w 5 127.0.0.1 3128 2>&1; true"
 
 pytestmark = [pytest.mark.service("docker", "busybox"), pytest.mark.root]
 
@@ -180,3 +182,37 @@ async def test_nothing_is_left_of_a_task(runner, engine):
     assert engine.containers(label=f"network.parity.node={runner.node_id}") == []
     assert list(runner.exec_dir.iterdir()) == []
     assert not any(runner.exec_dir.glob("**/*"))
+
+
+async def test_the_image_is_recorded(runner, engine):
+    result = await runner.run("true")
+
+    assert result.environment == (await runner.executor.engine.image("parity-test/busybox:1")).id
+
+
+async def test_a_task_with_egress_has_a_proxy_and_still_no_way_around_it(runner, engine):
+    script = f"env | grep -i -E '^https?_proxy' | sort; ls /sys/class/net; {ASK}"
+
+    result = await runner.run(script, egress=Egress(domains=("example.org",)))
+
+    said = runner.output(result)
+    assert "HTTPS_PROXY=http://127.0.0.1:3128" in said
+    assert "eth0" not in said
+    assert "E-EGRESS elsewhere.example" in said
+    assert engine.containers(label=f"network.parity.node={runner.node_id}") == []
+
+
+async def test_a_task_with_egress_is_taken_up_with_its_proxy(runner):
+    script = f"n=0; while [ $n -lt 12 ]; do sleep 0.1; n=$((n+1)); done; {ASK}"
+    handle = await runner.start(runner.shell(script, egress=Egress(domains=("example.org",))))
+    await runner.executor.aclose()  # as a node that ends closes it
+    later = runner.again()
+
+    assert await later.recover(handle)
+    result = await later.wait(handle)
+    await later.cleanup(handle)
+    await later.aclose()
+
+    said = runner.output(result)
+    assert "E-EGRESS elsewhere.example" in said
+    await runner.executor.cleanup(handle)

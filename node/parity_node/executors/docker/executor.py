@@ -232,6 +232,7 @@ class DockerExecutor:
         key = _key(handle)
         run = self._runs.pop(key, None)
         self._gpus.release(key)
+        await self._egress.close(key)
         try:
             if run is not None:
                 run.close()

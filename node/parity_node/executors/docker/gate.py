@@ -94,9 +94,12 @@ class EngineGate:
         """Return the runtime that a task must have; never a weaker one than it asks for.
 
         Raises:
-            ExecutionFailed: It was not proven here (``executor_unavailable``).
+            ExecutionFailed: It was not proven here (``executor_unavailable``), or the task asks for hosts in gVisor, whose
+                network is inside of its own sandbox, where no proxy can be (``spec_invalid``).
         """
         runtime: Runtime = "runsc" if spec.requires.isolation.rank > IsolationTier.DOCKER.rank else "runc"
+        if runtime == "runsc" and spec.egress is not None:
+            raise ExecutionFailed(FailureReason.SPEC_INVALID, "hosts cannot be granted to a task in gVisor")
         if runtime not in self._proven:
             raise ExecutionFailed(
                 FailureReason.EXECUTOR_UNAVAILABLE, f"the runtime {runtime} is not proven on this node"

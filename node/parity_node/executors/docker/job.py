@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class DockerJob:
         """
         members, limits = folder.read_job()
         try:
-            return _JOB.validate_python({**members, "limits": asdict(limits)})
+            return _JOB.validate_json(json.dumps({**members, "limits": asdict(limits)}))
         except ValidationError as exc:
             raise ExecutionFailed(FailureReason.NODE_RESTARTED, "the execution's folder was lost") from exc
 

@@ -66,7 +66,14 @@ def docker_result(folder: JobFolder, job: DockerJob, log: LogFile, ending: Endin
 
     def failed(reason: FailureReason, message: str) -> ExecutionResult:
         return ExecutionResult(
-            Outcome.FAILED, reason, message, exit_code=code, usage=usage, metrics=metrics, log_path=folder.log
+            Outcome.FAILED,
+            reason,
+            message,
+            exit_code=code,
+            usage=usage,
+            metrics=metrics,
+            log_path=folder.log,
+            environment=job.environment,
         )
 
     fault = _fault(folder, job, log, ending)
@@ -90,6 +97,7 @@ def docker_result(folder: JobFolder, job: DockerJob, log: LogFile, ending: Endin
         usage=usage,
         metrics=metrics,
         log_path=folder.log,
+        environment=job.environment,
     )
 
 

@@ -36,8 +36,9 @@ __all__ = ["STOP_GRACE_S", "ContainerRun"]
 STOP_GRACE_S = 1  # between SIGTERM and SIGKILL
 WEIGH_S = 0.25
 DRAIN_S = 2.0  # for output still on its way after the end: who holds it open then is not waited for
-_END_S = 4.0  # for the engine to end a container, its grace included; then the kernel is asked, as root
+_END_S = 1.9  # for the engine to end a container, its grace included; then the kernel is asked, as root
 _SETTLE_S = 3.0  # for the news of an end that we brought about
+_HUNG_S = 0.5  # for one more answer of an engine that gave none
 _SAMPLE_S = (0.05, 2.0)  # first and longest pause between two readings of the counters
 _BLOCKS_PER_FILE = 8_192  # bytes that a small file may take beside its size
 
@@ -114,7 +115,7 @@ class ContainerRun:
                     await self.end()
                 with anyio.move_on_after(_SETTLE_S):
                     code = await self._ended()
-            with anyio.move_on_after(DRAIN_S):
+            with anyio.move_on_after(DRAIN_S if code is not None else 0.0):
                 await self._drained.wait()
             group.cancel_scope.cancel()
         return await self._conclude(code)
@@ -123,12 +124,16 @@ class ContainerRun:
         wall_s = max(0.0, self.clock.now().timestamp() - self.started_at)
         found: Container | None = None
         try:
-            found = await within(self.clock, _SETTLE_S, lambda: self.engine.inspect(self.container))
+            patience_s = _SETTLE_S if code is not None or self._is_gone else _HUNG_S
+            found = await within(self.clock, patience_s, lambda: self.engine.inspect(self.container))
         except NotFound:
             self._is_gone = True
         except (TimeoutError, Unreachable):
             self._has_lost_engine = True
         self._read_group()
+        if self.proxy is not None and not self.log.is_behind:
+            # Only now: what is read from the engine again after a restart must be as long as what was read before.
+            self.log.write(self.proxy.refusals[: self.log.max_bytes - self.log.size])
         ending = Ending(
             code=code if code is not None or found is None or not found.has_ended else found.exit_code,
             wall_s=wall_s,
