@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import json
 import socket
+import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import anyio
 import pytest
 
+from parity_node.executors.base import Handle, Job, Limits
 from parity_node.executors.docker.engine import Engine
+from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
@@ -24,8 +29,12 @@ from parity_node.executors.egress.sidecar import ContainerEgress
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.host_python import StagedPython, stage_python
 from parity_node.testing.dockerd import PrivateDockerd
+from parity_node.testing.inputs import StaticInputs
 from parity_protocol.clock import SystemClock
-from parity_protocol.needs import Egress
+from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.needs import Egress, Requirements
+from parity_protocol.report import Outcome
+from parity_protocol.task import DockerSpec, IsolationTier
 
 pytestmark = [pytest.mark.service("docker"), pytest.mark.root]
 
@@ -176,6 +185,72 @@ class Granted:
         return await self.end(*await self.begin(script))
 
 
+@pytest.fixture(scope="module")
+def python_image(dockerd: PrivateDockerd, python: StagedPython) -> str:
+    """Return the name of an image that holds this machine's Python."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        tar.add(python.folder, arcname=PYTHON.name)
+    dockerd.import_tar("parity-test/python:1", data.getvalue())
+    return "parity-test/python:1"
+
+
+class Node:
+    """The executor of a node, and of the same node started again."""
+
+    def __init__(self, dockerd: PrivateDockerd, exec_dir: Path, image: str, python: StagedPython) -> None:
+        self._dockerd = dockerd
+        self._exec_dir = exec_dir
+        self._image = image
+        self._python = python
+        self.executor = self._start()
+
+    def _start(self) -> DockerExecutor:
+        return DockerExecutor(
+            exec_dir=self._exec_dir,
+            inputs=StaticInputs(),
+            clock=SystemClock(),
+            node_id="0xegress",
+            options=DockerOptions(timeout_s=20.0, floor_bytes=0),
+            environ={"DOCKER_HOST": self._dockerd.url},
+        )
+
+    async def start(self, script: str, *domains: str, tier: IsolationTier = IsolationTier.NONE) -> Handle:
+        spec = DockerSpec(
+            image=self._image,
+            entrypoint=tuple(self._python.argv(PYTHON, ["-c", PRELUDE + script])),
+            egress=Egress(domains=domains),
+            requires=Requirements(isolation=tier),
+        )
+        folder = self._exec_dir / str(uuid.uuid4())
+        folder.mkdir(mode=0o700)
+        limits = Limits(wall_time_s=60, cpus=1, memory_bytes=128 << 20, disk_bytes=8 << 20, pids=32)
+        job = Job(folder.name, "t", "l", 1, spec, 0, 1, None, folder, limits)
+        return await self.executor.start(await self.executor.prepare(job))
+
+    async def restart(self, handle: Handle) -> bool:
+        await self.executor.aclose()
+        self.executor = self._start()
+        return await self.executor.recover(handle)
+
+
+@pytest.fixture
+async def node(
+    dockerd: PrivateDockerd, workplace: Path, python_image: str, python: StagedPython, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Node]:
+    async def resolver(_host: str, _port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    to_loopback = partial(ContainerEgress, resolver=resolver, allow=lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("parity_node.executors.docker.executor.ContainerEgress", to_loopback)
+    exec_dir = workplace / f"exec-{uuid.uuid4().hex[:8]}"
+    exec_dir.mkdir(mode=0o711)
+    made = Node(dockerd, exec_dir, python_image, python)
+    yield made
+    await made.executor.aclose()
+    assert dockerd.containers(label="network.parity.node=0xegress") == []
+
+
 @pytest.fixture
 async def granted(
     engine: Engine, workplace: Path, busybox: str, python: StagedPython, web: int
@@ -292,3 +367,50 @@ async def test_nothing_is_left_of_a_sidecar_that_was_removed(granted: Granted, d
     await granted.egress.end(granted.name)
 
     assert granted.sidecar not in dockerd.containers()
+
+
+async def test_a_docker_task_reaches_its_host_and_its_result_says_what_was_refused(node: Node, web: int) -> None:
+    handle = await node.start(f"ask('example.org:{web}')\nask('example.net:{web}')\n", f"example.org:{web}")
+    try:
+        result = await node.executor.wait(handle)
+    finally:
+        await node.executor.cleanup(handle)
+
+    assert result.outcome is Outcome.SUCCEEDED, result.message
+    assert result.result_bytes is not None
+    lines = result.result_bytes.decode().splitlines()
+    assert [line.partition(" |")[0] for line in lines[:2]] == ["HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden"]
+    assert lines[-1].startswith("E-EGRESS example.net: ")
+    assert 100 / (1 << 30) < result.metrics["network_data_gb"] < 1000 / (1 << 30)
+
+
+async def test_a_docker_task_that_its_restarted_node_takes_up_still_reaches_its_host(node: Node, web: int) -> None:
+    handle = await node.start(
+        f"ask('example.net:{web}')\nask('example.org:{web}')\ntime.sleep(1.5)\nask('example.org:{web}')\n",
+        f"example.org:{web}",
+    )
+    try:
+        waiting = asyncio.create_task(node.executor.wait(handle))
+        with anyio.fail_after(20):
+            while b"200 OK" not in await node.executor.logs(handle, 0):  # noqa: ASYNC110 - another program's doing
+                await anyio.sleep(0.02)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        is_taken_up = await node.restart(handle)
+        result = await node.executor.wait(handle)
+    finally:
+        await node.executor.cleanup(handle)
+
+    assert is_taken_up
+    assert result.outcome is Outcome.SUCCEEDED, result.message
+    assert result.result_bytes is not None
+    assert result.result_bytes.count(b"HTTP/1.1 200 OK") == 2
+    assert result.result_bytes.count(b"E-EGRESS example.net: ") == 2  # the answer that it got, and the line
+    assert result.metrics["network_data_gb"] > 200 / (1 << 30)  # of both connections
+
+
+async def test_a_grant_in_gvisor_is_refused_rather_than_given_in_another_runtime(node: Node) -> None:
+    with pytest.raises(ExecutionFailed, match="gVisor") as caught:
+        await node.start("", "example.org", tier=IsolationTier.GVISOR)
+
+    assert caught.value.reason is FailureReason.SPEC_INVALID

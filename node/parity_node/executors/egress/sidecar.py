@@ -143,15 +143,19 @@ class ContainerEgress:
             proxy.hand_over()
         return proxy
 
+    async def close(self, execution_id: str) -> None:
+        """Close an execution's proxy and leave its sidecar; idempotent."""
+        proxy = self._proxies.pop(execution_id, None)
+        if proxy is not None:
+            await proxy.aclose()
+
     async def end(self, execution_id: str) -> None:
         """Close an execution's proxy and remove its sidecar; idempotent, and nothing if it has none.
 
         Raises:
             Unreachable: The engine does not answer; the labels say whose the sidecar is.
         """
-        proxy = self._proxies.pop(execution_id, None)
-        if proxy is not None:
-            await proxy.aclose()
+        await self.close(execution_id)
         await self._engine.remove(_name(execution_id))
 
     async def aclose(self) -> None:
