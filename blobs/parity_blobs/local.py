@@ -79,7 +79,6 @@ class LocalBlobStore:
         self._packs = path / "packs"
         self._tmp = path / "tmp"
         self._quarantine = path / "quarantine"
-        self._max_bytes = max_bytes
         self._evictor = Evictor(self._packs, max_bytes=max_bytes, floor_bytes=floor_bytes, in_use=in_use)
         self._clock = clock or SystemClock()
         self._in_flight = 0
@@ -252,7 +251,11 @@ class LocalBlobStore:
         """Return how full the store is."""
         query = "SELECT bytes, pinned FROM usage"
         used, pinned = await self._run(lambda: self._index.reader().execute(query).fetchone())
-        return StoreUsage(used, pinned, self._max_bytes)
+        return StoreUsage(used, pinned, self._evictor.max_bytes)
+
+    def limit(self, max_bytes: int) -> None:
+        """Change what all objects together may take; the next write or ``evict`` removes what is over it."""
+        self._evictor.max_bytes = max_bytes
 
     async def entries(self) -> list[StoredEntry]:
         """Return what is here, what would be evicted first at the head; as many as ``local_evict.MAX_ENTRIES``."""

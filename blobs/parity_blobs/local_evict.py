@@ -61,7 +61,7 @@ class Evictor:
         self, packs: Path, *, max_bytes: int, floor_bytes: int = 0, in_use: Callable[[], Iterable[str]] = tuple
     ) -> None:
         self._packs = packs
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes  # may be changed at any time; what is over it goes with the next write or eviction
         self._floor_bytes = floor_bytes
         self._in_use = in_use
 
@@ -75,8 +75,8 @@ class Evictor:
             StorageFull: They may not.
         """
         pinned = index.reader().execute("SELECT pinned FROM usage").fetchone()[0]
-        if pinned + in_flight + count > self._max_bytes:
-            raise StorageFull(f"the blob store holds at most {self._max_bytes} bytes, {pinned} are pinned")
+        if pinned + in_flight + count > self.max_bytes:
+            raise StorageFull(f"the blob store holds at most {self.max_bytes} bytes, {pinned} are pinned")
         missing = self._missing(count)
         if missing > 0:
             index.submit(lambda transaction: self.free(transaction, missing)).result()
@@ -92,13 +92,13 @@ class Evictor:
         """
         execute = transaction.connection.execute
         used, pinned = execute("SELECT bytes, pinned FROM usage").fetchone()
-        excess = used + needed - self._max_bytes
-        if pinned + needed > self._max_bytes:
-            raise StorageFull(f"the blob store holds at most {self._max_bytes} bytes, {pinned} are pinned")
+        excess = used + needed - self.max_bytes
+        if pinned + needed > self.max_bytes:
+            raise StorageFull(f"the blob store holds at most {self.max_bytes} bytes, {pinned} are pinned")
         if excess > 0:
             chosen = list(_until(excess, self._evictable(transaction)))
             if sum(entry.footprint for _, entry in chosen) < excess:
-                raise StorageFull(f"the blob store holds at most {self._max_bytes} bytes, the rest is pinned or in use")
+                raise StorageFull(f"the blob store holds at most {self.max_bytes} bytes, the rest is pinned or in use")
             for object_id, entry in chosen:
                 self.remove(transaction, object_id, entry.cid.digest, entry.cid.codec)
 

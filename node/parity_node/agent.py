@@ -132,6 +132,7 @@ class Agent:
             cache=parts.cache,
             ballast=parts.ballast,
             give_back=lambda: self.runner.give_back(FailureReason.DISK_FULL),
+            cap=lambda: self.policy.current.max_cache_bytes,
             clock=clock,
         )
         self.presence = Presence(

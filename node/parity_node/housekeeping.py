@@ -31,20 +31,30 @@ class Housekeeper:
         ballast: None when the journal has none.
         give_back: Hands the leases of tasks back that have not started, and returns how many there were: what they
             fetch would only be in the way of those that run.
+        cap: Returns the policy's cap on data and images together, in bytes; None when it has none.
     """
 
     def __init__(
-        self, *, disk: DiskGuard, cache: NodeCache, ballast: Ballast | None, give_back: Callable[[], int], clock: Clock
+        self,
+        *,
+        disk: DiskGuard,
+        cache: NodeCache,
+        ballast: Ballast | None,
+        give_back: Callable[[], int],
+        cap: Callable[[], int | None],
+        clock: Clock,
     ) -> None:
         self._disk = disk
         self._cache = cache
         self._ballast = ballast
         self._give_back = give_back
+        self._cap = cap
         self._clock = clock
         self._was_short = False
 
     async def begin(self) -> None:
         """Count what is there and remove what an earlier process left. Before any task begins."""
+        self._cache.narrow(self._cap())
         await self._guarded(self._cache.data.sweep)
         await self._guarded(self._cache.count_results)
         await self._guarded(self._cache.collect)
@@ -60,7 +70,7 @@ class Housekeeper:
             if now - counted_at >= COUNT_S:
                 counted_at = now
                 await self._guarded(self._cache.count_results)
-            if now - collected_at >= COLLECT_S:
+            if self._cache.narrow(self._cap()) or now - collected_at >= COLLECT_S:
                 collected_at = now
                 await self._guarded(self._cache.collect)
 

@@ -53,6 +53,12 @@ class DataCache:
                 )
             return self._opened
 
+    def limit(self, max_bytes: int) -> None:
+        """Change the cap; what is over it goes with the next download or collection."""
+        self.max_bytes = max_bytes
+        if self._opened is not None:
+            self._opened.limit(max_bytes)
+
     async def existing(self) -> LocalBlobStore | None:
         """Return the open store, or None when nothing was ever kept here: looking makes no folder."""
         if self._opened is None and not await anyio.Path(self.folder / "index.sqlite3").exists():

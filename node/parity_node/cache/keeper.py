@@ -86,6 +86,7 @@ class NodeCache:
         clock: Clock,
     ) -> None:
         self._clock = clock
+        self._settings_caps = (max_data_bytes, max_image_bytes)
         self.uses = Uses()
         self.data = DataCache(
             cache_dir / DATA_FOLDER, max_bytes=max_data_bytes, floor_bytes=floor_bytes, clock=clock, uses=self.uses
@@ -98,6 +99,21 @@ class NodeCache:
     def results_wait(self, waiting: Callable[[], Collection[str]]) -> None:
         """Say which results queued reports name; until then none is taken for a leftover."""
         self._waiting = waiting
+
+    def narrow(self, max_bytes: int | None) -> bool:
+        """Keep data and images together below ``max_bytes`` (None: no such cap); return whether that changed anything.
+
+        Each gets the share that it has of the settings' caps, so that neither can take all of it from the other.
+        """
+        data, images = self._settings_caps
+        if max_bytes is not None and max_bytes < data + images:
+            share = max_bytes * data // (data + images)
+            data, images = share, max_bytes - share
+        if (data, images) == (self.data.max_bytes, self.images.max_bytes):
+            return False
+        self.data.limit(data)
+        self.images.max_bytes = images
+        return True
 
     @property
     def results_used_bytes(self) -> int:

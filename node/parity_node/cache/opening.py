@@ -10,6 +10,7 @@ import anyio
 
 from parity_node.cache.keeper import NodeCache
 from parity_node.lockfile import exclusive_lock
+from parity_node.operator_policy import OperatorPolicy
 from parity_node.settings import NodeSettings
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import NotFound
@@ -46,6 +47,7 @@ async def idle_cache(settings: NodeSettings) -> AsyncGenerator[NodeCache]:
         raise NotFound(f"there is no node in {state}", hint="Set one up with `parity node init`.")
     with exclusive_lock(state / AGENT_LOCK):
         cache = cache_of(settings, cache_dir=state / "cache", results_dir=state / "results", clock=SystemClock())
+        cache.narrow(OperatorPolicy(settings, SystemClock()).current.max_cache_bytes)
         waiting = await _waiting_results(state / JOURNAL)
         cache.results_wait(lambda: waiting)
         try:

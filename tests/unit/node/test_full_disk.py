@@ -310,3 +310,23 @@ async def test_input_of_a_running_task_is_in_use_until_it_has_ended(
 
         assert [item.name for item in during] == []
         assert [item.name for item in after] == [cid]
+
+
+async def test_policys_cap_narrows_the_cache_and_a_changed_one_is_kept_to_soon(
+    node, disk: Disk, folders: Folders
+) -> None:
+    policy = folders.state / "policy.toml"
+    policy.write_text('[limits]\ncache = "6g"\n')
+    async with node(disk=disk.guard, runner_cache_max_bytes=4 * GIB, runner_image_cache_max_bytes=8 * GIB) as running:
+        cache = running.agent.parts.cache
+        store = await cache.data.store()
+        for number in range(4):
+            await store.put_bytes(deterministic_bytes(number, MIB))
+        assert (cache.data.max_bytes, cache.images.max_bytes) == (2 * GIB, 4 * GIB)
+
+        policy.write_text('[limits]\ncache = "6m"  # and not a byte more\n')
+        await running.until(lambda: cache.data.max_bytes == 2 * MIB, within_s=30)
+        await running.pass_time(2)
+
+        assert (await store.usage()).used <= 2 * MIB
+        assert (await store.usage()).limit == 2 * MIB
