@@ -28,6 +28,7 @@ class CommandLab:
 
     exec_dir: Path
     executor: CommandExecutor
+    has_own_disk: bool  # nobody else writes to the file system of ``exec_dir``
 
     async def start(self, spec: CommandSpec, *, slot: int = 0, **bounds: float) -> Handle:
         """Start a task."""
@@ -63,7 +64,8 @@ def open_lab() -> Iterator[CommandLab]:
     is_mounted = os.geteuid() == 0 and _call("mount", "-t", "tmpfs", "-o", "size=512m,mode=0711", "lab", str(path))
     path.chmod(0o711)
     try:
-        yield CommandLab(path, CommandExecutor(exec_dir=path, inputs=StaticInputs(), clock=SystemClock(), enabled=True))
+        executor = CommandExecutor(exec_dir=path, inputs=StaticInputs(), clock=SystemClock(), enabled=True)
+        yield CommandLab(path, executor, has_own_disk=is_mounted)
     finally:
         if is_mounted:
             _call("umount", "--lazy", str(path))
