@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import JsonValue
@@ -196,6 +196,37 @@ async def test_bubblewrap_without_its_filter_is_caught(workplace: Path, monkeypa
     assert not {name for name in found if name.startswith(("file.", "net.", "device."))}
 
 
+@pytest.mark.service("bubblewrap")
+@pytest.mark.parametrize(
+    ("hole", "caught"),
+    [
+        (["--share-net"], {"net.host_loopback"}),  # Landlock keeps abstract sockets closed
+        (["--ro-bind", "WORKPLACE", "WORKPLACE"], {"file.node_folder", "file.node_keys"}),
+        (["--bind", "/proc", "/proc"], {"proc.other_processes"}),
+        (["--dev-bind", "/dev/zero", "/dev/kmsg"], {"device.kmsg"}),
+        (["--setenv", "OPERATORS_SECRET", "x"], {"identity.environment"}),
+        (["--cap-add", "CAP_SYS_PTRACE"], {"identity.capabilities"}),
+    ],
+    ids=["network", "folder", "processes", "device", "variable", "capability"],
+)
+async def test_one_hole_in_bubblewrap_is_caught_by_its_name(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, hole: list[str], caught: set[str]
+) -> None:
+    whole = launch.bwrap_options
+
+    def with_hole(*arguments: Any, **members: Any) -> list[str]:
+        options = whole(*arguments, **members)
+        at = options.index("--remount-ro")  # before the first folder is closed
+        return [*options[:at], *(each.replace("WORKPLACE", str(workplace)) for each in hole), *options[at:]]
+
+    monkeypatch.setattr(launch, "bwrap_options", with_hole)
+
+    report = await prove_bwrap(workplace)
+
+    assert report.tier is IsolationTier.NONE, report
+    assert caught <= escapes(report), report.problem
+
+
 @dataclass(frozen=True, slots=True)
 class Privileged(ContainerRequest):
     """What an operator in despair would start."""
@@ -245,6 +276,50 @@ async def test_a_privileged_container_is_caught(
         *("kernel.mount", "kernel.user_namespace", "kernel.io_uring", "identity.root", "identity.capabilities"),
         *("identity.new_privileges", "identity.filter", "file.engine_socket", "socket.packet", "socket.raw"),
     } <= escapes(report)
+
+
+@pytest.mark.root
+@pytest.mark.service("docker")
+@pytest.mark.parametrize(
+    ("hole", "caught"),
+    [
+        ({"NetworkMode": "host"}, {"net.host_loopback", "net.abstract_socket", "net.interfaces"}),
+        ({"PidMode": "host"}, {"proc.other_processes", "proc.signal_node"}),
+        ({"SecurityOpt": ["seccomp=unconfined"]}, {"identity.new_privileges", "identity.filter"}),
+        ({"SecurityOpt": ["no-new-privileges:true", "seccomp=unconfined"]}, {"identity.filter", "kernel.io_uring"}),
+        ({"Binds": ["SOCKET:/run/docker.sock"]}, {"file.engine_socket"}),
+        ({"Binds": ["WORKPLACE:WORKPLACE:ro"]}, {"file.node_folder", "file.node_keys"}),
+    ],
+    ids=["network", "processes", "new-privileges", "filter", "socket", "folder"],
+)
+async def test_one_hole_in_a_container_is_caught_by_its_name(
+    engine: Engine, workplace: Path, monkeypatch: pytest.MonkeyPatch, hole: dict[str, Any], caught: set[str]
+) -> None:
+    class WithHole(ContainerRequest):
+        def body(self, seccomp: str) -> dict[str, JsonValue]:
+            body = ContainerRequest.body(self, seccomp)
+            host = body["HostConfig"]
+            assert isinstance(host, dict)
+            for name, value in hole.items():
+                words = {"OURS": seccomp, "SOCKET": str(engine.socket), "WORKPLACE": str(workplace)}
+                host[name] = [filled(each, words) for each in value] if isinstance(value, list) else value
+            if hole.get("NetworkMode") == "host":
+                body.pop("Hostname")
+            return body
+
+    monkeypatch.setattr(docker_probe, "ContainerRequest", WithHole)
+    engine.socket.chmod(0o666)  # so that it is not its permissions that keep a task away
+
+    report = await prove_docker(engine, workplace)
+
+    assert report.tier is IsolationTier.NONE, report
+    assert caught <= escapes(report), report.problem
+
+
+def filled(text: str, words: dict[str, str]) -> str:
+    for name, value in words.items():
+        text = text.replace(name, value)
+    return text
 
 
 @pytest.mark.root
