@@ -18,7 +18,8 @@ from parity_cli.lazy import Group
 from parity_cli.output import Output, pass_output
 from parity_cli.place import client_of, market_option, open_chain, wallet_option
 from parity_cli.secrets_input import passphrase_option
-from parity_protocol.errors import BadField, InvalidInput, NotFound, ParityError, Unavailable
+from parity_cli.task_spec import spec_of, spec_options
+from parity_protocol.errors import InvalidInput, NotFound, ParityError, Unavailable
 
 if TYPE_CHECKING:
     from parity_client import Client, Result
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from parity_protocol.ids import Address
 
 MAX_SHOWN_FILES = 20  # of a result folder
-MAX_SPEC_FILE_BYTES = 1 << 20
 WHY_AFTER_S = 5.0
 WHY_EVERY_S = 15.0
 
@@ -62,32 +62,28 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     example="""
     parity task submit --reward 0.1 --wait -- echo hello
     parity task submit --reward 0.5 --input rows=bafy… --timeout 10m -- wc -l inputs/rows
+    parity task submit --reward 1 --image debian:12 --memory 256m --wait -- cat /etc/os-release
     parity task submit --reward 2 --spec forest.json --wait
     """,
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--reward", required=True, metavar="TOKENS", help="What it pays in all, in whole tokens.")
 @click.option("--max-reward", metavar="TOKENS", help="What the signed order allows at most. Default: the reward.")
-@click.option("--spec", metavar="FILE", help="A task's JSON, of any kind; - is standard input.")
-@click.option("--title", default="", help="Shown in lists.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=CID", help="Data for the command; repeat it for more.")
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the command; repeat it for more.")
-@click.option("--timeout", metavar="DURATION", help="Longest wall time, such as 5m.")
-@click.option("--memory", metavar="SIZE", help="Memory it needs, such as 512m.")
-@click.option("--cpus", type=float, help="Processors it needs.")
-@click.option("--attempts", type=click.IntRange(1, 10), help="Nodes that may try.")
+@spec_options
 @click.option("--valid-for", default="24h", show_default=True, metavar="DURATION", help="Time in which it may start.")
 @click.option("--wait", "waits", is_flag=True, help="Follow it, and print the result.")
 @_with_client
 async def submit(out: Output, client: Client, **given: Any) -> None:
-    """Sign an order and submit work: a COMMAND (behind --), or any task by --spec.
+    """Sign an order and submit work: a COMMAND (behind --), a container with --image, or any task by --spec.
 
-    A command is an argument list, which no shell reads; say `sh -c '…'` if you want one. Its inputs lie in
-    the folder `inputs` by their names. A federated-learning spec becomes one task for each part, and its merged result is the group's.
+    A command is an argument list, which no shell reads, unless --shell asks for one. Its inputs lie in the folder `inputs`,
+    of a container in `/inputs`, by their names; with --output the files that it writes to `/output` come back. It
+    reaches no network but the hosts of --egress. --spec takes the Parity network's form too. A federated-learning
+    spec becomes one task for each part, and its merged result is the group's.
     """
     from parity_protocol.quantities import parse_duration
 
-    spec = _spec(given)
+    spec = spec_of(given)
     submission = await client.submit(
         spec, given["reward"], max_reward=given["max_reward"], valid_for=parse_duration(given["valid_for"])
     )
@@ -107,76 +103,6 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
     await _follow(out, client, submission.id, None)
     found = await client.result(submission.id)
     out.emit({**document, "result": _result_document(found)}, _result_text(found))
-
-
-def _spec(given: dict[str, Any]) -> dict[str, Any] | str:
-    from parity_protocol.quantities import parse_bytes, parse_duration
-
-    only_command = [name for name in ("inputs", "env", "timeout", "memory", "cpus", "attempts", "title") if given[name]]
-    if given["spec"]:
-        if given["command"] or only_command:
-            raise click.UsageError("--spec says everything: leave out the command and its options")
-        return _spec_file(given["spec"])
-    if not given["command"]:
-        raise click.UsageError("give a command behind --, such as: -- echo hello; or a task with --spec FILE")
-    spec: dict[str, Any] = {"type": "command", "command": list(given["command"])}
-    if given["title"]:
-        spec["title"] = given["title"]
-    if given["inputs"]:
-        spec["inputs"] = [
-            {"kind": "cid", "name": name, "cid": _cid(name, cid)}
-            for name, cid in (_pair("--input", each) for each in given["inputs"])
-        ]
-    if given["env"]:
-        spec["env"] = dict(_pair("--env", each) for each in given["env"])
-    if given["timeout"]:
-        spec["budgets"] = {"wall_time_s": parse_duration(given["timeout"]).total_seconds()}
-    resources = {}
-    if given["memory"]:
-        resources["memory_bytes"] = parse_bytes(given["memory"])
-    if given["cpus"]:
-        resources["cpus"] = given["cpus"]
-    if resources:
-        spec["resources"] = resources
-    if given["attempts"]:
-        spec["max_attempts"] = given["attempts"]
-    return spec
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.UsageError(f"{option} {text!r}: expected NAME=…")
-    return name, value
-
-
-def _cid(name: str, text: str) -> str:
-    """Return a CID as it was typed; one that no node could read is refused before it is paid for."""
-    from parity_blobs import Cid
-
-    try:
-        Cid.parse(text)
-    except ParityError as exc:
-        raise BadField(
-            f"--input {name}: {text[:80]!r} is not a CID: {exc.message}",
-            hint="`parity data add FILE` stores a file and prints its CID.",
-            field="inputs",
-        ) from None
-    return text
-
-
-def _spec_file(name: str) -> str:
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(MAX_SPEC_FILE_BYTES)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(MAX_SPEC_FILE_BYTES)
-        return data.decode("utf-8").strip()
-    except OSError as exc:
-        raise NotFound(f"--spec {name}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise BadField(f"--spec {name}: expected JSON text in UTF-8", field="spec") from exc
 
 
 @task.command("list", short_help="List your tasks.", example="parity task list --limit 20")
