@@ -241,7 +241,7 @@ class _Progress:
         if _free(self._root) < self._floor_bytes:
             raise ExecutionFailed(FailureReason.DISK_FULL, f"image {self._reference} does not fit on this node's disk")
         here, whole = (sum(column) for column in zip(*self._layers.values(), strict=True)) if self._layers else (0, 0)
-        self._say(f"pulling {self._reference}: {here / 1e6:.1f} of {whole / 1e6:.1f} MB")
+        self._say(f"pulling {self._reference}" + (f": {here / 1e6:.1f} of {whole / 1e6:.1f} MB" if whole else ""))
 
     def done(self, image_id: str) -> None:
         """Note the end."""
