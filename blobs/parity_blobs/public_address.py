@@ -78,7 +78,7 @@ _LABEL = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?:_?{_LABEL}\.)+{_LABEL}", re.IGNORECASE)
 _NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.IGNORECASE)  # what old resolvers read as a part of an address
 _URL = re.compile(
-    r"https://(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?(?:/[!-\[\]-~]*)?"
+    r"https://(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?(?:/[!\"$-\[\]-~]*)?"
 )
 
 
@@ -143,9 +143,9 @@ def parse_https_url(url: str) -> HttpsTarget:
     if found is None:
         raise BadField(f"expected https://HOST[:PORT]/PATH in ASCII, without a user name: {url[:200]!r}", field="url")
     host, port = found["host"].lower(), int(found["port"] or 443)
-    if host.startswith("["):
-        host = host[1:-1]
-    if not is_host_name(host) and not _is_address(host):
+    is_bracketed = host.startswith("[")
+    host = host.strip("[]")
+    if is_bracketed != (":" in host) or not (is_host_name(host) or _is_address(host)):
         raise BadField(f"not a host name or address: {host!r}", field="url")
     if not 0 < port < 65_536:
         raise BadField(f"the port must be from 1 to 65535, got {port}", field="url")

@@ -12,11 +12,13 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from parity_blobs.https_fetch import HttpsFetcher, HttpsLimits
 from parity_blobs.public_address import connect_public, parse_https_url
 from parity_node.executors.egress import EgressProxy
 from parity_protocol.clock import SystemClock
@@ -91,6 +93,27 @@ async def test_hostile_urls_make_no_connection(witness: Witness) -> None:
     assert witness.seen == []
     assert sum(outcomes.values()) >= 200
     assert set(outcomes) == {BadField.code, PolicyDenied.code, Unreachable.code}
+
+
+@dataclass(frozen=True)
+class Source:
+    url: str
+    sha256: str = "0" * 64
+    size: int = 1
+
+
+async def test_inputs_by_url_make_no_connection_either(witness: Witness) -> None:
+    zone = HostileZone()
+
+    async def connect(host: str, port: int) -> socket.socket:
+        return await connect_public(host, port, resolver=zone)
+
+    async with HttpsFetcher(clock=SystemClock(), limits=HttpsLimits(tries=1), connect=connect) as fetcher:
+        for url in CORPUS["urls"]:
+            with pytest.raises(ParityError):
+                await anext(fetcher.stream(Source(url)))
+
+    assert set(witness.seen) <= {PUBLIC}
 
 
 async def test_the_guard_below_the_grammar_stops_them_too(witness: Witness) -> None:

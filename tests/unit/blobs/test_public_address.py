@@ -134,13 +134,21 @@ def test_what_some_program_could_read_otherwise_is_no_host_name(name: str) -> No
     [
         ("https://example.org/", ("example.org", 443)),
         ("https://Example.ORG", ("example.org", 443)),
-        ("https://example.org:8443/a/@b?c=d:e&f=%20#"[:-1], ("example.org", 8443)),
+        ("https://example.org:8443/a/@b?c=d:e&f=%20", ("example.org", 8443)),
         ("https://1.1.1.1/x", ("1.1.1.1", 443)),
         ("https://[2606:4700::1111]:8443/x", ("2606:4700::1111", 8443)),
     ],
 )
 def test_a_plain_url_is_read(url: str, target: tuple[str, int]) -> None:
     assert parse_https_url(url) == HttpsTarget(*target)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[1.1.1.1]/", "https://example.org/a#b", "https://example.org/a\\b", "https://example.org/a b"]
+)
+def test_what_parsers_read_differently_is_refused(url: str) -> None:
+    with pytest.raises(BadField):
+        parse_https_url(url)
 
 
 async def test_no_hostile_url_leads_to_an_address() -> None:
