@@ -10,6 +10,9 @@ from uuid import uuid4
 
 import pytest
 
+from parity_blobs.local import LocalBlobStore
+from parity_blobs.testing import deterministic_bytes, in_pieces
+from parity_node.disk import free_bytes
 from parity_node.store.base import Execution, OutboxEntry, Phase
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.testing.small_disk import PAGE, Filler, ext4, tmpfs
@@ -147,3 +150,20 @@ async def test_no_write_that_meets_a_full_disk_is_half_done_or_acknowledged_in_v
                 file.unlink()
     print(f"A4: 301 disks that became full, {refused} writes refused, 0 corrupt, 0 acknowledged writes lost")
     assert refused > 300
+
+
+async def test_download_stops_at_the_floor_of_a_real_disk_after_the_cache_gave_way(tmp_path: Path) -> None:
+    floor = 4 << 20
+    with tmpfs(tmp_path / "disk", 16 << 20) as disk:
+        async with LocalBlobStore(disk / "store", max_bytes=1 << 30, floor_bytes=floor) as store:
+            cids = [await store.put_bytes(deterministic_bytes(number, 2 << 20)) for number in range(4)]
+            assert free_bytes(disk) >= floor
+
+            with pytest.raises(StorageFull, match="free on the disk"):
+                await store.put(in_pieces(deterministic_bytes(9, 13 << 20), 1 << 20), max_bytes=1 << 30)
+
+            assert await store.stat(cids[0]) is None  # gave way first
+            assert not list((disk / "store" / "tmp").iterdir())
+            assert free_bytes(disk) >= floor
+            again = await store.put_bytes(deterministic_bytes(1, 1 << 20), pin=True)
+            assert await store.stat(again) is not None
