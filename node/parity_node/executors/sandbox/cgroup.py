@@ -21,6 +21,8 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OURS = "parity-node"
 _LEAF = "parity-agent"  # where the node itself is, in a tree that was delegated to it
 _OWN = Path("/proc/self/cgroup")
+_ROUNDS = 5  # of moving processes
+_MAX_DEPTH = 64  # of the tree of this node's processes
 _CONTROLLERS = ("memory", "pids", "cpu")
 _COUNTER = "cpuacct"  # of version 1
 _PERIOD_US = 100_000
@@ -109,9 +111,7 @@ class Cgroup:
     def _create(self, limits: Limits) -> None:
         if self.is_unified:
             if self._bases[0] != self._root:
-                leaf = self._bases[0] / _LEAF
-                leaf.mkdir(exist_ok=True)
-                (leaf / "cgroup.procs").write_text(str(os.getpid()))
+                _move_to_leaf(self._bases[0])
             for parent in (self._bases[0], self._bases[0] / _OURS):
                 parent.mkdir(exist_ok=True)
                 (parent / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in _CONTROLLERS))
@@ -163,7 +163,38 @@ def _delegated(root: Path, own: Path) -> Path | None:
     if base == root or not os.access(base / "cgroup.procs", os.W_OK) or not os.access(base, os.W_OK):
         return None
     # Others in it would keep it from passing controllers on; to root every group looks like its own.
-    return base if procs <= {os.getpid()} else None
+    return base if all(_is_of_this_node(pid) for pid in procs) else None
+
+
+def _move_to_leaf(base: Path) -> None:
+    """Move this process and its children out of the way; one that is started meanwhile is moved by the next round."""
+    leaf = base / _LEAF
+    leaf.mkdir(exist_ok=True)
+    for _ in range(_ROUNDS):
+        left = (base / "cgroup.procs").read_text().split()
+        if not left:
+            return
+        for pid in left:
+            try:
+                (leaf / "cgroup.procs").write_text(pid)
+            except ProcessLookupError:
+                continue
+
+
+def _is_of_this_node(pid: int) -> bool:
+    """Whether a process is this one or a descendant of it; one that has ended is nobody's."""
+    own = os.getpid()
+    for _ in range(_MAX_DEPTH):
+        if pid == own:
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return True
+        pid = int(stat.rpartition(b")")[2].split()[1])
+        if pid < 1:
+            return False
+    return False
 
 
 def _member(path: Path, name: str) -> int:

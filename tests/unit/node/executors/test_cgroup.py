@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ def test_the_leaf_is_recognised_when_the_node_is_in_it_already(unified, unit):
 
     assert (unit / "parity-node" / "b" / "pids.max").read_text() == "12"
     assert not (unit / "parity-agent" / "parity-agent").exists()
+
+
+def test_children_of_the_node_move_with_it(unified, unit):
+    with subprocess.Popen(["sleep", "60"]) as child:  # such as a trial run that began at the same time
+        try:
+            (unit / "cgroup.procs").write_text(f"{os.getpid()}\n{child.pid}\n")
+
+            group = Cgroup.make("a", LIMITS, root=unified, own=own_file(unified, "/user.slice/node.service"))
+        finally:
+            child.kill()
+
+    assert group is not None
+    assert (unit / "parity-agent" / "cgroup.procs").read_text() == str(child.pid)  # the last one written
+    assert (unit / "parity-node" / "a").is_dir()
 
 
 def test_a_group_with_others_in_it_is_not_taken_over(unified, unit):
