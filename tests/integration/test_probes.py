@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,21 +17,28 @@ import pytest
 from pydantic import JsonValue
 
 from parity_node.doctor import FindingResult, examine_sandboxes
+from parity_node.executors.base import Job
+from parity_node.executors.command import CommandExecutor
 from parity_node.executors.docker import probe as docker_probe
 from parity_node.executors.docker.engine import Engine
 from parity_node.executors.docker.probe import prove_docker
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.process import Identity
-from parity_node.executors.sandbox import launch
+from parity_node.executors.sandbox import launch, tier
 from parity_node.executors.sandbox.drop import slot_identity
 from parity_node.executors.sandbox.probes import ProbeReport, ProbeResult
-from parity_node.executors.sandbox.tier import INPUT_NAME, ProbeRunner, prove, prove_bwrap
+from parity_node.executors.sandbox.tier import INPUT_NAME, PROBE_LIMITS, ProbeRunner, prove, prove_bwrap
 from parity_node.settings import NodeSettings
 from parity_node.testing.dockerd import PrivateDockerd
+from parity_node.testing.inputs import StaticInputs
+from parity_protocol.clock import SystemClock
+from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.isolation import IsolationTier
+from parity_protocol.task import CommandSpec
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 LEAST_ATTEMPTS = 40  # A8
+ALLOW_EVERYTHING = b"\x06\x00\x00\x00\x00\x00\xff\x7f"  # return SECCOMP_RET_ALLOW
 
 
 @pytest.fixture
@@ -185,8 +192,7 @@ async def test_a_sandbox_that_shares_everything_is_caught(workplace: Path) -> No
 
 @pytest.mark.service("bubblewrap")
 async def test_bubblewrap_without_its_filter_is_caught(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    allow_everything = b"\x06\x00\x00\x00\x00\x00\xff\x7f"  # return SECCOMP_RET_ALLOW
-    monkeypatch.setattr(launch, "seccomp_filter", lambda _architecture: allow_everything)
+    monkeypatch.setattr(launch, "seccomp_filter", lambda _architecture: ALLOW_EVERYTHING)
 
     report = await prove_bwrap(workplace)
 
@@ -378,6 +384,61 @@ async def test_an_engine_that_is_not_there_proves_nothing(workplace: Path) -> No
 
     assert report.tier is IsolationTier.NONE
     assert "no Docker engine" in report.problem
+
+
+# -- nothing falls back ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.service("bubblewrap")
+async def test_commands_are_refused_where_an_attempt_escaped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "seccomp_filter", lambda _architecture: ALLOW_EVERYTHING)
+    executor = CommandExecutor(exec_dir=workplace, inputs=StaticInputs(), clock=SystemClock(), enabled=True)
+    spec = CommandSpec(command=("true",))
+    folder = workplace / "job"
+    folder.mkdir()
+
+    state = await executor.describe()
+
+    assert not state.available
+    assert state.isolation is IsolationTier.NONE
+    assert "socket.netlink" in state.reason or "kernel." in state.reason or "proc." in state.reason
+    with pytest.raises(ExecutionFailed, match="commands cannot run here"):
+        await executor.prepare(Job("j", "t", "l", 1, spec, 0, 1, None, folder, PROBE_LIMITS))
+
+
+def runner_that(run: Callable[[Path, Sequence[str]], Awaitable[bytes]]) -> ProbeRunner:
+    return ProbeRunner(IsolationTier.BWRAP, "/inputs", run, frozenset())
+
+
+async def test_a_sandbox_that_cannot_start_proves_nothing_and_leaves_nothing(workplace: Path) -> None:
+    async def run(*_: object) -> bytes:
+        raise ExecutionFailed(FailureReason.SANDBOX_FAILED, "no namespaces")
+
+    report = await prove(runner_that(run), workplace)
+
+    assert (report.tier, report.problem) == (IsolationTier.NONE, "no namespaces")
+    assert os.listdir(workplace) == []  # noqa: PTH208
+
+
+async def test_a_sandbox_that_hangs_is_given_up(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tier, "_PROVE_S", 0.5)
+
+    async def run(*_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    report = await prove(runner_that(run), workplace)
+
+    assert report.tier is IsolationTier.NONE
+    assert "did not end within" in report.problem
+    assert os.listdir(workplace) == []  # noqa: PTH208
+
+
+async def test_without_a_folder_nothing_is_proven(workplace: Path) -> None:
+    report = await prove_bwrap(workplace / "missing")
+
+    assert report.tier is IsolationTier.NONE
+    assert "cannot use" in report.problem
 
 
 async def output_of(argv: Sequence[str], identity: Identity | None) -> bytes:

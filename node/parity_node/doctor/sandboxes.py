@@ -34,6 +34,7 @@ _ENGINE_S = 10.0
 _OLLAMA_S = 1.0
 _MAX_ANSWER_BYTES = 65_536
 _DEFAULT_OLLAMA = "127.0.0.1:11434"
+_SLOT = 4_095  # whose user no running task of this machine's node has
 _GPU_PROGRAM = "nvidia-container-cli"
 
 
@@ -95,7 +96,7 @@ async def _prove(
         if missing is not None:
             reports[IsolationTier.BWRAP] = ProbeReport(IsolationTier.BWRAP, missing.reason)
         else:
-            reports[IsolationTier.BWRAP] = await prove_bwrap(workplace, hidden=hidden)
+            reports[IsolationTier.BWRAP] = await prove_bwrap(workplace, slot=_SLOT, hidden=hidden)
 
     async def docker(tier: IsolationTier) -> None:
         assert engine is not None
