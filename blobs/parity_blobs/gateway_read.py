@@ -13,7 +13,7 @@ import httpx
 from parity_blobs.car import CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.gateway_http import Form, Gateway, GatewayHttp, Meter, NotInThisForm
-from parity_blobs.plain import Batches, is_leaf_like, is_worth_it, layout_of
+from parity_blobs.plain import Cutter, is_leaf_like, is_worth_it, layout_of
 from parity_blobs.unixfs import Node, read_node
 from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
 from parity_protocol.errors import BadDocument, ParityError
@@ -223,25 +223,23 @@ class GatewayReader:
         except NotInThisForm:
             self._cannot.add((gateway.url, "file"))
             return
-        batches = Batches(fetch.walk, leaves, first)
-        problem: ParityError | None = None
+        cutter = Cutter(fetch.walk, leaves, first)
         try:
             async for piece in meter.watch(response, end - start):
-                if batches.feed(piece):
-                    for block in _in_turn(fetch, await batches.swap()):
+                for leaf in cutter.feed(piece):
+                    for block in fetch.due():
                         yield block
-        except ParityError as exc:
-            problem = exc  # once what came before it is kept
+                    yield fetch.accept(leaf)
+                if cutter.problem is not None:
+                    break
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-        for block in _in_turn(fetch, [*await batches.swap(), *await batches.swap()]):
-            yield block
-        if batches.problem is not None and batches.is_guess:
+        if cutter.problem is not None and cutter.is_guess:
             fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
-        elif (found := batches.problem or problem) is not None:
-            raise found
-        elif not batches.is_complete:
+        elif cutter.problem is not None:
+            raise cutter.problem
+        elif not cutter.is_complete:
             raise BadDocument(f"{gateway.url}: the file ended early, it has {end} bytes")
 
     async def _nodes(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> dict[Cid, Node]:
@@ -286,14 +284,6 @@ class GatewayReader:
                     group.start_soon(one, cid)
         if problems:
             raise problems[0]
-
-
-def _in_turn(fetch: Fetch, leaves: list[CheckedBlock]) -> Iterator[CheckedBlock]:
-    """Take leaves, and before each the nodes that come first."""
-    for leaf in leaves:
-        if not fetch.walk.has(leaf.cid):
-            yield from fetch.due()
-            yield fetch.accept(leaf)
 
 
 def from_partial(fetch: Fetch) -> Iterator[CheckedBlock]:

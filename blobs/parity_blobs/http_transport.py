@@ -21,6 +21,7 @@ import httpx
 __all__ = ["Connect", "KeepAliveTransport"]
 
 MAX_HEAD_BYTES = 65_536  # of a response
+LARGE_CHUNK_BYTES = 1 << 16  # handed out as it is rather than copied into a larger one
 HIGH_WATER_BYTES = 1 << 20  # of a body that nobody has read yet; the peer then waits
 
 Origin = tuple[str, str, int]
@@ -257,9 +258,12 @@ class _Connection(asyncio.Protocol):
                 return b""
             self._raise_if_broken()
             await self._wait(limit_s, httpx.ReadTimeout)
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
+        if len(self._chunks) == 1 or len(self._chunks[0]) >= LARGE_CHUNK_BYTES:
+            data = self._chunks.popleft()
+        else:
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        self._buffered -= len(data)
         if self._is_paused and self._transport is not None and not self._is_lost:
             self._is_paused = False
             self._transport.resume_reading()
