@@ -23,6 +23,7 @@ _MAX_PREFIX_BYTES = 9  # of a section's length varint
 
 _MAP_ROOTS = b"\xa2\x65roots"  # a map of two; its first key in canonical order
 _VERSION_1 = b"\x67version\x01"
+_PRAGMA_V2 = b"\xa1\x67version\x02"
 _TAG_CID = b"\xd8\x2a"
 
 
@@ -119,6 +120,8 @@ class CarReader:
 
 
 def _read_header(body: bytes) -> tuple[Cid, ...]:
+    if body == _PRAGMA_V2:
+        raise BadDocument("CAR: this is a version 2, whose index cannot be streamed; version 1 is needed")
     if not body.startswith(_MAP_ROOTS) or not body.endswith(_VERSION_1):
         raise BadDocument("CAR: not a version 1 header")
     at, end = len(_MAP_ROOTS), len(body) - len(_VERSION_1)

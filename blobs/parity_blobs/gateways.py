@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from parity_blobs.gateway_http import Gateway, url_problem
+from parity_blobs.kubo_rpc import parse_api
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ConfigInvalid
 
-__all__ = ["PUBLIC_RANK", "Bench", "GatewayHealth", "parse_gateways"]
+__all__ = ["KUBO_RANK", "PUBLIC_RANK", "Bench", "GatewayHealth", "parse_gateways", "sources"]
 
+KUBO_RANK = 5  # of the operator's own Kubo, which may ask the public network for what it has not got
 PUBLIC_RANK = 10  # of gateways that belong to neither the operator nor the market
 MAX_GATEWAYS = 16
 
@@ -106,3 +108,25 @@ def parse_gateways(addresses: Sequence[str], *, key: str = "RUNNER_IPFS_GATEWAYS
     if problems:
         raise ConfigInvalid(problems)
     return [Gateway(each, rank=PUBLIC_RANK) for each in dict.fromkeys(addresses)]
+
+
+def sources(market: Gateway, *, gateways: Sequence[str] = (), kubo_api: str = "") -> list[Gateway]:
+    """Return where to fetch content from, as an operator has set it: market, own Kubo, strangers.
+
+    Each is asked only when those before it have not got the content or do not answer. A stranger that is asked for a
+    private CID learns that this machine wants it, never what it holds; an operator who minds names no gateways.
+
+    Args:
+        market: Its gateway, with this node's signature.
+        gateways: ``RUNNER_IPFS_GATEWAYS``.
+        kubo_api: ``RUNNER_IPFS_API``; a Unix socket is for the store only and is left out here.
+
+    Raises:
+        ConfigInvalid: An address is not accepted.
+    """
+    found = [market]
+    if kubo_api:
+        url, socket = parse_api(kubo_api)
+        if socket is None:
+            found.append(Gateway(url, rank=KUBO_RANK, is_kubo_rpc=True))
+    return [*found, *parse_gateways(gateways)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from parity_blobs.download import partial_path
 from parity_blobs.export import iter_dag, iter_file
 from parity_blobs.files import add_path
 from parity_blobs.gateway import DEFAULT_FETCH_LIMITS, Gateway, TrustlessGateway
-from parity_blobs.gateways import MAX_GATEWAYS, PUBLIC_RANK, parse_gateways
+from parity_blobs.gateways import MAX_GATEWAYS, PUBLIC_RANK, parse_gateways, sources
 from parity_blobs.importer import CHUNK_BYTES, DEFAULT_OPTIONS, AddOptions
 from parity_blobs.memory import MemoryBlobStore
 from parity_blobs.plain import MIN_PLAIN_BYTES
@@ -36,6 +37,7 @@ from parity_protocol.errors import (
     Forbidden,
     InvalidInput,
     NotFound,
+    ParityError,
     TooLarge,
     Unavailable,
     Unreachable,
@@ -434,6 +436,56 @@ def test_the_operators_gateways_are_strangers_and_each_mistake_is_named() -> Non
     assert str(caught.value).count("RUNNER_IPFS_GATEWAYS") == 2
     with pytest.raises(ConfigInvalid, match="at most 16"):
         parse_gateways([f"https://{number}.example" for number in range(MAX_GATEWAYS + 1)])
+
+
+async def test_market_then_own_kubo_then_strangers() -> None:
+    blocks = await dag_of(SMALL[:1000])
+    market = Gateway("https://market.example")
+    found = sources(market, gateways=["https://stranger.example"], kubo_api="/ip4/127.0.0.1/tcp/5001")
+    net = Net(market=Site([]), stranger=Site(blocks))
+    asked: list[tuple[str, str]] = []
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, str(request.url.copy_with(query=None))))
+        if request.url.port == 5001:
+            return httpx.Response(500, json={"Message": "block was not found locally"})
+        return await net.handle(request)
+
+    async with TrustlessGateway(found, transport=httpx.MockTransport(handle)) as gateway:
+        await gateway.fetch_into(blocks[0].cid, MemoryBlobStore())
+
+    path = f"/ipfs/{blocks[0].cid}"
+    assert asked == [
+        ("GET", f"https://market.example{path}"),
+        ("POST", "http://127.0.0.1:5001/api/v0/block/get"),
+        ("GET", f"https://stranger.example{path}"),
+    ]
+    assert sources(market) == [market]
+    assert sources(market, kubo_api="unix:/run/api.sock") == [market]
+
+
+async def test_nobody_but_the_operators_gateways_is_ever_asked() -> None:
+    blocks = await dag_of(SMALL)
+    net = Net(ours=Site(blocks, status=404))
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        answer = await net.handle(request)
+        lures = {
+            "location": f"https://evil.example/ipfs/{blocks[0].cid}",
+            "link": '<https://evil.example>; rel="canonical"',
+            "x-ipfs-path": "/ipns/evil.example",
+            "alt-svc": 'h2="evil.example:443"',
+        }
+        answer.headers.update(lures)
+        return answer
+
+    for status in (200, 301, 307, 404, 500):
+        net.sites["ours"].status = status
+        async with TrustlessGateway(["https://ours.example"], transport=httpx.MockTransport(handle)) as gateway:
+            with suppress(ParityError):
+                await gateway.fetch_into(blocks[0].cid, MemoryBlobStore())
+
+    assert net.hosts() == {"ours"}
 
 
 # -- straight to a file ----------------------------------------------------------------------------------------------

@@ -436,3 +436,10 @@ def test_tsize_counts_blocks_and_size_counts_content(make: Callable[[bytes], byt
     assert done.tsize == len(make(b"hello"))
     parent = build_directory([Entry("a", done.cid, done.tsize)])
     assert parent.tsize == done.tsize + len(parent.blocks[0].data)
+
+
+def test_a_car_of_version_2_is_refused_by_name() -> None:
+    pragma = bytes.fromhex("0aa16776657273696f6e02")
+
+    with pytest.raises(BadDocument, match="version 2"):
+        CarReader().feed(pragma + bytes(40) + car_header(Cid.of_block(b"x")))
