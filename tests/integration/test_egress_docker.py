@@ -362,6 +362,28 @@ async def test_a_sidecar_that_an_earlier_try_left_is_replaced(
     assert earlier not in dockerd.containers()
 
 
+async def test_a_sidecar_never_starts_in_an_image_that_somebody_else_gave_its_name(
+    granted: Granted, dockerd: PrivateDockerd, web: int
+) -> None:
+    strangers = dockerd.import_busybox("parity/egress:1")
+
+    await granted.start()
+    said = await granted.prints(f"ask('example.org:{web}')")
+    _, answer = dockerd.call("GET", f"/containers/{granted.sidecar}/json")
+
+    assert said == "HTTP/1.1 200 OK | hello\n"
+    assert json.loads(answer)["Image"] != strangers
+
+
+async def test_the_sidecars_image_is_made_once(granted: Granted, dockerd: PrivateDockerd) -> None:
+    images = [dockerd.call("GET", "/images/parity/egress:1/json")[1]]
+
+    await granted.start()
+
+    images.append(dockerd.call("GET", "/images/parity/egress:1/json")[1])
+    assert images[0] == images[1]
+
+
 async def test_nothing_is_left_of_a_sidecar_that_was_removed(granted: Granted, dockerd: PrivateDockerd) -> None:
     await granted.egress.end(granted.name)
     await granted.egress.end(granted.name)

@@ -68,6 +68,7 @@ class Image:
     size: int  # bytes
     architecture: str
     system: str
+    layers: tuple[str, ...]  # sha256:… of each layer's uncompressed tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ class Engine:
             size=int(found.get("Size") or 0),
             architecture=str(found.get("Architecture", "")),
             system=str(found.get("Os", "")),
+            layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
         )
 
     async def images(self) -> dict[str, int]:

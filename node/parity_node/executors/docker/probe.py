@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 
 from parity_node.executors.docker.engine import Engine
+from parity_node.executors.docker.own_image import own_image
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import INPUTS, ContainerRequest, Runtime
 from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
@@ -57,9 +58,7 @@ async def prove_docker(
     is_gvisor = runtime == "runsc"
 
     async def run(program: Path, argv: Sequence[str]) -> bytes:
-        image = await engine.find_image(f"{_REPOSITORY}:{_TAG}")
-        if image is None:
-            image = await engine.import_image(_empty_tar(), repository=_REPOSITORY, tag=_TAG)
+        image = await own_image(engine, _empty_tar(), repository=_REPOSITORY, tag=_TAG)
         request = ContainerRequest(
             image=image,
             user=user,

@@ -23,6 +23,7 @@ import anyio.to_thread
 
 from parity_blobs.public_address import Resolver
 from parity_node.executors.docker.engine import Engine
+from parity_node.executors.docker.own_image import own_image
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.egress import sidecar_child
 from parity_node.executors.egress.proxy import EgressProxy
@@ -96,7 +97,7 @@ class ContainerEgress:
         proxy = self.resume(egress, folder=folder, execution_id=execution_id)
         async with self._staging:
             python = await anyio.to_thread.run_sync(_stage, self._workplace)
-            image = await self._image()
+            image = await own_image(self._engine, _empty_tar(), repository=_IMAGE[0], tag=_IMAGE[1])
         request = ContainerRequest(
             image=image,
             user=_USER,
@@ -163,12 +164,6 @@ class ContainerEgress:
         proxies, self._proxies = self._proxies, {}
         for proxy in proxies.values():
             await proxy.aclose()
-
-    async def _image(self) -> str:
-        found = await self._engine.find_image(":".join(_IMAGE))
-        if found is not None:
-            return found
-        return await self._engine.import_image(_empty_tar(), repository=_IMAGE[0], tag=_IMAGE[1])
 
 
 def _name(execution_id: str) -> str:
