@@ -67,6 +67,17 @@ async def test_it_is_announced_only_after_a_trial_run(executor, trial):
     assert state.isolation is IsolationTier.BWRAP
 
 
+async def test_what_holds_less_than_it_could_is_said_with_the_tier(executor, trial, monkeypatch):
+    monkeypatch.setattr(command.Cgroup, "make", lambda *words, **more: None)
+    monkeypatch.setattr(command, "missing_layer", lambda: "no Landlock layer: perl is missing")
+
+    state = await executor.describe()
+
+    assert state.available
+    assert "per process only" in state.reason
+    assert "no Landlock layer" in state.reason
+
+
 async def test_a_failed_trial_says_why_and_nothing_runs(executor, trial, tmp_path):
     trial[:] = [Missing("user namespaces are off")]
 
