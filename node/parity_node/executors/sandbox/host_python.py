@@ -1,7 +1,7 @@
 """This machine's Python, for programs of ours that run where the machine's files are not: the probe, the egress sidecar.
 
 An interpreter may lie anywhere, such as below a home of mode 0700, and its shared libraries elsewhere again. A child says
-which files it really loaded; they are bound where they are, or copied into one folder that needs nothing beside itself.
+which files it really loaded; they are copied into one folder that needs nothing beside itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from typing import Final
 
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-__all__ = ["OPTIONS", "StagedPython", "interpreter", "runtime_paths", "stage_python"]
+__all__ = ["OPTIONS", "StagedPython", "interpreter", "stage_python"]
 
 OPTIONS: Final = ("-I", "-S", "-E", "-B")
 """Options of our programs: no environment, no site-packages, no user's folder, no written bytecode."""
@@ -96,25 +95,8 @@ def interpreter() -> Path:
     return Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
 
 
-def runtime_paths() -> tuple[Path, ...]:
-    """Return what ``interpreter()`` needs to run a script with ``OPTIONS``, to be bound read-only under the same names.
-
-    Files and folders; none lies inside another. The first call starts a child and blocks for about 0.1 s.
-
-    Raises:
-        ExecutionFailed: The interpreter cannot say it (``executor_unavailable``).
-    """
-    folders = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    # A virtual environment has its own name for platstdlib; the interpreter itself looks below its base.
-    folders = {each for each in folders if not each.is_relative_to(sys.prefix) or sys.prefix == sys.base_prefix}
-    folders |= {each.parent for each in _inventory().files if each.name == "os.py"}
-    paths = {*folders, interpreter(), *_inventory().objects}
-    outer = {each for each in paths if each.exists() and not any(other in each.parents for other in paths)}
-    return tuple(sorted(outer))
-
-
 def stage_python(folder: Path) -> StagedPython:
-    """Copy the interpreter and the modules of ``_MODULES`` into an existing folder, readable for everybody; about 15 MB.
+    """Copy the interpreter and the modules of ``_MODULES`` into an existing folder, readable for everybody; 15 to 30 MB.
 
     Raises:
         ExecutionFailed: It cannot be written (``disk_full``, ``node_fault``), or the interpreter cannot be found out
