@@ -56,12 +56,15 @@ class Gateway:
         rank: Gateways of a higher rank are asked only after every one of a lower rank has failed or has not got the
             content, and are never raced with them: what a stranger is asked for, a stranger knows.
         is_kubo_rpc: It is the RPC address of the operator's own Kubo (``/api/v0``), not a gateway.
+        tls: Trust for this gateway alone, such as a context with the market's pinned certificate; None for the
+            client's.
     """
 
     url: str
     auth: httpx.Auth | None = None
     rank: int = 0
     is_kubo_rpc: bool = False
+    tls: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +181,31 @@ class GatewayHttp:
     ) -> None:
         self._clock = clock
         self._limits = limits
-        self.client = httpx.AsyncClient(
-            verify=verify,
-            transport=transport or _transport(verify),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s),
-            # Compression would let a few bytes become many before the first hash is checked.
-            headers={"accept-encoding": "identity", "user-agent": "parity-node"},
-        )
+        self._verify = verify
+        self._transport = transport
+        self._clients: dict[ssl.SSLContext | None, httpx.AsyncClient] = {}
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self.client.aclose()
+        while self._clients:
+            _, client = self._clients.popitem()
+            await client.aclose()
+
+    def client(self, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+        """Return the client for gateways with this trust, which keeps their connections."""
+        found = self._clients.get(tls)
+        if found is None:
+            verify = self._verify if tls is None else tls
+            found = self._clients[tls] = httpx.AsyncClient(
+                verify=verify,
+                transport=self._transport or _transport(verify),
+                trust_env=False,
+                follow_redirects=False,
+                timeout=httpx.Timeout(self._limits.stall_s, connect=self._limits.connect_s),
+                # Compression would let a few bytes become many before the first hash is checked.
+                headers={"accept-encoding": "identity", "user-agent": "parity-node"},
+            )
+        return found
 
     def meter(self, gateway: Gateway) -> Meter:
         """Return what bounds one attempt at ``gateway``."""
@@ -211,9 +226,10 @@ class GatewayHttp:
             BadDocument: A compressed answer.
         """
         try:
-            request = self._request(gateway, cid, form, start)
+            client = self.client(gateway.tls)
+            request = self._request(client, gateway, cid, form, start)
             with anyio.fail_after(self._limits.headers_s):  # a header line a second would never hit a read timeout
-                response = await self.client.send(request, stream=True, auth=gateway.auth)
+                response = await client.send(request, stream=True, auth=gateway.auth)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as exc:
             raise Unreachable(f"{gateway.url}: {type(exc).__name__} {exc}".rstrip()) from exc
         try:
@@ -238,20 +254,20 @@ class GatewayHttp:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
-    def _request(self, gateway: Gateway, cid: Cid, form: Form, start: int) -> httpx.Request:
+    def _request(self, client: httpx.AsyncClient, gateway: Gateway, cid: Cid, form: Form, start: int) -> httpx.Request:
         base = gateway.url.rstrip("/")
         if gateway.is_kubo_rpc:
             wait_ms = int(self._limits.headers_s * 900)  # it says so itself, before we hang up
             command = {"car": "dag/export?progress=false&", "raw": "block/get?", "file": f"cat?offset={start}&"}[form]
             limit = "" if form == "file" else f"&timeout={wait_ms}ms"
-            return self.client.build_request("POST", f"{base}/api/v0/{command}arg={cid}{limit}")
+            return client.build_request("POST", f"{base}/api/v0/{command}arg={cid}{limit}")
         if form == "file":
             headers = {"range": f"bytes={start}-"} if start else {}
-            return self.client.build_request("GET", f"{base}/ipfs/{cid}", headers={"accept": "*/*", **headers})
+            return client.build_request("GET", f"{base}/ipfs/{cid}", headers={"accept": "*/*", **headers})
         query, accept = (
             ("format=car&dag-scope=all", CAR_MEDIA_TYPE) if form == "car" else ("format=raw", _RAW_MEDIA_TYPE)
         )
-        return self.client.build_request("GET", f"{base}/ipfs/{cid}?{query}", headers={"accept": accept})
+        return client.build_request("GET", f"{base}/ipfs/{cid}?{query}", headers={"accept": accept})
 
     async def _check(self, gateway: Gateway, response: httpx.Response, form: Form, start: int) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":

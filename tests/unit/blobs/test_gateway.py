@@ -555,8 +555,8 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
 
     async with TrustlessGateway(["https://gateway.example"]) as gateway:
-        assert not gateway._http.client.trust_env
-        assert gateway._http.client._mounts == {}
+        assert not gateway._http.client().trust_env
+        assert gateway._http.client()._mounts == {}
 
 
 async def test_a_full_store_stops_at_once(net: Net, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from parity_blobs.export import iter_dag, iter_file
 from parity_blobs.files import add_path
 from parity_blobs.gateway import DEFAULT_FETCH_LIMITS, Gateway, TrustlessGateway
 from parity_blobs.gateways import MAX_GATEWAYS, PUBLIC_RANK, parse_gateways, sources
+from parity_blobs.http_transport import KeepAliveTransport
 from parity_blobs.importer import CHUNK_BYTES, DEFAULT_OPTIONS, AddOptions
 from parity_blobs.memory import MemoryBlobStore
 from parity_blobs.plain import MIN_PLAIN_BYTES
@@ -462,6 +464,19 @@ async def test_market_then_own_kubo_then_strangers() -> None:
     ]
     assert sources(market) == [market]
     assert sources(market, kubo_api="unix:/run/api.sock") == [market]
+
+
+async def test_a_pinned_certificate_is_one_gateways_own() -> None:
+    pinned = ssl.create_default_context()
+
+    async with TrustlessGateway([Gateway("https://market.example", tls=pinned), "https://b.example"]) as gateway:
+        own, others = (gateway._http.client(tls)._transport for tls in (pinned, None))
+
+    assert own is not others
+    assert isinstance(own, KeepAliveTransport)
+    assert isinstance(others, KeepAliveTransport)
+    assert own._verify is pinned
+    assert others._verify is None  # what the system trusts
 
 
 async def test_nobody_but_the_operators_gateways_is_ever_asked() -> None:
