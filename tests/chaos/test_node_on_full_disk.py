@@ -122,6 +122,9 @@ async def test_disk_that_fills_up_under_a_working_node_costs_time_and_nothing_el
                 ballast = disk / "state" / "journal.sqlite.ballast"
                 await until(lambda: ballast.exists() and ballast.stat().st_size == BALLAST_BYTES, "the ballast is back")
 
+                kept = await anyio.to_thread.run_sync(ask_agent, disk / "state", {"command": "cache", "action": "list"})
+                assert kept["totals"]["data"] == {"used": 0, "kept": 0, "limit": 4 << 30}
+
                 process.send_signal(signal.SIGTERM)
                 await until(lambda: process.poll() is not None, "drained")
                 assert process.returncode == 0
