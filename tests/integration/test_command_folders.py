@@ -140,7 +140,7 @@ async def test_without_asking_for_it_there_is_no_output_folder(runner):
     ("script", "reason", "said"),
     [
         ("head -c 2000000 /dev/zero > /output/a", FailureReason.OUTPUT_TOO_LARGE, "1000000 bytes"),
-        ("head -c 99000000 /dev/zero > /output/a", FailureReason.OUTPUT_TOO_LARGE, "filled /output"),
+        ("head -c 99000000 /dev/zero > /output/a", FailureReason.OUTPUT_TOO_LARGE, "of /output"),
         ("truncate -s 500M /output/sparse", FailureReason.OUTPUT_TOO_LARGE, ""),
         ("for i in $(seq 20); do : > /output/$i; done", FailureReason.OUTPUT_TOO_LARGE, "10 files"),
         ("ln -s /etc/shadow /output/a", FailureReason.DATA_INVALID, "symbolic link"),

@@ -9,6 +9,7 @@ from parity_node.executors.base import ExecutionResult, Limits
 from parity_node.executors.folder import JobFolder, printable_tail
 from parity_node.executors.process import OutputLog
 from parity_node.executors.sandbox.launch import SandboxExit
+from parity_node.executors.sandbox.limits import output_bytes
 from parity_node.outputs import gather_output
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.needs import OutputFolder
@@ -69,7 +70,7 @@ def command_result(
             Outcome.FAILED, reason, message, exit_code=code, usage=usage, metrics=metrics, log_path=folder.log
         )
 
-    fault = _fault(folder, log, ending, limits)
+    fault = _fault(folder, log, ending, limits, output)
     if fault is not None:
         return failed(*fault)
     if output is not None and source is not None:
@@ -93,7 +94,9 @@ def command_result(
     )
 
 
-def _fault(folder: JobFolder, log: OutputLog, ending: Ending, limits: Limits) -> tuple[FailureReason, str] | None:
+def _fault(
+    folder: JobFolder, log: OutputLog, ending: Ending, limits: Limits, output: OutputFolder | None
+) -> tuple[FailureReason, str] | None:
     """Return why the task failed; None when it did not."""
     code = ending.exit.code
     if ending.is_stopped:
@@ -116,8 +119,13 @@ def _fault(folder: JobFolder, log: OutputLog, ending: Ending, limits: Limits) ->
     if code == _SIGNALLED + _SIGXCPU:
         return FailureReason.TIMEOUT, "the task used more processor time than its wall time allows"
     said = f": {tail}" if tail else ""
-    if "/output" in ending.full:
-        return FailureReason.OUTPUT_TOO_LARGE, f"the task filled /output; exit status {code}{said}"
+    if "/output" in ending.full and output is not None:
+        room = output_bytes(limits, output.max_bytes)
+        why = "" if room > output.max_bytes else ", which its memory bounds"
+        return (
+            FailureReason.OUTPUT_TOO_LARGE,
+            f"the task filled the {room} bytes of /output{why}; exit status {code}{said}",
+        )
     full = f" ({', '.join(ending.full)} was full)" if ending.full else ""
     return FailureReason.EXIT_STATUS, f"exit status {code}{_meaning(code)}{full}{said}"
 

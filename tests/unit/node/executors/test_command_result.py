@@ -56,7 +56,6 @@ def test_metrics_have_the_names_and_units_that_rewards_are_computed_from(tmp_pat
         (ending(153), {}, FailureReason.EXIT_STATUS, "grew over its limit"),
         (ending(139), {}, FailureReason.EXIT_STATUS, "signal 11"),
         (ending(127), {}, FailureReason.EXIT_STATUS, "not on this node"),
-        (ending(1, full=("/output", "/tmp")), {}, FailureReason.OUTPUT_TOO_LARGE, "filled /output"),
         (ending(1, full=("/tmp",)), {}, FailureReason.EXIT_STATUS, "(/tmp was full): said"),
         (ending(3), {}, FailureReason.EXIT_STATUS, "exit status 3: said"),
     ],
@@ -67,6 +66,27 @@ def test_the_fault_that_explains_the_others_is_the_one_reported(tmp_path, how, l
     assert (result.outcome, result.reason) == (Outcome.FAILED, reason)
     assert said in result.message
     assert result.metrics["cpu_seconds"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"), [(1 << 20, "4194304 bytes of /output;"), (1 << 30, "which its memory bounds;")]
+)
+def test_a_full_output_folder_says_how_large_it_was_and_why(tmp_path, wish, said):
+    (tmp_path / "output.log").write_text("said")
+    log = SimpleNamespace(size=4, max_bytes=100, is_disk_full=False, is_truncated=False)
+    output = OutputFolder(max_bytes=wish)
+
+    result = command_result(
+        JobFolder(tmp_path),
+        log,
+        ending(1, full=("/output", "/tmp")),
+        LIMITS,
+        source=tmp_path,
+        output=output,  # type: ignore[arg-type]
+    )
+
+    assert result.reason is FailureReason.OUTPUT_TOO_LARGE
+    assert said in result.message
 
 
 def test_with_an_output_folder_the_result_is_a_folder(tmp_path):
