@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from parity_protocol.task import CidInput, CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
+from parity_blobs.cid import CODEC_RAW, Cid
+from parity_protocol.needs import CidInput, HttpsInput
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
 
 __all__ = ["Uses", "names_of"]
 
@@ -35,6 +37,10 @@ class Uses:
 def names_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> frozenset[str]:
     """Return the CIDs and the image that a task names."""
     names = {item.cid for item in spec.inputs if isinstance(item, CidInput)}
+    # A small https input is one raw block, whose CID is its digest.
+    names |= {
+        str(Cid(1, CODEC_RAW, bytes.fromhex(item.sha256))) for item in spec.inputs if isinstance(item, HttpsInput)
+    }
     if isinstance(spec, DockerSpec):
         names.add(spec.image)
         if isinstance(spec.image_tar, CidInput):

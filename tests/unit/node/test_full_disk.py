@@ -226,6 +226,8 @@ async def test_task_that_does_not_fit_is_refused_by_name_before_anything_is_clai
         refused = running.agent.metrics.refusals[rule]
         assert refused.last_task == too_large.id
         assert "bytes" in refused.message
+        await running.until(lambda: bool(market.refused))  # so that why-no-work can say it
+        assert (market.refused[0].task_id, market.refused[0].rule) == (too_large.id, rule)
 
 
 async def test_what_a_running_task_may_still_write_is_not_promised_to_a_second_one(

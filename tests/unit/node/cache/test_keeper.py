@@ -13,7 +13,7 @@ import pytest
 
 from parity_blobs.cid import Cid
 from parity_blobs.testing import deterministic_bytes
-from parity_node.cache import CacheKind, NodeCache, answer_cache
+from parity_node.cache import CacheKind, NodeCache, answer_cache, names_of
 from parity_node.disk import DiskGuard, Volume
 from parity_node.disk_need import DiskNeed
 from parity_protocol.errors import BadField, NotFound, StorageFull
@@ -295,3 +295,29 @@ async def test_malformed_request_is_refused(cache: NodeCache, request_: dict[str
 async def test_pin_of_what_is_not_here_is_refused(cache: NodeCache, name: str) -> None:
     with pytest.raises(NotFound):
         await answer_cache(cache, {"action": "pin", "name": name})
+
+
+def test_task_uses_its_inputs_its_archive_and_its_image() -> None:
+    cid, archive, digest = (str(Cid.of_block(name)) for name in (b"input", b"archive", b"https"))
+    spec = parse_spec(
+        json.dumps(
+            {
+                "type": "docker",
+                "image": "tool:1",
+                "image_tar": {"kind": "cid", "cid": archive},
+                "inputs": [
+                    {"kind": "cid", "name": "a", "cid": cid},
+                    {
+                        "kind": "https",
+                        "name": "b",
+                        "url": "https://data.example/x",
+                        "sha256": Cid.of_block(b"https").digest.hex(),
+                        "size": 5,
+                    },
+                    {"kind": "shard", "name": "c", "shard": "local"},
+                ],
+            }
+        )
+    )
+
+    assert names_of(spec) == {cid, archive, digest, "tool:1"}
