@@ -21,6 +21,7 @@ import pytest
 from parity_node.executors.base import Handle, Job, Limits
 from parity_node.executors.docker.engine import Engine
 from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
+from parity_node.executors.docker.orphans import remove_orphans
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
@@ -382,6 +383,18 @@ async def test_the_sidecars_image_is_made_once(granted: Granted, dockerd: Privat
 
     images.append(dockerd.call("GET", "/images/parity/egress:1/json")[1])
     assert images[0] == images[1]
+
+
+async def test_a_sidecar_whose_execution_is_gone_is_removed_as_an_orphan(
+    engine: Engine, granted: Granted, dockerd: PrivateDockerd
+) -> None:
+    kept = await remove_orphans(engine, WHO["node"], granted.folder.parent)
+    granted.folder.rename(granted.folder.with_name("gone"))
+    removed = await remove_orphans(engine, WHO["node"], granted.folder.parent)
+    granted.folder.with_name("gone").rename(granted.folder)
+
+    assert (kept, removed) == (0, 1)
+    assert granted.sidecar not in dockerd.containers()
 
 
 async def test_nothing_is_left_of_a_sidecar_that_was_removed(granted: Granted, dockerd: PrivateDockerd) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from parity_node.executors.egress import EgressProxy
-from parity_node.executors.egress.proxy import MAX_CONNECTIONS
+from parity_node.executors.egress.proxy import HEAD_S, MAX_CONNECTIONS
 from parity_node.executors.egress.relay import IDLE_S
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.needs import Egress
@@ -373,6 +373,41 @@ async def test_closing_the_proxy_ends_its_connections(tmp_path: Path) -> None:
         with pytest.raises(ConnectionError):
             await task.open()
         writer.close()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+async def test_a_proxy_that_was_closed_leaves_no_descriptor(tmp_path: Path) -> None:
+    async with serve(echo) as port:
+        before = descriptors()
+        async with task_with(tmp_path, f"example.org:{port}") as task:
+            task.proxy.hand_over()
+            for _ in range(20):
+                _, reader, writer = await task.tunnel(f"example.org:{port}")
+                writer.write(b"x")
+                await reader.readexactly(1)
+                await task.says(b"GET / HTTP/1.1\r\n\r\n")
+            during = descriptors()
+        async with asyncio.timeout(10):
+            while descriptors() > before:  # noqa: ASYNC110 - the echo server's side of each
+                await asyncio.sleep(0.01)
+
+    assert during > before + 40
+
+
+async def test_a_task_that_says_nothing_holds_a_connection_for_a_bounded_time(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with task_with(tmp_path, "example.org", clock=clock) as task:
+        reader, writer = await task.open()
+        writer.write(b"CONNECT example.org")
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        await clock.advance(timedelta(seconds=HEAD_S + 1))
+
+        assert b"no request within" in await asyncio.wait_for(reader.read(), 10)
 
 
 async def test_the_nodes_own_proxy_settings_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
