@@ -46,7 +46,7 @@ def executions_folder(settings: NodeSettings) -> Path:
 def hidden_files(settings: NodeSettings) -> tuple[Path, ...]:
     """Return files that no task may ever reach."""
     state = settings.state_dir()
-    return tuple(path for path in (state / DEVICE_KEY_FILE, state / OPERATOR_KEY_FILE) if path.exists())
+    return tuple(path for path in (state / DEVICE_KEY_FILE, state / OPERATOR_KEY_FILE) if _exists(path))
 
 
 def _state(folder: Path) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _executions(settings: NodeSettings) -> Finding:
             "executions.folder", f"{there} cannot be written", "set RUNNER_EXEC_DIR to a folder of this user's"
         )
     closed = next(
-        (each for each in (folder, *folder.parents) if each.exists() and not each.stat().st_mode & 0o001), None
+        (each for each in (folder, *folder.parents) if _exists(each) and not each.stat().st_mode & 0o001), None
     )
     if _is_root() and closed is not None:
         fix = "set RUNNER_EXEC_DIR to a folder that other users can pass through, such as /var/lib/parity-node/exec"
@@ -124,7 +124,7 @@ def _policy(settings: NodeSettings) -> Iterator[Finding]:
         yield failed("policy", "; ".join(exc.problems), "correct the line that is named; parity node policy show")
         return
     kinds = ", ".join(sorted(policy.current.kinds)) or "no kind"
-    where = str(policy.path) if policy.path.exists() else "settings only"
+    where = str(policy.path) if _exists(policy.path) else "settings only"
     yield fine("policy", f"{where}: {kinds}")
     if _grants_hosts(policy):
         yield fine("egress", "tasks may reach hosts that the policy names")
@@ -143,4 +143,13 @@ def _is_root() -> bool:
 
 def _nearest(path: Path) -> Path:
     """Return the path, or its nearest ancestor that exists."""
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(each for each in (path, *path.parents) if _exists(each))
+
+
+def _exists(path: Path) -> bool:
+    """Return whether this user can see it; ``Path.exists`` raises where a folder above it is closed."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True

@@ -178,7 +178,7 @@ async def _engine(engine: Engine, settings: NodeSettings) -> tuple[list[Finding]
 @contextmanager
 def _workplace(settings: NodeSettings) -> Iterator[Path]:
     folder = executions_folder(settings)
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+    if os.access(folder, os.W_OK | os.X_OK):
         yield folder
         return
     path = Path(tempfile.mkdtemp(prefix="parity-doctor-"))

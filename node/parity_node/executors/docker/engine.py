@@ -334,8 +334,12 @@ class Engine:
         import docker
         from docker.auth import AuthConfig
 
-        if not self.socket.exists():
-            raise Unreachable(f"no Docker engine: there is no {self.socket}")
+        try:
+            self.socket.stat()
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise Unreachable(f"no Docker engine: there is no {self.socket}") from exc
+        except OSError as exc:  # a folder above it is closed
+            raise Unreachable(f"the Docker engine at {self.socket} may not be used by this user") from exc
 
         def connect(_: object) -> Any:
             client = docker.APIClient(
