@@ -41,25 +41,29 @@ class PrivateDockerd:
     Args:
         folder: Everything it writes; None makes one with a short path, removed at the end.
         live_restore: Containers go on while the engine is down.
+        has_gvisor: Offer the runtime runsc, where it is installed.
     """
 
-    def __init__(self, folder: Path | None = None, *, live_restore: bool = False) -> None:
+    def __init__(self, folder: Path | None = None, *, live_restore: bool = False, has_gvisor: bool = True) -> None:
         self._is_own = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pdk-", dir="/tmp"))  # short: a socket's path is
         self.socket = self.folder / "docker.sock"
         self._live_restore = live_restore
+        self._has_gvisor = has_gvisor
         self._process: subprocess.Popen[bytes] | None = None
         if len(os.fsencode(self.socket)) > _MAX_SOCKET_PATH:
             raise ValueError(f"{self.socket} is too long for a socket")
 
     @classmethod
-    def start(cls, folder: Path | None = None, *, live_restore: bool = False) -> PrivateDockerd:
+    def start(
+        cls, folder: Path | None = None, *, live_restore: bool = False, has_gvisor: bool = True
+    ) -> PrivateDockerd:
         """Start an engine and return it as soon as it answers.
 
         Raises:
             RuntimeError: It did not answer in time; the message holds the end of its log.
         """
-        engine = cls(folder, live_restore=live_restore)
+        engine = cls(folder, live_restore=live_restore, has_gvisor=has_gvisor)
         try:
             engine.restart()
         except BaseException:
@@ -188,7 +192,7 @@ class PrivateDockerd:
 
     def _config(self) -> dict[str, object]:
         config: dict[str, object] = {"live-restore": self._live_restore}
-        runsc = shutil.which("runsc")
+        runsc = shutil.which("runsc") if self._has_gvisor else None
         if runsc is not None:
             config["runtimes"] = {"runsc": {"path": runsc, "runtimeArgs": ["--network=none"]}}
         return config
