@@ -31,6 +31,7 @@ from parity_protocol.errors import (
     Unavailable,
     Unreachable,
 )
+from parity_protocol.strict_json import check_depth
 
 __all__ = ["MIN_VERSION", "KuboRpc", "parse_api"]
 
@@ -41,6 +42,7 @@ _STALL_S = 30.0  # between two pieces of an answer or of an upload
 _COMMAND_S = 60.0
 _UPLOAD_END_S = 300.0  # from the last byte of an upload to the answer: Kubo syncs then
 _MAX_JSON_BYTES = 64 << 20
+_MAX_JSON_DEPTH = 16
 _MAX_ERROR_BYTES = 65_536
 _MAX_COMPLAINT_CHARS = 300
 _BOUNDARY = "parity-node-3c5f0a7e91d24b68"
@@ -267,8 +269,8 @@ class KuboRpc:
         if status != 500:
             return Unavailable(f"{self.name} does not answer as Kubo does: `{name}` gives status {status}")
         try:
-            text = str(json.loads(said).get("Message", ""))
-        except (ValueError, AttributeError, RecursionError):
+            text = str(self._object(name, said).get("Message", ""))
+        except BadDocument:
             text = said.decode(errors="replace")
         words = text.lower()
         shown = f"{self.name}, `{name}`: {text[:_MAX_COMPLAINT_CHARS]!r}"
@@ -279,9 +281,12 @@ class KuboRpc:
         return Unavailable(shown)
 
     def _json(self, name: str, data: bytes) -> Any:
+        if not data.strip():
+            return None
         try:
-            return json.loads(data) if data.strip() else None
-        except (ValueError, RecursionError) as exc:
+            check_depth(data, _MAX_JSON_DEPTH)  # libraries raise the recursion limit beyond what the C stack holds
+            return json.loads(data)
+        except (ValueError, BadDocument) as exc:
             raise BadDocument(f"{self.name}: `{name}` answers something that is not JSON") from exc
 
     def _object(self, name: str, line: bytes) -> dict[str, Any]:

@@ -257,6 +257,7 @@ async def test_an_old_kubo_is_refused_with_the_version_that_is_needed(version: s
         (302, b"", Unavailable, "status 302"),
         (200, b"<html>", Unavailable, "as Kubo does"),
         (200, b"[" * 100_000, Unavailable, "as Kubo does"),
+        (500, b"[" * 60_000, Unavailable, "version"),
         (200, b"[]", Unavailable, "as Kubo does"),
         (401, b"", Forbidden, "refuses"),
         (403, b"", Forbidden, "refuses"),
