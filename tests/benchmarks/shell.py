@@ -31,6 +31,7 @@ PARALLEL = 8
 FULL, QUICK = 60, 20
 LIMITS = Limits(wall_time_s=30, cpus=1, memory_bytes=256 << 20, disk_bytes=16 << 20, pids=32)
 COMMAND = ("true",)
+PRINTED_BYTES = 16 << 20  # the most that a task may print
 
 
 async def measure(*, quick: bool) -> list[Figure]:
@@ -53,12 +54,21 @@ async def measure(*, quick: bool) -> list[Figure]:
         rounds = max(3, count // 10)
         plain_8 = [_plain(bwrap, PARALLEL) for _ in range(rounds)]
         ours_8 = [await _ours(executor, folder, PARALLEL) for _ in range(rounds)]
+        loud = ("head", "-c", str(PRINTED_BYTES), "/dev/zero")
+        printing = [await _ours(executor, folder, 1, loud) for _ in range(rounds)]
     middle, middle_ours = percentile(plain, 0.5), percentile(ours, 0.5)
     note = f"`true` {count} times in turn: bwrap alone {middle:.1f} ms, a task {middle_ours:.1f} ms (p95 {percentile(ours, 0.95):.1f})"
     note_8 = f"median of {rounds}; bwrap alone {percentile(plain_8, 0.5):.0f} ms"
     return [
         Figure("added time of a shell task", middle_ours - middle, "ms", Aim(ADDED_MS, "at most"), note),
         Figure(f"{PARALLEL} shell tasks at once", percentile(ours_8, 0.5), "ms", None, note_8),
+        Figure(
+            "log of a shell task",
+            PRINTED_BYTES / 1000 / max(1.0, percentile(printing, 0.5) - middle_ours),
+            "MB/s",
+            None,
+            f"{PRINTED_BYTES >> 20} MiB printed and kept, median of {rounds}, start and end taken off",
+        ),
     ]
 
 
@@ -111,13 +121,14 @@ def _file(data: bytes) -> int:
     return fd
 
 
-async def _ours(executor: CommandExecutor, folder: Path, count: int) -> float:
+async def _ours(executor: CommandExecutor, folder: Path, count: int, command: tuple[str, ...] = COMMAND) -> float:
     """Return how long the executor takes from ``prepare`` to ``cleanup``, in milliseconds."""
     jobs = []
     for slot in range(count):
         place = folder / str(uuid.uuid4())
         place.mkdir(mode=0o700)
-        jobs.append(Job(place.name, "t", "l", 1, CommandSpec(command=COMMAND), 0, 1, None, place, LIMITS, slot))
+        spec = CommandSpec(command=command, max_output_bytes=PRINTED_BYTES)
+        jobs.append(Job(place.name, "t", "l", 1, spec, 0, 1, None, place, LIMITS, slot))
 
     async def one(job: Job) -> None:
         handle = await executor.start(await executor.prepare(job))
