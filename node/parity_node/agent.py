@@ -33,6 +33,7 @@ from parity_node.outbox import Outbox, Settled
 from parity_node.presence import Load, Presence
 from parity_node.resume import Resumer
 from parity_node.settings import NodeSettings
+from parity_node.shards import usable_shards
 from parity_node.slots import Slots
 from parity_node.status import agent_status, read_logs
 from parity_node.store.base import NodeStore
@@ -230,7 +231,9 @@ class Agent:
             executors=self._executor_states,
             model_types=_model_types(self._parts.executors),
             now=self._parts.clock.now(),
-        ).model_copy(update={"policy": self.policy.announced()})
+        ).model_copy(
+            update={"policy": self.policy.announced(), "shards": tuple(sorted(usable_shards(settings.shards())[0]))}
+        )
         return self._capability
 
     def obstacle(self) -> str:

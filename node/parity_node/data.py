@@ -18,15 +18,27 @@ from parity_blobs.gateway import Gateway, TrustlessGateway
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadCid,
+    BadField,
     DigestMismatch,
     ExecutionFailed,
     FailureReason,
     InvalidInput,
     ParityError,
+    PolicyDenied,
     StorageFull,
 )
+from parity_protocol.needs import CidInput, HttpsInput, ShardInput
 
-__all__ = ["GatewayInputs", "HeaderAuth", "InputSource", "MarketInputs", "OpenStore", "SignHeaders"]
+__all__ = [
+    "ByCid",
+    "GatewayInputs",
+    "HeaderAuth",
+    "InputSource",
+    "MarketInputs",
+    "OpenStore",
+    "SignHeaders",
+    "reason_of",
+]
 
 SignHeaders = Callable[[str, str, str, bytes], Mapping[str, str]]
 """From method, path, query and body to the headers that sign a request."""
@@ -34,8 +46,8 @@ SignHeaders = Callable[[str, str, str, bytes], Mapping[str, str]]
 OpenStore = Callable[[], Awaitable[BlobStore]]
 
 
-class InputSource(Protocol):
-    """Where executors get a task's inputs from."""
+class ByCid(Protocol):
+    """Where content comes from by its CID."""
 
     async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
         """Write verified content to ``target``, a file or a folder that does not exist yet; return its size in bytes.
@@ -43,6 +55,22 @@ class InputSource(Protocol):
         Raises:
             ExecutionFailed: It cannot be had; the reason says whose fault that is. After a ``digest_mismatch`` the
                 message holds both hashes, and nothing is at ``target``.
+        """
+        ...
+
+
+class InputSource(ByCid, Protocol):
+    """Where executors get a task's inputs from."""
+
+    async def bring(self, item: CidInput | HttpsInput | ShardInput, target: Path) -> int:
+        """Put an input of any kind where a sandbox's user can read it, and return the bytes that were written.
+
+        Args:
+            target: Does not exist yet. A data set of the operator's becomes a symbolic link to it: mount it read-only,
+                and change neither what it leads to nor its modes.
+
+        Raises:
+            ExecutionFailed: As ``fetch``.
         """
         ...
 
@@ -65,7 +93,7 @@ class HeaderAuth(httpx.Auth):
 
 
 class GatewayInputs:
-    """Implements ``InputSource`` with a gateway and a store that the caller opened."""
+    """Fetches by CID with a gateway and a store that the caller opened."""
 
     def __init__(self, gateway: TrustlessGateway, store: BlobStore) -> None:
         self._gateway = gateway
@@ -73,13 +101,13 @@ class GatewayInputs:
         self._fetching: dict[Cid, anyio.Lock] = {}  # so that the parts of one session fetch their data once
 
     async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
-        """See ``InputSource.fetch``."""
+        """See ``ByCid.fetch``."""
         try:
             root = Cid.parse(cid)
             await self._get(root, max_bytes + _dag_overhead(max_bytes))
             return (await export_path(self._store, root, target, max_bytes=max_bytes, is_durable=False)).size
         except ParityError as exc:
-            raise ExecutionFailed(_reason(exc), f"input {cid}: {exc.message}") from exc
+            raise ExecutionFailed(reason_of(exc), f"input {cid}: {exc.message}") from exc
 
     async def _get(self, root: Cid, max_bytes: int) -> None:
         lock = self._fetching.setdefault(root, anyio.Lock())
@@ -92,7 +120,7 @@ class GatewayInputs:
 
 
 class MarketInputs:
-    """Implements ``InputSource`` for a node: the market's gateway and the node's store, opened by the first input.
+    """Fetches by CID for a node: the market's gateway and the node's store, opened by the first input.
 
     So an idle node pays for neither. ``aclose`` when done; the store is its owner's to close.
 
@@ -125,7 +153,7 @@ class MarketInputs:
         self._opening = anyio.Lock()
 
     async def fetch(self, cid: str, target: Path, *, max_bytes: int) -> int:
-        """See ``InputSource.fetch``."""
+        """See ``ByCid.fetch``."""
         return await (await self._open()).fetch(cid, target, max_bytes=max_bytes)
 
     async def aclose(self) -> None:
@@ -158,11 +186,11 @@ def _dag_overhead(max_bytes: int) -> int:
     return 65_536 + max_bytes // 256
 
 
-def _reason(error: ParityError) -> FailureReason:
+def reason_of(error: ParityError) -> FailureReason:
     """Say whose fault it is that an input cannot be had."""
     if isinstance(error, DigestMismatch):
         return FailureReason.DIGEST_MISMATCH
-    if isinstance(error, BadCid):
+    if isinstance(error, BadCid | BadField | PolicyDenied):  # the last: a host that is not public
         return FailureReason.SPEC_INVALID
     if isinstance(error, InvalidInput):  # too large, or not a document that a CID may name
         return FailureReason.DATA_INVALID

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from parity_node.shards import parse_shards
 from parity_protocol import settings as reading
 from parity_protocol.errors import ConfigInvalid, InvalidInput
 from parity_protocol.join import JoinString, is_loopback, parse_join, parse_market_url
@@ -78,6 +79,10 @@ class NodeSettings(BaseSettings):
         16 << 20,
         le=1 << 30,
         description="Room that is kept beside the journal and given back when the disk is full, so that it can be written.",
+    )
+    runner_shards: str = Field(
+        "",
+        description="Data sets lent to tasks, read-only, by name: mnist=/data/mnist,logs=/srv/logs. Announced by name.",
     )
     runner_cache_max_bytes: Size = Field(
         4 << 30, gt=0, description="Most disk for data sets that tasks used; the least recently used go first."
@@ -186,6 +191,16 @@ class NodeSettings(BaseSettings):
             except InvalidInput as exc:
                 raise ValueError(f"{name}: {exc.message}") from exc
         return self
+
+    @field_validator("runner_shards")
+    @classmethod
+    def _shards_are_pairs(cls, text: str) -> str:
+        parse_shards(text)
+        return text
+
+    def shards(self) -> dict[str, Path]:
+        """Return the operator's data sets by name."""
+        return parse_shards(self.runner_shards)
 
     def join(self) -> JoinString | None:
         """Return the market that is pinned by the settings, or None when only a loopback address is set."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from parity_protocol.ids import WireSha256
+from parity_protocol.needs import Name
 from parity_protocol.quantities import WireTokenAmount
 from parity_protocol.task import IsolationTier, TaskKind
 from parity_protocol.wire import Request
@@ -61,6 +62,7 @@ class Capability(Request):
     model_types: Annotated[tuple[Text, ...], Field(max_length=64)] = ()  # of federated learning
     models: Annotated[tuple[Text, ...], Field(max_length=256)] = ()  # of the LLM executor
     gpus: Annotated[tuple[Gpu, ...], Field(max_length=64)] = ()
+    shards: Annotated[tuple[Name, ...], Field(max_length=64)] = ()  # data sets that the operator lends, by name
     policy: AnnouncedPolicy | None = None
     platform: Text = ""
     python: Text = ""

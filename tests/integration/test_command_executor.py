@@ -29,7 +29,7 @@ from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import FailureReason
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, CommandSpec
+from parity_protocol.task import CidInput, CommandSpec, ShardInput
 
 pytestmark = pytest.mark.service("bubblewrap")
 
@@ -92,6 +92,15 @@ class Runner:
             return await self.executor.wait(handle)
         finally:
             await self.executor.cleanup(handle)
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A folder that a slot's user can reach, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="parity-lent-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -204,6 +213,26 @@ async def test_a_large_result_is_a_file(executor, exec_dir):
     assert result.result_path is not None
     assert result.result_path.stat().st_size == 100_000
     await executor.cleanup(handle)
+
+
+async def test_a_lent_data_set_is_there_read_only_and_leads_nowhere_else(runner, inputs, open_dir):
+    lent = open_dir / "lent"
+    lent.mkdir()
+    lent.chmod(0o755)
+    (lent / "1.txt").write_text("one\n")
+    (lent / "1.txt").chmod(0o644)
+    (open_dir / "secret").write_text("not lent")
+    (lent / "out").symlink_to("../secret")
+    inputs.shards["numbers"] = lent
+    asked = (ShardInput(name="data", shard="numbers"),)
+
+    read = await runner.run("cat", "/task/inputs/data/1.txt", inputs=asked)
+    write = await runner.run("sh", "-c", "echo x > /task/inputs/data/2.txt", inputs=asked)
+    out = await runner.run("cat", "/task/inputs/data/out", inputs=asked)
+
+    assert read.result_bytes == b"one\n"
+    assert (write.reason, out.reason) == (FailureReason.EXIT_STATUS, FailureReason.EXIT_STATUS)
+    assert sorted(path.name for path in lent.iterdir()) == ["1.txt", "out"]
 
 
 async def test_inputs_are_there_read_only(runner, inputs):

@@ -17,6 +17,7 @@ from parity_protocol.task import (
     FederatedLearningSpec,
     IsolationTier,
     LlmSpec,
+    ShardInput,
     TaskKind,
     input_bytes,
 )
@@ -41,6 +42,7 @@ class Needs:
     egress: bool = False
     wall_time_s: float = 0.0
     reward: int | None = None  # of one task, base units; None when it was not noted
+    shards: tuple[str, ...] = ()  # data sets of operators, by name
 
     def to_doc(self) -> str:
         """Return it as JSON text."""
@@ -53,6 +55,7 @@ class Needs:
         fields = json.loads(text)
         fields["kind"] = TaskKind(fields["kind"])
         fields["isolation"] = IsolationTier(fields["isolation"])
+        fields["shards"] = tuple(fields.get("shards", ()))
         return Needs(**fields)
 
 
@@ -88,6 +91,7 @@ def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, *
         egress=isinstance(spec, CommandSpec | DockerSpec) and spec.egress is not None,
         wall_time_s=spec.budgets.wall_time_s,
         reward=reward,
+        shards=tuple(sorted({item.shard for item in spec.inputs if isinstance(item, ShardInput)})),
     )
 
 
@@ -126,6 +130,9 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
         )
     if version_tuple(have.node_version) < version_tuple(needs.min_node_version):
         return Denial("version", f"it runs version {have.node_version}, the task needs {needs.min_node_version}")
+    for shard in needs.shards:
+        if shard not in have.shards:
+            return Denial("shards", f"it does not have the data set {shard!r}")
     if needs.kind is TaskKind.FEDERATED_LEARNING and needs.model not in have.model_types:
         return Denial("model_type", f"it does not train models of type {needs.model!r}")
     if needs.kind is TaskKind.LLM and needs.model not in have.models:

@@ -38,7 +38,7 @@ from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, CommandSpec, IsolationTier, TaskKind
+from parity_protocol.task import CommandSpec, IsolationTier, TaskKind
 
 __all__ = ["CommandExecutor"]
 
@@ -106,13 +106,7 @@ class CommandExecutor:
             make_traversable(job.folder)
             own(folder.inputs, identity)
         for item in spec.inputs:
-            if not isinstance(item, CidInput):
-                raise ExecutionFailed(
-                    FailureReason.EXECUTOR_UNAVAILABLE, f"input {item.name}: this node fetches inputs by CID only"
-                )
-            target = folder.inputs / item.name
-            await self._inputs.fetch(item.cid, target, max_bytes=item.max_bytes)
-            await anyio.to_thread.run_sync(_make_readable, target)
+            await self._inputs.bring(item, folder.inputs / item.name)
         CommandJob.of(job, spec).write(folder)
         return Handle("command", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
 
@@ -312,13 +306,3 @@ def _mkdir(path: Path) -> None:
     except OSError as exc:
         reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
         raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
-
-
-def _make_readable(path: Path) -> None:
-    """Let the slot's user read an input that the node wrote."""
-    if path.is_dir():
-        path.chmod(0o755)
-        for child in path.iterdir():
-            _make_readable(child)
-    else:
-        path.chmod(0o444)

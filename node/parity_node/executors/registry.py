@@ -10,6 +10,7 @@ from parity_node.executors.base import Executor
 from parity_node.executors.command import CommandExecutor
 from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
+from parity_node.inputs import TaskInputs
 from parity_protocol.task import TaskKind
 
 if TYPE_CHECKING:
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutorSet", "build_executors"]
 
+KNOWN_FOLDER = "https"  # CIDs of https inputs by their digest
+
 
 class ExecutorSet(Mapping[TaskKind, Executor]):
     """Executors by kind, and what they share; ``aclose`` when the agent has ended."""
 
-    def __init__(self, executors: list[Executor], inputs: MarketInputs, docker: DockerExecutor) -> None:
+    def __init__(
+        self, executors: list[Executor], inputs: tuple[MarketInputs, TaskInputs], docker: DockerExecutor
+    ) -> None:
         self._executors = {executor.kind: executor for executor in executors}
         self._inputs = inputs
         self._docker = docker
@@ -37,19 +42,22 @@ class ExecutorSet(Mapping[TaskKind, Executor]):
         return len(self._executors)
 
     async def aclose(self) -> None:
-        """Close the connections to the gateway; idempotent."""
-        await self._inputs.aclose()
+        """Close the connections to where inputs come from; idempotent."""
+        for source in self._inputs:
+            await source.aclose()
 
 
 def build_executors(services: NodeServices) -> ExecutorSet:
     """Return this program's executors; nothing is opened or tried yet."""
     market, settings = services.market, services.settings
-    inputs = MarketInputs(
-        market.url,
-        sign=market.signed_headers,
-        store=services.cache.data.store,
+    store = services.cache.data.store
+    by_cid = MarketInputs(market.url, sign=market.signed_headers, store=store, clock=services.clock, tls=market.tls)
+    inputs = TaskInputs(
+        by_cid,
+        store=store,
+        known=services.folders.cache / KNOWN_FOLDER,
         clock=services.clock,
-        tls=market.tls,
+        shards=settings.shards(),
     )
     exec_dir = services.folders.executions
     docker = DockerExecutor(
@@ -68,7 +76,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
             ),
             FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock),
         ],
-        inputs,
+        (by_cid, inputs),
         docker,
     )
 

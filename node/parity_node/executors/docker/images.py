@@ -160,12 +160,10 @@ class Images:
     async def _from_archive(
         self, spec: DockerSpec, source: CidInput | HttpsInput, folder: JobFolder, execution_id: str
     ) -> Resolved:
-        if not isinstance(source, CidInput):
-            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, "this node fetches image archives by CID only")
         raw, checked = folder.path / "image.tar", folder.path / "image.checked.tar"
-        async with self._alone(source.cid):
+        async with self._alone(source.cid if isinstance(source, CidInput) else source.sha256):
             try:
-                await self._inputs.fetch(source.cid, raw, max_bytes=source.max_bytes)
+                await self._inputs.bring(source, raw)
                 found = await anyio.to_thread.run_sync(
                     lambda: rewrite_archive(raw, checked, image=spec.image, max_bytes=self._max_bytes)
                 )

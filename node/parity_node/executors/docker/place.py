@@ -6,15 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import anyio.to_thread
-
 from parity_node.data import InputSource
 from parity_node.executors.docker.job import HOME, output_folder
 from parity_node.executors.folder import JobFolder
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.drop import FIRST_UID, own, slot_identity
 from parity_protocol.errors import ExecutionFailed, FailureReason
-from parity_protocol.task import CidInput, DockerSpec
+from parity_protocol.task import DockerSpec
 
 __all__ = ["GpuGrants", "environment", "fetch_inputs", "make_output", "user_of"]
 
@@ -86,12 +84,7 @@ async def fetch_inputs(spec: DockerSpec, folder: JobFolder, source: InputSource)
     """
     _mkdir(folder.inputs)
     for item in spec.inputs:
-        if not isinstance(item, CidInput):
-            text = f"input {item.name}: this node fetches inputs by CID only"
-            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
-        target = folder.inputs / item.name
-        await source.fetch(item.cid, target, max_bytes=item.max_bytes)
-        await anyio.to_thread.run_sync(_make_readable, target)
+        await source.bring(item, folder.inputs / item.name)
 
 
 def make_output(folder: JobFolder, user: Identity) -> None:
@@ -111,12 +104,3 @@ def _mkdir(path: Path) -> None:
     except OSError as exc:
         reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
         raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
-
-
-def _make_readable(path: Path) -> None:
-    if path.is_dir():
-        path.chmod(0o755)
-        for child in path.iterdir():
-            _make_readable(child)
-    else:
-        path.chmod(0o444)

@@ -86,6 +86,22 @@ def test_models_must_be_there() -> None:
     assert rule_of(llm, view()) == "model"
 
 
+def test_data_sets_of_operators_must_be_there() -> None:
+    inputs = [{"kind": "shard", "name": name, "shard": name} for name in ("mnist", "logs")]
+    both = needs(inputs=inputs)
+
+    assert rule_of(both, view(capability=capability(shards=("logs", "mnist", "other")))) is None
+    assert rule_of(both, view(capability=capability(shards=("logs",)))) == "shards"
+    assert rule_of(Needs.from_doc(both.to_doc()), view()) == "shards"
+
+
+def test_needs_noted_before_there_were_data_sets_are_read() -> None:
+    document = json.loads(needs().to_doc())
+    del document["shards"]
+
+    assert Needs.from_doc(json.dumps(document)).shards == ()
+
+
 @given(
     kind=st.sampled_from(list(TaskKind)),
     isolation=st.sampled_from(list(IsolationTier)),
