@@ -33,7 +33,7 @@ from parity_protocol.clock import Clock
 from parity_protocol.errors import Conflict, ExecutionFailed, FailureReason
 from parity_protocol.needs import Egress
 
-__all__ = ["SIDECAR_LABEL", "ContainerEgress"]
+__all__ = ["SIDECAR_LABEL", "ContainerEgress", "stage_sidecar"]
 
 SIDECAR_LABEL: Final = "egress"
 """Label of a sidecar, beside those by which an execution's container is found."""
@@ -43,6 +43,7 @@ _USER = Identity(65_534, 65_534)
 _PYTHON = PurePosixPath("/python")
 _SOCKETS = PurePosixPath(sidecar_child.SOCKET).parent
 _SCRIPT = "sidecar.py"
+_STAGED = "egress-python-"
 _READY_S = 20.0
 _MEMORY_BYTES = 64 << 20
 _PIDS = 8
@@ -96,7 +97,7 @@ class ContainerEgress:
         """
         proxy = self.resume(egress, folder=folder, execution_id=execution_id)
         async with self._staging:
-            python = await anyio.to_thread.run_sync(_stage, self._workplace)
+            python = await anyio.to_thread.run_sync(stage_sidecar, self._workplace)
             image = await own_image(self._engine, _empty_tar(), repository=_IMAGE[0], tag=_IMAGE[1])
         request = ContainerRequest(
             image=image,
@@ -174,21 +175,23 @@ def _in_its_own_file(_line: str) -> None:
     """A container's output is read from the engine, twice when need be: lines of the node's own do not belong in it."""
 
 
-def _stage(workplace: Path) -> StagedPython:
+def stage_sidecar(workplace: Path) -> StagedPython:
     """Return a copy of this interpreter with the sidecar's program in it, made once for each interpreter and program."""
     script = Path(sidecar_child.__file__).read_bytes()
     program = interpreter()
     what = f"{sys.version} {program} {program.stat().st_mtime_ns}".encode() + script
-    folder = workplace / f"egress-python-{hashlib.sha256(what).hexdigest()[:16]}"
+    folder = workplace / f"{_STAGED}{hashlib.sha256(what).hexdigest()[:16]}"
     if folder.is_dir():
         return StagedPython(folder)
     try:
-        made = Path(mkdtemp(prefix=".egress-python-", dir=workplace))
+        made = Path(mkdtemp(prefix=f".{_STAGED}", dir=workplace))
         try:
             made.chmod(0o755)
             stage_python(made)
             (made / _SCRIPT).write_bytes(script)
             (made / _SCRIPT).chmod(0o644)
+            for earlier in workplace.glob(f"{_STAGED}*"):  # of another interpreter; who runs from it has read it
+                shutil.rmtree(earlier, ignore_errors=True)
             made.replace(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
