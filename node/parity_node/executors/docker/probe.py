@@ -33,7 +33,6 @@ PROBE_USER: Final = Identity(65_534, 65_534)
 _REPOSITORY, _TAG = "parity/empty", "1"
 _MAX_OUTPUT_BYTES = 262_144
 _DRAIN_S = 2.0
-_RUNSC_PIDS = 256  # gVisor takes several of the machine's threads for each process; with 64 it ended at the tenth
 # What an engine, an init program and a shell add by themselves.
 _ENVIRONMENT = frozenset({"PATH", "HOME", "HOSTNAME", "PWD", "SHLVL", "_", "TERM"})
 
@@ -64,7 +63,7 @@ async def prove_docker(
             user=user,
             cpus=PROBE_LIMITS.cpus,
             memory_bytes=PROBE_LIMITS.memory_bytes,
-            pids=_RUNSC_PIDS if is_gvisor else PROBE_LIMITS.pids,
+            pids=PROBE_LIMITS.pids,
             scratch_bytes=PROBE_LIMITS.disk_bytes,
             file_bytes=PROBE_LIMITS.disk_bytes,
             log_bytes=_MAX_OUTPUT_BYTES,
