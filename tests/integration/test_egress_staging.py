@@ -28,7 +28,8 @@ def test_the_copy_runs_the_sidecars_program(tmp_path: Path) -> None:
     ended = subprocess.run(
         [
             *staged.argv(
-                staged.folder, ["-c", "import socket, signal, time; print(open('/proc/self/cmdline').read()[:1])"]
+                PurePosixPath(staged.folder),
+                ["-c", "import socket, signal, time; print(open('/proc/self/cmdline').read()[:1])"],
             )
         ],
         capture_output=True,
