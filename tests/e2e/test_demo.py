@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from parity_fl.data import load_dataset
 from parity_fl.model import decode_model
 from parity_fl.partition import holdout_rows
 from parity_fl.session import SessionPlan
+from parity_node.testing.dockerd import PrivateDockerd
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
 
@@ -52,10 +54,14 @@ class KeptDemo:
         return (self.home() / "passphrase").read_text().strip()
 
 
-def started(tmp: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a demo whose folder is made in ``tmp``; its output goes to ``stdout`` and ``stderr`` there."""
+def started(tmp: Path, *options: str, engine: str = "unix:///nonexistent") -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a demo whose folder is made in ``tmp``; its output goes to ``stdout`` and ``stderr`` there.
+
+    Args:
+        engine: Address of the container engine; by default there is none.
+    """
     errors = tmp / "stderr"
-    environment = {**os.environ, "TMPDIR": str(tmp), "COLUMNS": "100"}
+    environment = {**os.environ, "TMPDIR": str(tmp), "COLUMNS": "100", "DOCKER_HOST": engine}
     with (tmp / "stdout").open("wb") as output, errors.open("wb") as stream:
         process = subprocess.Popen([*DEMO, *options], stdout=output, stderr=stream, env=environment, cwd=tmp)
     return process, errors
@@ -82,10 +88,20 @@ def wait_until(condition: Callable[[], object], what: str, within_s: float) -> N
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptDemo]:
+def engine() -> Iterator[str]:
+    """Return the address of an engine of the test's own; without root or dockerd the demo leaves its container out."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        yield "unix:///nonexistent"
+        return
+    with PrivateDockerd.start() as found:
+        yield found.url
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[KeptDemo]:
     tmp = tmp_path_factory.mktemp("demo")
     tmp.chmod(0o711)
-    process, errors = started(tmp, "--json", "--keep")
+    process, errors = started(tmp, "--json", "--keep", engine=engine)
     try:
         output = tmp / "stdout"
         wait_until(lambda: output.read_text().endswith("}\n") or process.poll() is not None, "summary", DEMO_WITHIN_S)
@@ -156,6 +172,12 @@ async def test_every_task_is_as_the_market_says(kept: KeptDemo, market: Client) 
         assert task.state == "completed"
         assert task.payout is not None
         assert (task.payout.state, told["paid"]) == ("confirmed", str(task.reward))
+
+
+def test_a_container_ran_where_there_is_an_engine(kept: KeptDemo, engine: str) -> None:
+    containers = [task for task in kept.summary["tasks"] if task["type"] == "docker"]
+
+    assert [task["state"] for task in containers] == ([] if engine.endswith("nonexistent") else ["completed"])
 
 
 async def test_every_receipt_is_valid_offline_by_the_operator_that_the_chain_names(

@@ -72,8 +72,9 @@ async def audit(stack: Stack, market: Client, inputs: Audit, *, seconds: float) 
             f"{fitted.r2:.3f} against {fitted.central_r2:.3f}",
         ),
     ]
-    if plan.SHELL in found:
-        statements.append(await _shell_statement(found[plan.SHELL], inputs.data.breast_cancer))
+    for name in (plan.SHELL, plan.CONTAINER):
+        if name in found:
+            statements.append(await _count_statement(name, found[name], inputs.data.breast_cancer))
     return Summary(seconds, tuple(tasks), tuple(nodes), scores, fitted, tuple(statements), inputs.left_out)
 
 
@@ -220,11 +221,11 @@ async def _merge_statement(market: Client, name: str, sent: Submission, judged: 
 _OOB = ("oob_local_mean", "oob_federated")
 
 
-async def _shell_statement(sent: Submission, data: bytes) -> Statement:
+async def _count_statement(name: str, sent: Submission, data: bytes) -> Statement:
     """Count the classes here too."""
     labels = [line.rsplit(b",", 1)[1].decode() for line in data.splitlines()[1:]]
     wanted = {name: labels.count(name) for name in plan.CLASSES}
     output = (await sent.result(wait=0)).output or ""
     pairs = [line.split() for line in output.splitlines()]
     counted = {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
-    return Statement("the shell task counted right", counted == wanted, f"{counted} against {wanted}")
+    return Statement(f"the {name} task counted right", counted == wanted, f"{counted} against {wanted}")

@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from parity_cli.demo.image import IMAGE
 from parity_fl.runner import plan_session, train
 from parity_fl.session import resolve_session
 
 __all__ = [
     "CLASSES",
+    "CONTAINER",
     "DELAYED",
     "FOREST",
     "LINEAR",
@@ -29,13 +31,14 @@ TOKEN = 10**18  # base units
 NODES = ("alder", "birch", "cedar")
 STAKE = 25 * TOKEN
 SUBMITTER_FUNDS = 100 * TOKEN
-FOREST, LINEAR, DELAYED, SHELL = "forest", "linear", "long", "shell"
+FOREST, LINEAR, DELAYED, SHELL, CONTAINER = "forest", "linear", "long", "shell", "container"
 CLASSES = ("malignant", "benign")
 
 TREES = 90
 PARTS = 3
 DEPTH = 10
 LONG_S = 7.0  # of training that is asked for; at least 5 s must come out
+_COUNT = "cut -d, -f31 inputs/cancer.csv | tail -n +2 | sort | uniq -c"
 _TRIAL_EPOCHS = 200
 _TRIALS = 4
 _MAX_EPOCHS = 100_000
@@ -86,14 +89,16 @@ def calibrate(data: DataSets) -> int:
     return max(_TRIAL_EPOCHS, min(_MAX_EPOCHS, int(LONG_S / fastest * _TRIAL_EPOCHS)))
 
 
-def make_work(cancer_cid: str, diabetes_cid: str, epochs: int) -> dict[str, Work]:
+def make_work(cancer_cid: str, diabetes_cid: str, epochs: int, image_cid: str = "") -> dict[str, Work]:
     """Return the demo's tasks by name.
 
     Args:
         cancer_cid: Of ``DataSets.breast_cancer``.
         diabetes_cid: Of ``DataSets.diabetes``.
         epochs: As ``calibrate`` gave them.
+        image_cid: Of an image's archive; without one there is no container among the tasks.
     """
+    cancer = {"kind": "cid", "name": "cancer.csv", "cid": cancer_cid, "max_bytes": 1 << 20}
     forest = {
         "type": "federated_learning",
         "title": "breast cancer: a random forest over three parts",
@@ -112,16 +117,29 @@ def make_work(cancer_cid: str, diabetes_cid: str, epochs: int) -> dict[str, Work
     shell = {
         "type": "command",
         "title": "breast cancer: count the classes in a shell",
-        "command": ["sh", "-c", "cut -d, -f31 inputs/cancer.csv | tail -n +2 | sort | uniq -c"],
-        "inputs": [{"kind": "cid", "name": "cancer.csv", "cid": cancer_cid, "max_bytes": 1 << 20}],
+        "command": ["sh", "-c", _COUNT],
+        "inputs": [cancer],
         "requires": {"isolation": "bwrap"},
     }
-    return {
+    container = {
+        "type": "docker",
+        "title": "breast cancer: count the classes in a container",
+        "image": IMAGE,
+        "image_tar": {"kind": "cid", "name": "image", "cid": image_cid, "max_bytes": 64 << 20},
+        "command": ["sh", "-c", f"cd / && {_COUNT}"],
+        "inputs": [cancer],
+        "resources": {"memory_bytes": 64 << 20, "pids": 16},
+        "requires": {"isolation": "docker"},
+    }
+    works = {
         FOREST: Work(FOREST, f"random forest, {TREES} trees over {PARTS} parts", forest, 3 * TOKEN),
         LINEAR: Work(LINEAR, "linear regression", linear, TOKEN // 2),
         DELAYED: Work(DELAYED, f"linear regression, {epochs} epochs", long, TOKEN),
         SHELL: Work(SHELL, "count the classes in a shell", shell, TOKEN // 4),
     }
+    if image_cid:
+        works[CONTAINER] = Work(CONTAINER, "count the classes in a container", container, TOKEN // 4)
+    return works
 
 
 def _linear(cid: str, epochs: int) -> dict[str, Any]:

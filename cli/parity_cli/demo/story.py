@@ -12,13 +12,14 @@ import anyio.to_thread
 
 from parity_cli.demo import plan
 from parity_cli.demo.audit import Audit, audit
+from parity_cli.demo.image import make_image
 from parity_cli.demo.plan import DataSets, Work
 from parity_cli.demo.progress import Progress
 from parity_cli.demo.stack import Node, Stack
 from parity_cli.demo.summary import Summary
 from parity_client import Client, Submission
 from parity_protocol.api.tasks import EventReply
-from parity_protocol.errors import Unavailable
+from parity_protocol.errors import NotFound, Unavailable
 from parity_protocol.quantities import format_tokens
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.task import TaskKind, TaskState
@@ -146,8 +147,25 @@ class Demo:
             for name, content in (("cancer.csv", data.breast_cancer), ("diabetes.csv", data.diabetes)):
                 await anyio.Path(folder / name).write_bytes(content)
                 cids.append((await market.data.add(folder / name)).cid)
+            image_cid = await self._add_image(market, folder / "image.tar")
             step.detail = f"breast cancer is {cids[0][:16]}…{cids[0][-6:]}"
-        return plan.make_work(cids[0], cids[1], epochs)
+        return plan.make_work(cids[0], cids[1], epochs, image_cid)
+
+    async def _add_image(self, market: Client, file: Path) -> str:
+        """Store an image for the container, where a node has an engine; return its CID."""
+        found = [(await market.node(node.id)).capability for node in self.stack.nodes]
+        states = [capability.executors.get(TaskKind.DOCKER) for capability in found if capability is not None]
+        if not any(state is not None and state.available for state in states):
+            reason = next((state.reason for state in states if state is not None and state.reason), "no reason given")
+            self._left_out.append(f"a container: no node has an engine that it can use ({reason})")
+            return ""
+        try:
+            image = await anyio.to_thread.run_sync(make_image)
+        except NotFound as exc:
+            self._left_out.append(f"a container: {exc.message}")
+            return ""
+        await anyio.Path(file).write_bytes(image)
+        return (await market.data.add(file)).cid
 
     # -- working -------------------------------------------------------------------------------------------------
 
@@ -162,21 +180,22 @@ class Demo:
             group.start_soon(partial(self._follow, delayed, on_running=running))
             await running.wait()
             others = [works[plan.LINEAR]]
-            if await self._can_run_shell(market):
-                others.append(works[plan.SHELL])
+            for name, kind in ((plan.SHELL, TaskKind.COMMAND), (plan.CONTAINER, TaskKind.DOCKER)):
+                if name in works and await self._can_run(market, kind, works[name]):
+                    others.append(works[name])
             for work in others:
                 done.append(await self._submit(market, work))
                 group.start_soon(self._follow, done[-1])
         return done
 
-    async def _can_run_shell(self, market: Client) -> bool:
+    async def _can_run(self, market: Client, kind: TaskKind, work: Work) -> bool:
         living = [node for node in self.stack.nodes if not node.was_killed]
         found = [await market.node(node.id) for node in living]
-        states = [reply.capability.executors.get(TaskKind.COMMAND) for reply in found if reply.capability is not None]
+        states = [reply.capability.executors.get(kind) for reply in found if reply.capability is not None]
         if any(state is not None and state.available for state in states):
             return True
         reason = next((state.reason for state in states if state is not None and state.reason), "no reason given")
-        self._left_out.append(f"the shell task: no node's sandbox passes its trial run here ({reason})")
+        self._left_out.append(f"{work.name}: no node passes its trial run here ({reason})")
         return False
 
     async def _submit(self, market: Client, work: Work) -> Submitted:
