@@ -25,7 +25,7 @@ from parity_node.executors.sandbox.escape.basics import ASKED, CONNECT_S, SEEN, 
 __all__ = ["ATTEMPTS", "CONTROLS", "MARK", "main"]
 
 MARK: Final = "parity-probe "  # begins the line with the answer
-_LIMIT_S = 20
+_LIMIT_S = 30
 _MAX_DETAIL_CHARS = 160
 
 ATTEMPTS: Final[dict[str, Attempt]] = {
