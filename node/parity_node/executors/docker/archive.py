@@ -207,12 +207,13 @@ def _refuse_compressed(head: bytes, what: str) -> None:
 
 def _write(tar: tarfile.TarFile, target: Path, tag: str, config: bytes, layers: list[tarfile.TarInfo]) -> None:
     digest = tag.removeprefix("parity/").partition(":")[0]
-    names = {layer.name: f"{number}/layer.tar" for number, layer in enumerate(layers)}
+    distinct = list({layer.name: layer for layer in layers}.values())
+    names = {layer.name: f"{number}/layer.tar" for number, layer in enumerate(distinct)}
     manifest = [{"Config": f"{digest}.json", "RepoTags": [tag], "Layers": [names[layer.name] for layer in layers]}]
     with tarfile.open(target, mode="w", format=tarfile.GNU_FORMAT) as out:
         _add(out, "manifest.json", strict_json.dumps(manifest))
         _add(out, f"{digest}.json", config)
-        for layer in {layer.name: layer for layer in layers}.values():
+        for layer in distinct:
             info = tarfile.TarInfo(names[layer.name])
             info.size, info.mode = layer.size, 0o600
             out.addfile(info, _open(tar, layer))
