@@ -10,7 +10,7 @@ found again and ``recover`` says no. The market hands the task on.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,13 +72,17 @@ class CommandExecutor:
     Args:
         exec_dir: Where the executions' folders are; tried by the trial run.
         enabled: Whether the operator wants it.
+        hidden: Files of the node, such as its keys, that the trial run must not reach.
     """
 
-    def __init__(self, *, exec_dir: Path, inputs: InputSource, clock: Clock, enabled: bool) -> None:
+    def __init__(
+        self, *, exec_dir: Path, inputs: InputSource, clock: Clock, enabled: bool, hidden: Collection[Path] = ()
+    ) -> None:
         self._exec_dir = exec_dir
         self._inputs = inputs
         self._clock = clock
         self._enabled = enabled
+        self._hidden = tuple(hidden)
         self._runs: dict[str, _Run] = {}
         self._trial = Trial(self._try, clock=clock, retry_s=RETRY_TRIAL_S)
 
@@ -258,7 +262,7 @@ class CommandExecutor:
     async def _try(self) -> ExecutorState:
         adopt_orphans()
         await anyio.to_thread.run_sync(kill_orphans)
-        missing = find_missing() or await try_sandbox(self._exec_dir)
+        missing = find_missing() or await try_sandbox(self._exec_dir, hidden=self._hidden)
         if missing is not None:
             return ExecutorState(available=False, reason=missing.reason[:500])
         group = Cgroup.make(f"probe-{os.getpid()}", _TRIAL_LIMITS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> list[Missing | None]:
     """What the next trial runs find; the last one stays."""
     answers: list[Missing | None] = [None]
 
-    async def answer(exec_dir: Path) -> Missing | None:
+    async def answer(exec_dir: Path, *, hidden: Collection[Path] = ()) -> Missing | None:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     monkeypatch.setattr(command, "find_missing", lambda: None)
@@ -111,13 +112,13 @@ async def test_without_bubblewrap_it_refuses(executor, monkeypatch):
     assert state.reason
 
 
-async def test_an_input_that_is_no_cid_is_refused(executor, trial, tmp_path):
+async def test_an_input_of_another_kind_that_nobody_has_fails_before_anything_starts(executor, trial, tmp_path):
     spec = CommandSpec(command=("true",), inputs=(HttpsInput(url="https://x.test/", sha256="0" * 64, size=1),))
 
     with pytest.raises(ExecutionFailed) as caught:
         await executor.prepare(job(tmp_path, spec))
 
-    assert caught.value.reason is FailureReason.EXECUTOR_UNAVAILABLE
+    assert caught.value.reason is FailureReason.DATA_UNAVAILABLE
 
 
 async def test_another_kind_of_task_is_refused(executor, trial, tmp_path):
