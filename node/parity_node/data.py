@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from parity_blobs.base import BlobStore
 from parity_blobs.cid import Cid
 from parity_blobs.files import export_path
 from parity_blobs.gateway import Gateway, TrustlessGateway
+from parity_blobs.gateways import sources
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadCid,
@@ -129,6 +130,8 @@ class MarketInputs:
         sign: Signs requests as this node's.
         store: Opens the store, or returns the open one; such as ``DataCache.store``.
         tls: Trust for the market's certificate; None for the system's.
+        gateways: Public gateways of the operator's, asked only for what the market has not got or cannot give now.
+        kubo_api: Of the operator's own Kubo, asked after the market; empty for none.
         transport: Replaces the network; for tests.
     """
 
@@ -140,13 +143,14 @@ class MarketInputs:
         store: OpenStore,
         clock: Clock,
         tls: ssl.SSLContext | None = None,
+        gateways: Sequence[str] = (),
+        kubo_api: str = "",
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url = url
-        self._sign = sign
+        market = Gateway(url, HeaderAuth(sign), tls=tls)
+        self._sources = sources(market, gateways=gateways, kubo_api=kubo_api)
         self._store = store
         self._clock = clock
-        self._tls = tls
         self._transport = transport
         self._resources = AsyncExitStack()
         self._opened: GatewayInputs | None = None
@@ -170,12 +174,7 @@ class MarketInputs:
                 except ParityError as exc:
                     raise ExecutionFailed(FailureReason.NODE_FAULT, f"the node's blob store: {exc.message}") from exc
                 gateway = await self._resources.enter_async_context(
-                    TrustlessGateway(
-                        [Gateway(self._url, HeaderAuth(self._sign))],
-                        clock=self._clock,
-                        verify=self._tls if self._tls is not None else True,
-                        transport=self._transport,
-                    )
+                    TrustlessGateway(self._sources, clock=self._clock, transport=self._transport)
                 )
                 self._opened = GatewayInputs(gateway, store)
             return self._opened

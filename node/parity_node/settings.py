@@ -80,6 +80,13 @@ class NodeSettings(BaseSettings):
         le=1 << 30,
         description="Room that is kept beside the journal and given back when the disk is full, so that it can be written.",
     )
+    runner_ipfs_gateways: Annotated[tuple[str, ...], NoDecode, CommaList] = Field(
+        (),
+        description="Public trustless IPFS gateways, separated by commas, for what the market has not got; they see CIDs.",
+    )
+    runner_ipfs_api: str = Field(
+        "", description="RPC address of your own Kubo, such as /ip4/127.0.0.1/tcp/5001; asked after the market."
+    )
     runner_shards: str = Field(
         "",
         description="Data sets lent to tasks, read-only, by name: mnist=/data/mnist,logs=/srv/logs. Announced by name.",
@@ -191,6 +198,29 @@ class NodeSettings(BaseSettings):
             except InvalidInput as exc:
                 raise ValueError(f"{name}: {exc.message}") from exc
         return self
+
+    @field_validator("runner_ipfs_gateways")
+    @classmethod
+    def _gateways_are_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        from parity_blobs.gateways import parse_gateways  # brings httpx, which most commands do not need
+
+        try:
+            parse_gateways(addresses)
+        except ConfigInvalid as exc:
+            raise ValueError("; ".join(exc.problems)) from exc
+        return addresses
+
+    @field_validator("runner_ipfs_api")
+    @classmethod
+    def _api_is_an_address(cls, text: str) -> str:
+        if text:
+            from parity_blobs.kubo_rpc import parse_api
+
+            try:
+                parse_api(text)
+            except ConfigInvalid as exc:
+                raise ValueError("; ".join(exc.problems)) from exc
+        return text
 
     @field_validator("runner_shards")
     @classmethod

@@ -51,7 +51,15 @@ def build_executors(services: NodeServices) -> ExecutorSet:
     """Return this program's executors; nothing is opened or tried yet."""
     market, settings = services.market, services.settings
     store = services.cache.data.store
-    by_cid = MarketInputs(market.url, sign=market.signed_headers, store=store, clock=services.clock, tls=market.tls)
+    by_cid = MarketInputs(
+        market.url,
+        sign=market.signed_headers,
+        store=store,
+        clock=services.clock,
+        tls=market.tls,
+        gateways=settings.runner_ipfs_gateways,
+        kubo_api=settings.runner_ipfs_api,
+    )
     inputs = TaskInputs(
         by_cid,
         store=store,

@@ -147,3 +147,22 @@ def test_creator_that_is_not_an_address_is_a_mistake_in_the_settings(monkeypatch
 
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, field in NodeSettings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("RUNNER_IPFS_GATEWAYS", "https://ok.example,http://stranger.example"), ("RUNNER_IPFS_API", "nonsense")],
+)
+def test_an_address_of_ipfs_that_is_not_accepted_is_named(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    monkeypatch.setenv(key, value)
+
+    with pytest.raises(ConfigInvalid, match=key):
+        load_settings()
+
+
+def test_gateways_are_read_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_IPFS_GATEWAYS", "https://b.example, https://a.example")
+
+    assert load_settings().runner_ipfs_gateways == ("https://b.example", "https://a.example")

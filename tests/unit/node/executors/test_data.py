@@ -165,3 +165,31 @@ async def test_content_that_two_tasks_need_at_once_is_fetched_once(tmp_path):
 
     assert len(requests) == 1
     assert [(tmp_path / name).read_bytes() for name in ("x", "y", "z")] == [DATA] * 3
+
+
+async def test_a_stranger_is_asked_only_for_what_the_market_has_not_got_and_gets_no_signature(tmp_path):
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if request.url.host == "market.test":
+            return httpx.Response(404)
+        return httpx.Response(200, stream=httpx.ByteStream(DATA))
+
+    cache = DataCache(tmp_path / "cache", max_bytes=1 << 20, floor_bytes=0, clock=FakeClock(), uses=Uses())
+    inputs = MarketInputs(
+        "https://market.test",
+        sign=sign,
+        store=cache.store,
+        clock=FakeClock(),
+        gateways=("https://stranger.test",),
+        transport=serving(answer),
+    )
+
+    await inputs.fetch(CID, tmp_path / "x", max_bytes=1_000)
+    await inputs.aclose()
+    await cache.aclose()
+
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert [request.url.host for request in asked] == ["market.test", "stranger.test"]
+    assert ["signature" in request.headers for request in asked] == [True, False]
