@@ -568,6 +568,18 @@ async def test_what_a_broken_download_left_is_not_believed(
     assert names_in(tmp_path) == ["out"]
 
 
+async def test_rubbish_in_place_of_a_broken_download_costs_a_request_not_the_speed(tmp_path: Path) -> None:
+    blocks = await dag_of(LARGE)
+    partial_path(tmp_path / "out").write_bytes(deterministic_bytes(506, 5_000_000))
+    net = Net(good=Site(blocks))
+
+    async with net.client() as gateway:
+        await gateway.fetch_to(blocks[0].cid, tmp_path / "out", max_bytes=len(LARGE))
+
+    assert (tmp_path / "out").read_bytes() == LARGE
+    assert [form for _, form, _ in net.asked] == ["raw", "raw", "file"]  # the root, one leaf, the rest
+
+
 async def test_a_finished_download_that_was_not_named_needs_only_its_nodes(tmp_path: Path) -> None:
     blocks = await dag_of(SMALL)
     partial_path(tmp_path / "out").write_bytes(SMALL)
