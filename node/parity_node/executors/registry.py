@@ -11,6 +11,7 @@ from parity_node.executors.command import CommandExecutor
 from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
 from parity_node.inputs import TaskInputs
+from parity_node.keys import DEVICE_KEY_FILE, OPERATOR_KEY_FILE
 from parity_protocol.task import TaskKind
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         shards=settings.shards(),
     )
     exec_dir = services.folders.executions
+    keys = (services.folders.state / name for name in (DEVICE_KEY_FILE, OPERATOR_KEY_FILE))
+    hidden = tuple(path for path in keys if path.exists())
     docker = DockerExecutor(
         exec_dir=exec_dir,
         inputs=inputs,
@@ -75,12 +78,17 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         node_id=services.keys.node_id,
         options=_docker_options(settings),
         ledger=services.cache.images,
+        hidden=hidden,
     )
     return ExecutorSet(
         [
             docker,
             CommandExecutor(
-                exec_dir=exec_dir, inputs=inputs, clock=services.clock, enabled=settings.runner_shell_enabled
+                exec_dir=exec_dir,
+                inputs=inputs,
+                clock=services.clock,
+                enabled=settings.runner_shell_enabled,
+                hidden=hidden,
             ),
             FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock),
         ],
