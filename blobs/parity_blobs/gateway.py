@@ -212,6 +212,10 @@ class TrustlessGateway:
     def _eligible(self, fetch: Fetch) -> list[Gateway]:
         """Return the gateways of the lowest rank that is not exhausted, the first to ask at the front."""
         left = [each for each in self._gateways if each.url not in fetch.excluded]
+        refused = {url for url, exc in fetch.problems if isinstance(exc, Forbidden)}
+        if refused:  # it is there and not for us: no reason to tell those further out what we look for
+            nearest = min(each.rank for each in self._gateways if each.url in refused)
+            left = [each for each in left if each.rank <= nearest]
         lowest = min((each.rank for each in left), default=0)
         ordered = self._bench.order(each for each in left if each.rank == lowest)
         if fetch.current in ordered:  # it just delivered, and its connection is warm

@@ -54,7 +54,8 @@ class Gateway:
         url: What ``/ipfs/{cid}`` is appended to. ``https``, or ``http`` on loopback.
         auth: Signs requests to this gateway, and to no other.
         rank: Gateways of a higher rank are asked only after every one of a lower rank has failed or has not got the
-            content, and are never raced with them: what a stranger is asked for, a stranger knows.
+            content, and are never raced with them: what a stranger is asked for, a stranger knows. They are not asked
+            at all when one of a lower rank has it and refuses it to us.
         is_kubo_rpc: It is the RPC address of the operator's own Kubo (``/api/v0``), not a gateway.
         tls: Trust for this gateway alone, such as a context with the market's pinned certificate; None for the
             client's.

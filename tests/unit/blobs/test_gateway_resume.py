@@ -344,6 +344,18 @@ async def test_strangers_are_not_asked_while_our_own_may_still_answer() -> None:
         assert net.asked[-1][0] == "stranger"
 
 
+async def test_strangers_do_not_hear_of_what_our_own_refuses() -> None:
+    blocks = await dag_of(SMALL)
+    net = Net(market=Site(blocks, status=403), peer=Site([]), stranger=Site(blocks))
+    found = [Gateway("https://market.example"), "https://peer.example", *parse_gateways(["https://stranger.example"])]
+
+    async with TrustlessGateway(found, transport=httpx.MockTransport(net.handle)) as gateway:
+        with pytest.raises(Forbidden):
+            await gateway.fetch_into(blocks[0].cid, MemoryBlobStore())
+
+    assert net.hosts() == {"market", "peer"}
+
+
 async def test_the_first_rank_is_asked_again_after_a_stranger_helped() -> None:
     blocks = await dag_of(SMALL)
     net = Net(market=Site(blocks, status=503), stranger=Site(blocks))
