@@ -25,7 +25,7 @@ from parity_node.executors.egress import EgressProxy, listen_inside
 from parity_node.executors.folder import JobFolder, folder_of
 from parity_node.executors.process import Identity, OutputLog, adopt_orphans, boot_id, kill_tree_of, same_process
 from parity_node.executors.sandbox.bwrap import OUTPUT, find_bwrap
-from parity_node.executors.sandbox.cgroup import Cgroup
+from parity_node.executors.sandbox.cgroup import Cgroup, remove_left_over
 from parity_node.executors.sandbox.drop import make_traversable, own, slot_identity
 from parity_node.executors.sandbox.landlock import missing_layer
 from parity_node.executors.sandbox.launch import SandboxExit, SandboxProcess
@@ -262,6 +262,7 @@ class CommandExecutor:
     async def _try(self) -> ExecutorState:
         adopt_orphans()
         await anyio.to_thread.run_sync(kill_orphans)
+        await anyio.to_thread.run_sync(remove_left_over, self._clock.now().timestamp())
         missing = find_missing() or await try_sandbox(self._exec_dir, hidden=self._hidden)
         if missing is not None:
             return ExecutorState(available=False, reason=missing.reason[:500])

@@ -15,12 +15,13 @@ from pathlib import Path
 from parity_node.executors.base import Limits
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-__all__ = ["CONTROL_GROUPS", "Cgroup"]
+__all__ = ["CONTROL_GROUPS", "Cgroup", "remove_left_over"]
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OURS = "parity-node"
 _LEAF = "parity-agent"  # where the node itself is, in a tree that was delegated to it
 _OWN = Path("/proc/self/cgroup")
+_YOUNG_S = 60.0
 _ROUNDS = 5  # of moving processes
 _MAX_DEPTH = 64  # of the tree of this node's processes
 _CONTROLLERS = ("memory", "pids", "cpu")
@@ -50,7 +51,7 @@ class Cgroup:
         )
         if not self.is_unified and (root / _COUNTER).is_dir() and not (root / "cpu" / f"{_COUNTER}.usage").exists():
             bases.append(root / _COUNTER)  # counts by itself here; elsewhere it is mounted with cpu
-        self._bases = bases
+        self.bases = bases
         self._folders = [base / _OURS / name for base in bases]
 
     @classmethod
@@ -110,9 +111,9 @@ class Cgroup:
 
     def _create(self, limits: Limits) -> None:
         if self.is_unified:
-            if self._bases[0] != self._root:
-                _move_to_leaf(self._bases[0])
-            for parent in (self._bases[0], self._bases[0] / _OURS):
+            if self.bases[0] != self._root:
+                _move_to_leaf(self.bases[0])
+            for parent in (self.bases[0], self.bases[0] / _OURS):
                 parent.mkdir(exist_ok=True)
                 (parent / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in _CONTROLLERS))
         for folder in self._folders:
@@ -143,6 +144,28 @@ class Cgroup:
             (("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", quota)),
             (),
         ][: len(self._folders)]
+
+
+def remove_left_over(now: float, *, root: Path = CONTROL_GROUPS, own: Path = _OWN) -> int:
+    """Remove groups of tasks whose node was killed, and return how many; those that have a process stay.
+
+    Args:
+        now: Seconds since 1970; what is younger than a minute may be another node's, made and not joined yet.
+    """
+    removed = 0
+    for base in Cgroup("any", root=root, own=own).bases:
+        try:
+            groups = [path for path in (base / _OURS).iterdir() if path.is_dir()]
+        except OSError:
+            continue
+        for group in groups:
+            try:
+                if now - group.stat().st_mtime > _YOUNG_S:
+                    group.rmdir()
+                    removed += 1
+            except OSError:  # in use, or another user's
+                continue
+    return removed
 
 
 def _has_controllers(root: Path) -> bool:

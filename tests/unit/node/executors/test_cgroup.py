@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parity_node.executors.base import Limits
-from parity_node.executors.sandbox.cgroup import Cgroup
+from parity_node.executors.sandbox.cgroup import Cgroup, remove_left_over
 from parity_protocol.errors import ExecutionFailed
 
 LIMITS = Limits(wall_time_s=30, cpus=0.5, memory_bytes=64 << 20, disk_bytes=0, pids=10)
@@ -161,3 +161,17 @@ def test_processor_time_is_read_in_both_versions(unified, tmp_path_factory):
     assert group is not None
     (old / "cpuacct/parity-node/a/cpuacct.usage").write_text("1500000000\n")
     assert group.cpu_ms() == 1_500
+
+
+def test_groups_that_a_killed_node_left_are_removed_and_young_or_used_ones_stay(legacy):
+    ours = legacy / "pids" / "parity-node"
+    for name, made in (("old", 1_000), ("young", 1_990), ("used", 1_000)):
+        (ours / name).mkdir(parents=True)
+        if name == "used":
+            (ours / name / "cgroup.procs").write_text(
+                "1"
+            )  # a folder with a file in it cannot be removed, as a used group
+        os.utime(ours / name, (made, made))
+
+    assert remove_left_over(2_000, root=legacy) == 1
+    assert sorted(path.name for path in ours.iterdir()) == ["used", "young"]
