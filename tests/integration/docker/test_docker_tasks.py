@@ -215,3 +215,25 @@ async def test_a_task_with_egress_is_taken_up_with_its_proxy(runner):
     said = runner.output(result)
     assert "E-EGRESS elsewhere.example" in said
     await runner.executor.cleanup(handle)
+
+
+async def test_a_lent_data_set_is_mounted_read_only_and_leads_nowhere_else(runner: Runner) -> None:
+    with tempfile.TemporaryDirectory(prefix="parity-lent-") as name:
+        lent = Path(name) / "numbers"
+        lent.mkdir()
+        (lent / "1.txt").write_text("one\n")
+        (Path(name) / "secret").write_text("not lent")
+        (lent / "out").symlink_to("../secret")
+        for path in (Path(name), lent):
+            path.chmod(0o755)
+        runner.inputs.shards["numbers"] = lent
+        asked = (ShardInput(name="data", shard="numbers"),)
+
+        said = await runner.printed(
+            "cat /inputs/data/1.txt; echo x > /inputs/data/2.txt || echo refused; cat /inputs/data/out || echo nowhere",
+            inputs=asked,
+        )
+        left = sorted(path.name for path in lent.iterdir())
+
+    assert [line for line in said.splitlines() if ":" not in line] == ["one", "refused", "nowhere"]
+    assert left == ["1.txt", "out"]
