@@ -347,7 +347,8 @@ async def test_strangers_are_not_asked_while_our_own_may_still_answer() -> None:
 async def test_strangers_do_not_hear_of_what_our_own_refuses() -> None:
     blocks = await dag_of(SMALL)
     net = Net(market=Site(blocks, status=403), peer=Site([]), stranger=Site(blocks))
-    found = [Gateway("https://market.example"), "https://peer.example", *parse_gateways(["https://stranger.example"])]
+    own = [Gateway("https://market.example"), Gateway("https://peer.example")]
+    found = [*own, *parse_gateways(["https://stranger.example"])]
 
     async with TrustlessGateway(found, transport=httpx.MockTransport(net.handle)) as gateway:
         with pytest.raises(Forbidden):
