@@ -1,4 +1,7 @@
-"""A10: hostile trees of processes are ended within two seconds of their deadline, and none of them survives."""
+"""A10: hostile trees of processes are ended within two seconds of their deadline, and none of them survives.
+
+None is stopped by a tracer: the system-call filter refuses ``ptrace`` to all that runs inside.
+"""
 
 from __future__ import annotations
 
