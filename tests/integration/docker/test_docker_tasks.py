@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, DockerSpec, Egress, OutputFolder, Requirements, Resources
+from parity_protocol.task import CidInput, DockerSpec, Egress, OutputFolder, Requirements, Resources, ShardInput
 
 ASK = "printf 'GET http://elsewhere.example/ HTTP/1.1\\r\\n\\r\\n' | nc -w 5 127.0.0.1 3128 2>&1; true"
 
@@ -217,7 +219,7 @@ async def test_a_task_with_egress_is_taken_up_with_its_proxy(runner):
     await runner.executor.cleanup(handle)
 
 
-async def test_a_lent_data_set_is_mounted_read_only_and_leads_nowhere_else(runner: Runner) -> None:
+async def test_a_lent_data_set_is_mounted_read_only_and_leads_nowhere_else(runner):
     with tempfile.TemporaryDirectory(prefix="parity-lent-") as name:
         lent = Path(name) / "numbers"
         lent.mkdir()
