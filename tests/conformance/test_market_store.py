@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_market.store import MarketStore, ReadTx, Tx, open_sqlite, sql
+from parity_market.store import MarketStore, ReadTx, Tx, open_sqlite, sql, sql_blobs
 from parity_market.store.rows import ChainEscrowRow, EarningRow, SmallBlobRow
 from parity_protocol.errors import Unavailable
 
@@ -167,13 +167,13 @@ async def test_a_negative_amount_is_refused(store: MarketStore) -> None:
 
 
 async def test_an_upsert_keeps_one_row_and_an_ignored_duplicate_says_so(store: MarketStore) -> None:
-    first = await store.write(lambda tx: tx.insert(sql.SMALL_BLOB_PUT, SmallBlobRow("cid", b"\x00one")))
-    second = await store.write(lambda tx: tx.insert(sql.SMALL_BLOB_PUT, SmallBlobRow("cid", b"two")))
+    first = await store.write(lambda tx: tx.insert(sql_blobs.SMALL_BLOB_PUT, SmallBlobRow("cid", b"\x00one")))
+    second = await store.write(lambda tx: tx.insert(sql_blobs.SMALL_BLOB_PUT, SmallBlobRow("cid", b"two")))
     await store.write(put("a", "1"))
     await store.write(put("a", "2"))
 
     assert (first, second) == (1, 0)
-    assert await store.read(lambda tx: tx.one(sql.SMALL_BLOB, cid="cid")) == b"\x00one"
+    assert await store.read(lambda tx: tx.one(sql_blobs.SMALL_BLOB, cid="cid")) == b"\x00one"
     assert await store.read(get("a")) == "2"
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from parity_blobs import Cid
 from parity_blobs.spec_cids import names_of
-from parity_market.store import sql
+from parity_market.store import sql_blobs
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, SmallBlobRow, to_us
 from parity_protocol.errors import Conflict, NotFound
@@ -34,8 +34,8 @@ def add_ref(
 ) -> BlobRefRow:
     """Note that ``owner`` has stored a blob, or that it belongs to a task; a repetition can only make it public."""
     row = BlobRefRow(cid, owner, task_id, visibility, size, 0, to_us(now))
-    if not tx.insert(sql.BLOB_REF_PUT, row) and visibility == PUBLIC:
-        tx.run(sql.BLOB_PUBLISH, key_cid=cid, key_owner=owner, visibility=PUBLIC)
+    if not tx.insert(sql_blobs.BLOB_REF_PUT, row) and visibility == PUBLIC:
+        tx.run(sql_blobs.BLOB_PUBLISH, key_cid=cid, key_owner=owner, visibility=PUBLIC)
     return row
 
 
@@ -49,7 +49,7 @@ def link_inputs(tx: Tx, creator: str, cids: Sequence[Cid], task_ids: Sequence[st
             except NotFound:
                 continue  # not ours to give: the node fetches it elsewhere
             for task_id in task_ids:
-                tx.insert(sql.BLOB_REF_PUT, BlobRefRow(ref.cid, creator, task_id, PRIVATE, ref.size, 0, now_us))
+                tx.insert(sql_blobs.BLOB_REF_PUT, BlobRefRow(ref.cid, creator, task_id, PRIVATE, ref.size, 0, now_us))
             break
 
 
@@ -62,11 +62,11 @@ def readable(tx: ReadTx, cid: str, reader: str | None) -> BlobRefRow:
     Raises:
         NotFound: There is no such blob, or it is not for this reader: the answers are the same on purpose.
     """
-    refs = tx.all(sql.BLOB_REFS, cid=cid)
+    refs = tx.all(sql_blobs.BLOB_REFS, cid=cid)
     for ref in refs:
         if ref.visibility == PUBLIC or ref.owner == reader:
             return ref
-    if refs and reader is not None and tx.one(sql.BLOB_INPUT_OF_LIVE_LEASE, cid=cid, node_id=reader):
+    if refs and reader is not None and tx.one(sql_blobs.BLOB_INPUT_OF_LIVE_LEASE, cid=cid, node_id=reader):
         return refs[0]
     raise NotFound(f"there is no blob {cid} here")
 
@@ -78,7 +78,7 @@ def info(tx: ReadTx, cid: str, reader: str | None) -> BlobRefRow:
         NotFound: As of ``readable``.
     """
     ref = readable(tx, cid, reader)
-    own = tx.one(sql.BLOB_REF, cid=cid, owner=reader, task_id="") if reader is not None else None
+    own = tx.one(sql_blobs.BLOB_REF, cid=cid, owner=reader, task_id="") if reader is not None else None
     return own or ref
 
 
@@ -88,7 +88,7 @@ def pin(tx: Tx, cid: str, owner: str) -> None:
     Raises:
         NotFound: ``owner`` has no such blob.
     """
-    if not tx.run(sql.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=1):
+    if not tx.run(sql_blobs.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=1):
         raise NotFound(f"there is no blob {cid} of yours here")
 
 
@@ -102,36 +102,36 @@ def unpin(tx: Tx, cid: str, owner: str) -> bool:
         NotFound: ``owner`` has no such blob.
         Conflict: A task that has not ended reads it.
     """
-    if (task_id := tx.one(sql.BLOB_NEEDED_BY, cid=cid, owner=owner)) is not None:
+    if (task_id := tx.one(sql_blobs.BLOB_NEEDED_BY, cid=cid, owner=owner)) is not None:
         raise Conflict(f"task {task_id} has not ended and needs {cid}", hint="Wait for it, or cancel it first.")
-    unpinned = tx.run(sql.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=0)
-    if not tx.run(sql.BLOB_REF_DELETE, cid=cid, owner=owner) and not unpinned:
+    unpinned = tx.run(sql_blobs.BLOB_PIN, key_cid=cid, key_owner=owner, pinned=0)
+    if not tx.run(sql_blobs.BLOB_REF_DELETE, cid=cid, owner=owner) and not unpinned:
         raise NotFound(f"there is no blob {cid} of yours here")
     return not is_held(tx, cid)
 
 
 def is_held(tx: ReadTx, cid: str) -> bool:
     """Return whether somebody stored a blob, a task brought it, or one that has not ended reads it."""
-    return tx.one(sql.BLOB_HELD, cid=cid) is not None
+    return tx.one(sql_blobs.BLOB_HELD, cid=cid) is not None
 
 
 def owned(tx: ReadTx, owner: str, *, after: str = "", limit: int) -> list[BlobRefRow]:
     """Return what ``owner`` has stored, by CID, from after ``after``."""
-    return tx.all(sql.BLOBS_OF_OWNER, owner=owner, after=after, limit=limit)
+    return tx.all(sql_blobs.BLOBS_OF_OWNER, owner=owner, after=after, limit=limit)
 
 
 def bytes_of_owner(tx: ReadTx, owner: str) -> int:
     """Return how many bytes ``owner`` has stored, for the upload quota."""
-    found: int | None = tx.one(sql.BLOB_BYTES_OF_OWNER, owner=owner)
+    found: int | None = tx.one(sql_blobs.BLOB_BYTES_OF_OWNER, owner=owner)
     return int(found or 0)
 
 
 def put_small(tx: Tx, cid: str, data: bytes) -> None:
     """Store a small blob; its CID was checked."""
-    tx.insert(sql.SMALL_BLOB_PUT, SmallBlobRow(cid, data))
+    tx.insert(sql_blobs.SMALL_BLOB_PUT, SmallBlobRow(cid, data))
 
 
 def small_blob(tx: ReadTx, cid: str) -> bytes | None:
     """Return a small blob, or None when it is not in the database."""
-    found: bytes | None = tx.one(sql.SMALL_BLOB, cid=cid)
+    found: bytes | None = tx.one(sql_blobs.SMALL_BLOB, cid=cid)
     return found

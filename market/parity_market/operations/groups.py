@@ -11,7 +11,7 @@ from functools import partial
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
 from parity_market.operations.steps import end_lease, newest_lease, release_reserve, step
-from parity_market.store import sql
+from parity_market.store import sql, sql_blobs
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import GroupRow, TaskRow, to_us
 from parity_protocol.errors import NotFound
@@ -120,4 +120,4 @@ def _end(
 
 def is_kept_by_owner(tx: ReadTx, cid: str) -> bool:
     """Return whether somebody has pinned a blob."""
-    return any(ref.pinned for ref in tx.all(sql.BLOB_REFS, cid=cid))
+    return any(ref.pinned for ref in tx.all(sql_blobs.BLOB_REFS, cid=cid))

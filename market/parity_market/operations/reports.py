@@ -21,7 +21,7 @@ from parity_market.operations.steps import (
     release_reserve,
     step,
 )
-from parity_market.store import sql
+from parity_market.store import sql, sql_blobs
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import EarningRow, LeaseRow, ReceiptRow, ReportRow, TaskRow, to_us
 from parity_protocol.api.leases import ReportItem
@@ -114,7 +114,7 @@ def _take(tx: Tx, market: Market, checked: CheckedReport, now: datetime) -> Task
 
 
 def _stored_size(tx: ReadTx, checked: CheckedReport) -> int | None:
-    for ref in tx.all(sql.BLOB_REFS, cid=checked.report.result_cid or ""):
+    for ref in tx.all(sql_blobs.BLOB_REFS, cid=checked.report.result_cid or ""):
         if ref.owner == checked.node_id:
             return ref.size
     return None

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects import postgresql, sqlite
 
-from parity_market.store import SqliteStore, Tx, open_sqlite, sql
+from parity_market.store import SqliteStore, Tx, open_sqlite, sql, sql_blobs
 from parity_market.store import tables as tables_module
 from parity_market.store.statements import Command
 from parity_market.store.writer import Writer
@@ -86,7 +86,7 @@ async def test_a_full_disk_fails_the_whole_batch_and_the_next_one_works(store: S
     connection.execute(f"PRAGMA max_page_count = {pages + 4}")
 
     def large(tx: Tx) -> None:
-        tx.insert(sql.SMALL_BLOB_PUT, ("cid", b"x" * 200_000))
+        tx.insert(sql_blobs.SMALL_BLOB_PUT, ("cid", b"x" * 200_000))
 
     outcomes = await asyncio.gather(store.write(put("small")), store.write(large), return_exceptions=True)
     connection.execute("PRAGMA max_page_count = 1000000")

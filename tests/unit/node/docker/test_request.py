@@ -14,7 +14,7 @@ from parity_node.executors.docker.job import DockerJob, check_places
 from parity_node.executors.docker.request import ContainerRequest
 from parity_node.executors.folder import JobFolder
 from parity_node.executors.process import Identity
-from parity_protocol.errors import InvalidInput, ExecutionFailed, FailureReason
+from parity_protocol.errors import ExecutionFailed, FailureReason, InvalidInput
 from parity_protocol.task import DockerSpec, parse_spec
 
 REQUEST = ContainerRequest(
