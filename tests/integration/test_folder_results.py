@@ -12,6 +12,7 @@ import pytest
 from parity_blobs import Cid
 from parity_client import Client
 from parity_market.app import create_app
+from parity_market.operations import blobs
 from parity_market.testing.served import TOKEN, Served, serve_in_process
 from parity_node.executors.base import ExecutionResult
 from parity_node.market.http import HttpMarket
@@ -168,6 +169,26 @@ async def test_a_result_folder_is_for_its_submitter_alone(
                 await stranger.data.get(each, tmp_path / "stolen")
 
     assert len(blocks) > 4
+
+
+async def test_an_accepted_result_leaves_the_nodes_quota_and_counts_for_its_next_task(
+    served: Served, node: Node, output: Path
+) -> None:
+    await served.fund(deterministic_evm_key("submitter"), 10 * TOKEN)
+    spec = {"type": "command", "command": ["train"], "output": {}}
+
+    async with client_of(served, "submitter") as client:
+        for uploads in (True, False):  # the same result again: the market has it, from this very node
+            submission = await client.submit(spec, "1")
+            await node.deliver(output, uploads=uploads)
+            cid = (await client.result(submission.id)).cid or ""
+
+    stat = await served.state.blobs.stat(Cid.parse(cid))
+    used = await served.state.store.read(lambda tx: blobs.bytes_of_owner(tx, node.id))
+    assert used == 0
+    assert stat is not None
+    assert stat.is_pinned
+    assert await served.state.store.read(lambda tx: blobs.is_held(tx, cid))
 
 
 async def test_a_folder_that_was_not_uploaded_earns_nothing(served: Served, node: Node, output: Path) -> None:
