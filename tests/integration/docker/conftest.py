@@ -125,7 +125,8 @@ def runner(module_runner: Runner) -> Iterator[Runner]:
     left = engine.containers(label=f"network.parity.node={module_runner.node_id}")
     for container in left:
         engine.call("DELETE", f"/containers/{container}?force=1&v=1")
+    folders = [each for each in module_runner.exec_dir.iterdir() if "egress-python" not in each.name]
+    for folder in folders:
+        shutil.rmtree(folder)
     assert left == [], "a test left containers"
-    assert [each for each in module_runner.exec_dir.iterdir() if "egress-python" not in each.name] == [], (
-        "a test left folders"
-    )
+    assert folders == [], "a test left folders"

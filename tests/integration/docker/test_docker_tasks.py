@@ -11,7 +11,15 @@ import pytest
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, DockerSpec, Egress, OutputFolder, Requirements, Resources, ShardInput
+from parity_protocol.task import (
+    CidInput,
+    DockerSpec,
+    Egress,
+    OutputFolder,
+    Requirements,
+    Resources,
+    ShardInput,
+)
 
 ASK = "printf 'GET http://elsewhere.example/ HTTP/1.1\\r\\n\\r\\n' | nc -w 5 127.0.0.1 3128 2>&1; true"
 
@@ -201,6 +209,34 @@ async def test_a_task_with_egress_has_a_proxy_and_still_no_way_around_it(runner,
     assert "eth0" not in said
     assert "E-EGRESS elsewhere.example" in said
     assert engine.containers(label=f"network.parity.node={runner.node_id}") == []
+
+
+async def test_what_the_proxy_refused_follows_what_the_task_printed(runner):
+    handle = await runner.start(runner.shell(f"{ASK}; echo end", egress=Egress(domains=("example.org",))))
+    result = await runner.executor.wait(handle)
+    log, more = b"", b"."
+    while more:
+        more = await runner.executor.logs(handle, len(log))
+        log += more
+    await runner.executor.cleanup(handle)
+
+    printed, _, refused = log.partition(b"end\n")
+    assert runner.output(result).encode() == printed + b"end\n"
+    assert refused.startswith(b"E-EGRESS elsewhere.example")
+    assert log.endswith(b"\n")
+
+
+async def test_the_operators_data_is_lent_read_only(runner, tmp_path):
+    (tmp_path / "rows").write_text("lent")
+    tmp_path.chmod(0o755)
+    runner.inputs.shards["set"] = tmp_path
+
+    said = await runner.printed(
+        "cat /inputs/s/rows; (echo x > /inputs/s/rows) 2>/dev/null && echo changed; true",
+        inputs=(ShardInput(name="s", shard="set"),),
+    )
+
+    assert said == "lent"
 
 
 async def test_a_task_with_egress_is_taken_up_with_its_proxy(runner):
