@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
+from parity_blobs import Cid
+from parity_blobs.memory import MemoryBlobStore
 from parity_client.testing import FakeMarket
 
 if TYPE_CHECKING:
@@ -95,3 +100,35 @@ def test_what_is_stored_is_listed_pinned_and_given_back(parity: Parity, joined: 
     assert unpinned.json == {"cid": HELLO_V1, "pinned": False, "where": "market"}
     assert empty.json == {"blobs": [], "used_bytes": 0, "quota_bytes": 1 << 30}
     assert again.code == 22
+
+
+def test_content_is_copied_to_ones_own_kubo_and_given_back_there(
+    parity: Parity, joined: FakeMarket, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = MemoryBlobStore()
+
+    @asynccontextmanager
+    async def kubo(_: str) -> AsyncIterator[MemoryBlobStore]:
+        yield own
+
+    monkeypatch.setattr("parity_cli.commands.data._kubo", kubo)
+    parity("data", "add", str(file))
+
+    pinned = parity("data", "pin", HELLO_V1, "--kubo", "/ip4/127.0.0.1/tcp/5001", "--json")
+    stat = anyio.run(own.stat, Cid.parse(HELLO_V1))
+    unpinned = parity("data", "unpin", HELLO_V1, "--kubo", "/ip4/127.0.0.1/tcp/5001", "--json")
+    after = anyio.run(own.stat, Cid.parse(HELLO_V1))
+
+    assert pinned.json == {"cid": HELLO_V1, "pinned": True, "where": "/ip4/127.0.0.1/tcp/5001"}
+    assert stat is not None
+    assert stat.is_pinned
+    assert unpinned.json["pinned"] is False
+    assert after is not None
+    assert not after.is_pinned
+    assert joined.visibility == {HELLO_V1: "private"}
+
+
+def test_an_address_that_is_no_kubo_is_refused(parity: Parity, joined: FakeMarket, file: Path) -> None:
+    parity("data", "add", str(file))
+
+    assert parity("data", "pin", HELLO_V1, "--kubo", "nonsense").code != 0
