@@ -247,20 +247,13 @@ class DockerExecutor:
             await folder_of(handle).remove()
 
     async def logs(self, handle: Handle, offset: int) -> bytes:
-        """Return the task's log from ``offset`` on; see the port.
-
-        It is what was said while the image came, what the task printed, and once it has ended the refusals of its proxy.
-        """
-        folder, run = folder_of(handle), self._runs.get(_key(handle))
+        """Return what was said while the image came, and then what the task printed, from ``offset`` on; see the port."""
+        folder = folder_of(handle)
         said = folder.path / PREPARE_LOG
         before = said.stat().st_size if said.exists() else 0
         if offset < before:
             return await anyio.to_thread.run_sync(_read_text, said, offset)
-        data = await folder.read_log(offset - before)
-        if not data and run is not None and run.result is not None and run.proxy is not None:
-            after = max(0, offset - before - run.log.size)
-            return run.proxy.refusals[after : after + MAX_LOG_READ_BYTES]
-        return data
+        return await folder.read_log(offset - before)
 
     async def aclose(self) -> None:
         """Close the connections to the engine; idempotent. Containers go on."""
