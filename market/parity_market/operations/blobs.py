@@ -15,6 +15,7 @@ from parity_protocol.errors import Conflict, NotFound
 __all__ = [
     "add_ref",
     "bytes_of_owner",
+    "hand_over",
     "info",
     "is_held",
     "link_inputs",
@@ -22,6 +23,7 @@ __all__ = [
     "pin",
     "put_small",
     "readable",
+    "size_from_node",
     "small_blob",
     "unpin",
 ]
@@ -108,6 +110,20 @@ def unpin(tx: Tx, cid: str, owner: str) -> bool:
     if not tx.run(sql_blobs.BLOB_REF_DELETE, cid=cid, owner=owner) and not unpinned:
         raise NotFound(f"there is no blob {cid} of yours here")
     return not is_held(tx, cid)
+
+
+def size_from_node(tx: ReadTx, cid: str, node_id: str) -> int | None:
+    """Return the size of a result that a node stored here, for this task or for one before; None if it did not."""
+    own = tx.one(sql_blobs.BLOB_REF, cid=cid, owner=node_id, task_id="")
+    if own is not None:
+        return int(own.size)
+    found: int | None = tx.one(sql_blobs.BLOB_RESULT_OF_NODE, cid=cid, node_id=node_id)
+    return found
+
+
+def hand_over(tx: Tx, cid: str, node_id: str) -> None:
+    """Take a result off the quota of the node that stored it: its task has it now."""
+    tx.run(sql_blobs.BLOB_REF_DELETE, cid=cid, owner=node_id)
 
 
 def is_held(tx: ReadTx, cid: str) -> bool:

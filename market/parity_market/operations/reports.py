@@ -10,7 +10,7 @@ from parity_market.domain.dispatch import Needs
 from parity_market.domain.leases import task_view
 from parity_market.domain.reputation import counts_against
 from parity_market.domain.verification import VERIFIED_INLINE, CheckedReport, check_proof
-from parity_market.operations.blobs import add_ref, put_small
+from parity_market.operations.blobs import add_ref, hand_over, put_small, size_from_node
 from parity_market.operations.context import Market
 from parity_market.operations.steps import (
     end_lease,
@@ -21,7 +21,7 @@ from parity_market.operations.steps import (
     release_reserve,
     step,
 )
-from parity_market.store import sql, sql_blobs
+from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import EarningRow, LeaseRow, ReceiptRow, ReportRow, TaskRow, to_us
 from parity_protocol.api.leases import ReportItem
@@ -105,19 +105,12 @@ def _take(tx: Tx, market: Market, checked: CheckedReport, now: datetime) -> Task
         operator=node.operator,
         order_hash=task.order_hash,
         manifest_hash=lease.manifest_hash,
-        stored_size=_stored_size(tx, checked) if checked.inline is None else None,
+        stored_size=size_from_node(tx, report.result_cid or "", node_id) if checked.inline is None else None,
         granted_s=lease.granted_us / 1e6,
         now_s=now.timestamp(),
     )
     _store(tx, checked, now)
     return _succeed(tx, market, task, lease, checked, now)
-
-
-def _stored_size(tx: ReadTx, checked: CheckedReport) -> int | None:
-    for ref in tx.all(sql_blobs.BLOB_REFS, cid=checked.report.result_cid or ""):
-        if ref.owner == checked.node_id:
-            return ref.size
-    return None
 
 
 def _store(tx: Tx, checked: CheckedReport, now: datetime) -> None:
@@ -164,6 +157,8 @@ def _succeed(
     add_ref(
         tx, report.result_cid, task.creator, visibility="private", size=report.result_size, task_id=task.id, now=now
     )
+    if checked.inline is None:
+        hand_over(tx, report.result_cid, checked.node_id)
     if lease.live:
         end_lease(tx, market, lease, "reported", now_us=now_us)
     is_simple = TaskKind(task.kind) in VERIFIED_INLINE

@@ -26,6 +26,16 @@ BLOB_REF_DELETE = Command(
         t.blob_ref.c.task_id == sa.literal_column("''"),
     )
 )
+BLOB_RESULT_OF_NODE = scalar(
+    sa.select(t.task.c.result_size)
+    .select_from(t.blob_ref.join(t.task, t.blob_ref.c.task_id == t.task.c.id))
+    .where(
+        t.blob_ref.c.cid == bind("cid"),
+        t.task.c.result_cid == t.blob_ref.c.cid,
+        t.task.c.last_node == bind("node_id"),
+    )
+    .limit(1)
+)
 BLOBS_OF_OWNER = select_rows(
     rows.BlobRefRow,
     t.blob_ref,
