@@ -18,14 +18,17 @@ from parity_fl.runner import plan_session
 from parity_fl.session import SessionPlan, resolve_session
 from parity_node.executors.base import MAX_LOG_READ_BYTES, ExecutionResult, Executor, Handle, Job, Limits
 from parity_node.executors.command import CommandExecutor
+from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
+from parity_node.testing.dockerd import PrivateDockerd
 from parity_node.testing.executors import FileExecutor, NoopExecutor, ScriptedExecutor
 from parity_node.testing.inputs import StaticInputs
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import ParityError
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, CommandSpec, FederatedLearningSpec
+from parity_protocol.task import CidInput, CommandSpec, DockerSpec, FederatedLearningSpec
 
+BUSYBOX = "parity-test/busybox:1"
 LIMITS = Limits(wall_time_s=60, cpus=1, memory_bytes=512 << 20, disk_bytes=64 << 20, pids=32)
 DATA = ("a,b,t\n" + "\n".join(f"{at},{at * 7 % 11},{at * 0.5}" for at in range(200)) + "\n").encode()
 
@@ -118,15 +121,48 @@ def federated(exec_dir: Path) -> Subject:
     return Subject(make, make(), lambda: job(2), lambda: job(100_000))
 
 
+def docker(exec_dir: Path, engine: PrivateDockerd) -> Subject:
+    inputs = StaticInputs()
+    cid = inputs.add(b"hello\n")
+
+    def make() -> DockerExecutor:
+        return DockerExecutor(
+            exec_dir=exec_dir,
+            inputs=inputs,
+            clock=SystemClock(),
+            node_id="0xconformance",
+            options=DockerOptions(timeout_s=20, floor_bytes=0),
+            environ={"DOCKER_HOST": engine.url},
+        )
+
+    quick = DockerSpec(image=BUSYBOX, command=("cat", "/inputs/data"), inputs=(CidInput(cid=cid),))
+    long = DockerSpec(image=BUSYBOX, command=("sleep", "3600"))
+    return Subject(make, make(), lambda: job_in(exec_dir, quick), lambda: job_in(exec_dir, long))
+
+
 SUBJECTS = {"scripted": scripted, "noop": noop, "file": file, "command": command, "federated": federated}
-ALL = [pytest.param(name, marks=[pytest.mark.service("bubblewrap")] if name == "command" else []) for name in SUBJECTS]
+MARKS = {
+    "command": [pytest.mark.service("bubblewrap")],
+    "docker": [pytest.mark.service("docker", "busybox"), pytest.mark.root],
+}
+ALL = [pytest.param(name, marks=MARKS.get(name, [])) for name in (*SUBJECTS, "docker")]
 THAT_RUN = [each for each in ALL if each.values[0] not in {"noop", "file"}]  # the others end at once
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[PrivateDockerd]:
+    with PrivateDockerd.start(has_gvisor=False) as engine:
+        engine.import_busybox(BUSYBOX)
+        yield engine
 
 
 @pytest.fixture
 async def subject(request: pytest.FixtureRequest, exec_dir: Path) -> Subject:
-    found = SUBJECTS[request.param](exec_dir)
-    if request.param == "command" and not (state := await found.executor.describe()).available:
+    if request.param == "docker":
+        found = docker(exec_dir, request.getfixturevalue("dockerd"))
+    else:
+        found = SUBJECTS[request.param](exec_dir)
+    if request.param in MARKS and not (state := await found.executor.describe()).available:
         pytest.skip(state.reason)
     return found
 
