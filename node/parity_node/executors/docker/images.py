@@ -263,8 +263,13 @@ def _digest(reference: str, image: Image) -> str:
     name, _, digest = split_image(reference)
     if digest:
         return digest
-    found = [each.rpartition("@")[2] for each in image.repo_digests if each.rpartition("@")[0].endswith(name)]
+    split = [each.rpartition("@") for each in image.repo_digests]
+    found = [each for repository, _, each in split if _familiar(repository) == _familiar(name)]
     return found[0] if found else image.id
+
+
+def _familiar(name: str) -> str:
+    return name.removeprefix("docker.io/").removeprefix("library/")
 
 
 def _free(root: Path) -> int:
