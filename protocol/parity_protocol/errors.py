@@ -16,7 +16,7 @@
     │   ├── LeaseConflict  ├── StaleFence  ├── TaskCancelled  ├── NodeInUse
     │   └── InvalidTransition  └── NotFinished
     ├── Unprocessable           understood, and refused for a reason             (422)
-    │   ├── ClaimRefused  ├── StakeTooLow  ├── EscrowTooLow  └── PolicyDenied
+    │   ├── ClaimRefused  ├── StakeTooLow  ├── EscrowTooLow  ├── PolicyDenied  └── TooFewUpdates
     ├── Unavailable             a dependency does not answer; retry              (503)
     │   ├── Unreachable  ├── ChainUnavailable  ├── Overloaded  └── StorageFull
     ├── ExecutionFailed         a task did not end well; carries a FailureReason
@@ -65,6 +65,7 @@ __all__ = [
     "StaleFence",
     "StorageFull",
     "TaskCancelled",
+    "TooFewUpdates",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
@@ -311,6 +312,13 @@ class PolicyDenied(Unprocessable):
     """A policy does not allow this."""
 
     code = "policy_denied"
+
+
+class TooFewUpdates(Unprocessable):
+    """Too few usable updates came for the aggregation rule to keep its promise."""
+
+    code = "too_few_updates"
+    next_step = "Ask for more participants, or choose a smaller `num_malicious`."
 
 
 # -- somebody does not answer ------------------------------------------------------------------------------------

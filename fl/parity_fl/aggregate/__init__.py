@@ -1,0 +1,15 @@
+"""Aggregation of updates: one pipeline for every rule, in float64, in memory that does not grow with the updates."""
+
+from parity_fl.aggregate.base import Aggregated, Strategy, Update, Updates, make_strategy
+from parity_fl.strategy import StrategyConfig, check_strategy, read_strategy
+
+__all__ = [
+    "Aggregated",
+    "Strategy",
+    "StrategyConfig",
+    "Update",
+    "Updates",
+    "check_strategy",
+    "make_strategy",
+    "read_strategy",
+]

@@ -1,0 +1,96 @@
+"""The port of aggregation: what a round hands in, what it gets back, and what a rule promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.models.base import Weights
+from parity_fl.strategy import StrategyConfig
+
+__all__ = ["Aggregated", "Strategy", "Update", "Updates", "make_strategy"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One part's contribution to a round.
+
+    Attributes:
+        part: Its number; updates come in ascending order of it.
+        weight: Rows, already capped by what the market assigned to the part; above 0.
+        delta: Trained parameters less the round's model, by name. float32; memory-mapped float16 is read as well, so
+            that a spool need not widen what it received.
+    """
+
+    part: int
+    weight: float
+    delta: Weights
+
+
+Updates = Callable[[], Iterator[Update]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aggregated:
+    """The outcome of a round.
+
+    Attributes:
+        weights: The next model, float32.
+        accepted: Parts that passed every check, ascending.
+        rejected: Reason by part; the first word is a stable code (``not_finite: …``).
+        metrics: What people are shown: norms, counts; finite.
+        influence: Share of each accepted part in the model, where the rule has shares; Krum's is 1 for one part.
+    """
+
+    weights: Weights
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
+    metrics: dict[str, float]
+    influence: dict[int, float] = field(default_factory=dict)
+
+
+class Strategy(Protocol):
+    """Combines the updates of a round into the next model.
+
+    ``aggregate`` MUST be a function of its arguments and of ``state()`` alone, MUST take memory that does not grow with
+    the number of updates, and MUST leave its state as it was when it raises.
+    """
+
+    name: str
+
+    def aggregate(self, base: Weights, updates: Updates, n: int) -> Aggregated:
+        """Return the next model.
+
+        Args:
+            base: The model that the updates started from.
+            updates: Gives a fresh iterator over the same ``n`` updates each time; called several times.
+            n: How many there are.
+
+        Raises:
+            TooFewUpdates: Too few passed the checks to keep the rule's promise.
+            Unprocessable: The next model would not be finite.
+        """
+        ...
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """Return what the next round depends on beside the model; a copy."""
+        ...
+
+    def restore(self, state: Mapping[str, NDArray[np.float64]]) -> None:
+        """Go on from a ``state()``.
+
+        Raises:
+            BadDocument: It is not one of this rule.
+        """
+        ...
+
+
+def make_strategy(config: StrategyConfig) -> Strategy:
+    """Return the rule, at the beginning of a session; ``restore`` continues one."""
+    from parity_fl.aggregate.pipeline import Pipeline  # it imports the types above
+
+    return Pipeline(config)

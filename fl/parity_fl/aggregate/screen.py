@@ -1,0 +1,140 @@
+"""What every update must pass before any rule sees it: shape, finite values, length, and not being a copy.
+
+One NaN would turn the mean, the median and every optimizer into NaN without an error, and one update a million times
+too long replaces the model under FedAvg. Both are refused here, under every rule alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity_fl.aggregate.base import Update, Updates
+from parity_fl.aggregate.layout import Layout, pieces
+from parity_protocol.errors import Internal
+
+__all__ = ["Screening", "middle", "screen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """The outcome of the checks; the first three run in parallel, in ascending order of parts.
+
+    Attributes:
+        parts: Accepted parts.
+        weights: Their weights, above 0.
+        norms: Their Euclidean lengths.
+        rejected: Reason by part; starts with a code: ``wrong_shape``, ``bad_weight``, ``not_finite``, ``too_long``,
+            ``echo`` or ``duplicate``.
+        median: Low median of the accepted lengths above 0, or 0.
+        running: Low median of this median and the earlier rounds', or 0.
+    """
+
+    parts: tuple[int, ...]
+    weights: tuple[float, ...]
+    norms: tuple[float, ...]
+    rejected: dict[int, str]
+    median: float
+    running: float
+
+
+def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float], max_ratio: float) -> Screening:
+    """Check all updates of a round.
+
+    Args:
+        layout: The model's.
+        updates: ``n`` updates in ascending order of parts.
+        n: How many updates must come.
+        history: Medians of earlier rounds.
+        max_ratio: An update is too long above this many medians.
+
+    Raises:
+        Internal: The spool gives another number of updates, or not in ascending order.
+    """
+    weights: dict[int, float] = {}
+    squares: dict[int, float] = {}
+    rejected: dict[int, str] = {}
+    last = -1
+    for update in updates():
+        if update.part <= last:
+            raise Internal(f"updates must come in ascending order of parts, got {update.part} after {last}")
+        last = update.part
+        if problem := layout.mismatch(update.delta):
+            rejected[update.part] = f"wrong_shape: {problem}"
+        elif not (math.isfinite(update.weight) and update.weight > 0):
+            rejected[update.part] = f"bad_weight: the weight must be above 0, got {update.weight}"
+        elif not math.isfinite(square := _square(layout, update)):
+            rejected[update.part] = "not_finite: the update has NaN or Inf values"
+        else:
+            weights[update.part], squares[update.part] = update.weight, square
+    if len(rejected) + len(squares) != n:
+        raise Internal(f"the spool gave {len(rejected) + len(squares)} updates, {n} were announced")
+
+    # An update of nothing but zeros is a node that sent the old model back, unless training has come to rest.
+    if any(squares.values()):
+        for part in [part for part, square in squares.items() if square == 0]:
+            rejected[part] = "echo: the update is zero: the round's model came back untrained"
+            del squares[part]
+    rejected |= _copies(layout, updates, squares)
+    norms = {part: math.sqrt(square) for part, square in squares.items() if part not in rejected}
+    # The low median: of two lengths the shorter counts, so that one attacker among two cannot raise it.
+    median = middle([norm for norm in norms.values() if norm > 0])
+    running = middle([*history, median] if median > 0 else list(history))
+    limit = max_ratio * max(median, running)
+    for part, norm in norms.items():
+        if norm > limit > 0:
+            rejected[part] = f"too_long: the update has length {norm:.3g}, at most {limit:.3g} is allowed"
+    kept = [part for part in norms if part not in rejected]
+    median = middle([norms[part] for part in kept if norms[part] > 0])
+    return Screening(
+        parts=tuple(kept),
+        weights=tuple(weights[part] for part in kept),
+        norms=tuple(norms[part] for part in kept),
+        rejected=dict(sorted(rejected.items())),
+        median=median,
+        running=middle([*history, median] if median > 0 else list(history)),
+    )
+
+
+def middle(values: Sequence[float]) -> float:
+    """Return the low median; 0 of nothing."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
+
+
+def _square(layout: Layout, update: Update) -> float:
+    """Return the squared length in float64; it is finite exactly when every value is, for no sum of float32 overflows."""
+    total = 0.0
+    for name in layout.shapes:
+        flat = update.delta[name].reshape(-1)
+        for piece in pieces(len(flat)):
+            wide = flat[piece].astype(np.float64)
+            total += float(np.dot(wide, wide))
+    return total
+
+
+def _copies(layout: Layout, updates: Updates, squares: dict[int, float]) -> dict[int, str]:
+    """Return the later of any two equal updates. Only those of equal length are looked at again."""
+    same: defaultdict[float, int] = defaultdict(int)
+    for square in squares.values():
+        same[square] += 1
+    suspects = {part for part, square in squares.items() if square > 0 and same[square] > 1}
+    found: dict[int, str] = {}
+    if not suspects:
+        return found
+    first: dict[bytes, int] = {}
+    for update in updates():
+        if update.part in suspects:
+            digest = hashlib.sha256()
+            for name in layout.shapes:
+                flat = update.delta[name].reshape(-1)
+                for piece in pieces(len(flat)):
+                    digest.update(flat[piece].astype("<f4").tobytes())
+            owner = first.setdefault(digest.digest(), update.part)
+            if owner != update.part:
+                found[update.part] = f"duplicate: the update equals that of part {owner}"
+    return found
