@@ -20,6 +20,9 @@ __all__ = [
     "ChainTxRow",
     "EarningRow",
     "EventRow",
+    "FlRoundRow",
+    "FlSessionRow",
+    "FlUpdateRow",
     "GroupRow",
     "LeaseRow",
     "LogChunkRow",
@@ -105,6 +108,54 @@ class TaskRow(NamedTuple):
     exit_code: int | None
     usage_doc: str
     metrics_doc: str
+
+
+class FlSessionRow(NamedTuple):
+    """A federated session that trains in rounds; it begins with its first model."""
+
+    group_id: str
+    state: str  # running | paused | stopping | done
+    round: int  # the open one, from 1; after the last it stays
+    phase: int  # within the round, from 0
+    total_rounds: int
+    deadline_us: int | None  # of the open round; None while it is paused or too few nodes are there
+    settings_doc: str  # RoundsSettings and what to tell people about them
+    message: str  # what it waits for, or why it was stopped
+    created_us: int
+    updated_us: int
+
+
+class FlRoundRow(NamedTuple):
+    """One round, or one phase of it."""
+
+    group_id: str
+    round: int
+    phase: int
+    state: str  # open | closing | closed
+    base_hash: str  # hex sha256 of the model file that nodes start from
+    base_size: int  # bytes
+    cohort_doc: str  # parts that are asked, in ascending order
+    metrics_doc: str  # scores after it closed
+    opened_us: int
+    closed_us: int | None
+
+
+class FlUpdateRow(NamedTuple):
+    """One part's contribution to one round; its bytes lie in a file."""
+
+    group_id: str
+    round: int
+    phase: int
+    part: int
+    fence: int
+    node_id: str
+    base_hash: str
+    sha256: str
+    size: int  # bytes
+    state: str  # received | chosen | accepted | rejected | late
+    reason: str
+    metrics_doc: str  # what the node says of itself, and its contribution
+    received_us: int
 
 
 class GroupRow(NamedTuple):

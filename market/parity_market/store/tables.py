@@ -362,6 +362,51 @@ sa.Index("session_by_expiry", session.c.expires_us)
 
 siwe_nonce = _table("siwe_nonce", _key("nonce"), _needed("expires_us", _Time))
 
+fl_session = _table(
+    "fl_session",
+    _key("group_id"),
+    _needed("state"),
+    _needed("round", sa.Integer),
+    _needed("phase", sa.Integer),
+    _needed("total_rounds", sa.Integer),
+    _maybe("deadline_us", _Time),
+    _needed("settings_doc"),
+    _needed("message"),
+    _needed("created_us", _Time),
+    _needed("updated_us", _Time),
+)
+
+fl_round = _table(
+    "fl_round",
+    _key("group_id"),
+    _key("round", sa.Integer),
+    _key("phase", sa.Integer),
+    _needed("state"),
+    _needed("base_hash"),
+    _needed("base_size", sa.BigInteger),
+    _needed("cohort_doc"),
+    _needed("metrics_doc"),
+    _needed("opened_us", _Time),
+    _maybe("closed_us", _Time),
+)
+
+fl_update = _table(
+    "fl_update",
+    _key("group_id"),
+    _key("round", sa.Integer),
+    _key("phase", sa.Integer),
+    _key("part", sa.Integer),
+    _key("fence", sa.Integer),
+    _needed("node_id"),
+    _needed("base_hash"),
+    _needed("sha256"),
+    _needed("size", sa.BigInteger),
+    _needed("state"),
+    _needed("reason"),
+    _needed("metrics_doc"),
+    _needed("received_us", _Time),
+)
+
 log_chunk = _table(
     "log_chunk",
     _key("task_id"),

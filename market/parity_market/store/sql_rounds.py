@@ -1,0 +1,66 @@
+"""Statements about training in rounds: sessions, rounds, updates."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from parity_market.store import rows
+from parity_market.store import tables as t
+from parity_market.store.builders import bind, find, insert, select_rows, update, whole
+from parity_market.store.statements import Command, upsert
+
+FL_SESSION = find(rows.FlSessionRow, t.fl_session, "group_id")
+FL_SESSION_INSERT = upsert(t.fl_session, keys=["group_id"], update=[])
+FL_SESSION_MOVED = update(
+    t.fl_session, ["group_id"], "state", "round", "phase", "deadline_us", "message", "updated_us"
+)
+FL_SESSIONS_OF_CREATOR = select_rows(
+    rows.FlSessionRow,
+    t.fl_session,
+    lambda s: (
+        s.select_from(t.fl_session.join(t.task_group, t.task_group.c.id == t.fl_session.c.group_id))
+        .where(t.task_group.c.creator == bind("creator"), t.fl_session.c.group_id < bind("before"))
+        .order_by(t.fl_session.c.group_id.desc())
+        .limit(whole("limit"))
+    ),
+)
+FL_DEADLINES_FORGOTTEN = Command(
+    sa.update(t.fl_session)
+    .where(t.fl_session.c.deadline_us.is_not(None), t.fl_session.c.deadline_us < whole("until_us"))
+    .values(deadline_us=whole("new_until_us"))
+)
+
+FL_ROUND = find(rows.FlRoundRow, t.fl_round, "group_id", "round", "phase")
+FL_ROUND_INSERT = insert(t.fl_round)
+FL_ROUND_MOVED = update(t.fl_round, ["group_id", "round", "phase"], "state", "metrics_doc", "closed_us")
+FL_ROUNDS = select_rows(
+    rows.FlRoundRow,
+    t.fl_round,
+    lambda s: (
+        s.where(t.fl_round.c.group_id == bind("group_id"), t.fl_round.c.round > whole("after"))
+        .order_by(t.fl_round.c.round, t.fl_round.c.phase)
+        .limit(whole("limit"))
+    ),
+)
+
+FL_UPDATE = find(rows.FlUpdateRow, t.fl_update, "group_id", "round", "phase", "part", "fence")
+FL_UPDATE_INSERT = insert(t.fl_update)
+FL_UPDATE_JUDGED = update(
+    t.fl_update, ["group_id", "round", "phase", "part", "fence"], "state", "reason", "metrics_doc"
+)
+FL_UPDATES_OF_ROUND = select_rows(
+    rows.FlUpdateRow,
+    t.fl_update,
+    lambda s: s.where(
+        t.fl_update.c.group_id == bind("group_id"),
+        t.fl_update.c.round == whole("round"),
+        t.fl_update.c.phase == whole("phase"),
+    ).order_by(t.fl_update.c.part, t.fl_update.c.fence),
+)
+FL_UPDATES_OF_PART = select_rows(
+    rows.FlUpdateRow,
+    t.fl_update,
+    lambda s: s.where(
+        t.fl_update.c.group_id == bind("group_id"), t.fl_update.c.part == whole("part"), t.fl_update.c.state == "accepted"
+    ).order_by(t.fl_update.c.round, t.fl_update.c.phase, t.fl_update.c.fence),
+)
