@@ -156,6 +156,10 @@ class NodeSettings(BaseSettings):
     runner_docker_max_image: Size = Field(
         8 << 30, description="Largest image: what it takes in its registry, or the layers of an archive."
     )
+    runner_docker_local_images: Annotated[tuple[str, ...], NoDecode, CommaList] = Field(
+        (),
+        description="Images of your own engine that tasks may use by name, such as `me/*`, separated by commas. Default: none; images come from their registry or with the task.",
+    )
     runner_docker_gpus: Annotated[tuple[str, ...], NoDecode, CommaList] = Field(
         (),
         description="Device ids (or MIG ids) of the GPUs that Docker tasks may use, separated by commas. Default: none.",

@@ -64,7 +64,7 @@ class _Lab:
             inputs=StaticInputs(),
             clock=SystemClock(),
             node_id=f"0x{uuid.uuid4().hex}",
-            options=DockerOptions(timeout_s=30, floor_bytes=0),
+            options=DockerOptions(timeout_s=30, floor_bytes=0, local_images=("parity-test/*",)),
             environ={"DOCKER_HOST": engine.url},
         )
 

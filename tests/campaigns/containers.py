@@ -88,7 +88,7 @@ class Lab:
             inputs=StaticInputs(),
             clock=SystemClock(),
             node_id=self.node_id,
-            options=DockerOptions(timeout_s=30, floor_bytes=0),
+            options=DockerOptions(timeout_s=30, floor_bytes=0, local_images=("parity-test/*",)),
             environ={"DOCKER_HOST": engine.url},
         )
 
@@ -427,6 +427,7 @@ class _Node:
             "RUNNER_MARKET_JOIN": self._join,
             "RUNNER_SHELL_ENABLED": "false",
             "RUNNER_DOCKER_ENABLED": "true",
+            "RUNNER_DOCKER_LOCAL_IMAGES": "parity-test/*",
             "RUNNER_SLOTS": "2",
             "RUNNER_GRACE": "0s",
             "RUNNER_DISK_FLOOR": "0",

@@ -131,7 +131,7 @@ def docker(exec_dir: Path, engine: PrivateDockerd) -> Subject:
             inputs=inputs,
             clock=SystemClock(),
             node_id="0xconformance",
-            options=DockerOptions(timeout_s=20, floor_bytes=0),
+            options=DockerOptions(timeout_s=20, floor_bytes=0, local_images=("parity-test/*",)),
             environ={"DOCKER_HOST": engine.url},
         )
 

@@ -212,7 +212,7 @@ class Node:
             inputs=StaticInputs(),
             clock=SystemClock(),
             node_id="0xegress",
-            options=DockerOptions(timeout_s=20.0, floor_bytes=0),
+            options=DockerOptions(timeout_s=20.0, floor_bytes=0, local_images=("parity-test/*",)),
             environ={"DOCKER_HOST": self._dockerd.url},
         )
 

@@ -106,4 +106,5 @@ def _docker_options(settings: NodeSettings) -> DockerOptions:
         max_image_bytes=settings.runner_docker_max_image,
         floor_bytes=settings.runner_disk_floor,
         gpus=settings.runner_docker_gpus,
+        local_images=settings.runner_docker_local_images,
     )

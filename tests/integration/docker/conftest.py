@@ -100,7 +100,7 @@ def make_executor(
         inputs=inputs,
         clock=SystemClock(),
         node_id=node_id,
-        options=DockerOptions(timeout_s=20.0, floor_bytes=0, **options),  # type: ignore[arg-type]
+        options=DockerOptions(timeout_s=20.0, floor_bytes=0, local_images=("parity-test/*",), **options),  # type: ignore[arg-type]
         environ={"DOCKER_HOST": engine.url},
     )
 

@@ -67,7 +67,7 @@ NODE = textwrap.dedent(
 
     async def main():
         exec_dir, inputs, found = Path(sys.argv[1]), StaticInputs(), {}
-        executor = DockerExecutor(exec_dir=exec_dir, inputs=inputs, clock=SystemClock(), node_id="0xordinary", options=DockerOptions(floor_bytes=0))
+        executor = DockerExecutor(exec_dir=exec_dir, inputs=inputs, clock=SystemClock(), node_id="0xordinary", options=DockerOptions(floor_bytes=0, local_images=("parity-test/*",)))
         state = await executor.describe()
         found["state"] = [state.available, state.reason, state.isolation]
         cid = inputs.add(b"data")

@@ -94,7 +94,7 @@ async def test_an_image_is_pulled_and_its_digest_recorded(runner, engine, regist
 
     assert runner.output(result) == "pulled"
     assert result.environment == digest
-    assert f"pulled {registry}/pulled:1".encode() in log
+    assert f"pulled {registry}/pulled@{digest}".encode() in log
     assert log.endswith(b"pulled")
 
 
@@ -119,6 +119,34 @@ async def test_an_image_that_nobody_has_cannot_be_had(runner, registry):
     assert caught.value.reason is FailureReason.DATA_UNAVAILABLE
 
 
+async def test_a_pull_moves_no_name_of_the_operators(runner, engine, registry):
+    theirs = fresh_image(engine, "name-theirs")
+    push(engine, theirs, registry, "name")
+    own = fresh_image(engine, "name-own")
+    engine.call("POST", f"/images/{own}/tag?repo={registry}/name&tag=1")
+    handle = await runner.start(DockerSpec(image=f"{registry}/name:1", command=("cat", "/marker")))
+
+    result = await runner.executor.wait(handle)
+    await runner.executor.cleanup(handle)
+
+    assert runner.output(result) == "name-theirs"
+    assert await runner.executor.engine.find_image(f"{registry}/name:1") == own
+    assert not await runner.executor.engine.remove_image(own), "it has the operator's name"
+    assert await runner.executor.engine.remove_image(theirs)
+
+
+async def test_an_image_of_the_operators_own_cannot_be_run_by_its_name(runner, engine, registry):
+    own = fresh_image(engine, "private")
+    engine.call("POST", f"/images/{own}/tag?repo={registry}/private&tag=1")
+    job = runner.job(DockerSpec(image=f"{registry}/private:1", command=("cat", "/marker")))
+
+    with pytest.raises(ExecutionFailed) as caught:
+        await runner.executor.prepare(job)
+    shutil.rmtree(job.folder)
+
+    assert caught.value.reason is FailureReason.DATA_UNAVAILABLE
+
+
 async def test_a_pull_over_the_cap_is_given_up(runner, engine, registry, tmp_path):
     push(engine, fresh_image(engine, "large"), registry, "large")
     small = DockerExecutor(
@@ -126,7 +154,7 @@ async def test_a_pull_over_the_cap_is_given_up(runner, engine, registry, tmp_pat
         inputs=runner.inputs,
         clock=SystemClock(),
         node_id=runner.node_id,
-        options=DockerOptions(timeout_s=20, max_image_bytes=1_000, floor_bytes=0),
+        options=DockerOptions(timeout_s=20, max_image_bytes=1_000, floor_bytes=0, local_images=("parity-test/*",)),
         environ={"DOCKER_HOST": engine.url},
     )
     job = runner.job(DockerSpec(image=f"{registry}/large:1"))
@@ -140,14 +168,14 @@ async def test_a_pull_over_the_cap_is_given_up(runner, engine, registry, tmp_pat
 
 
 async def test_the_ledger_knows_what_was_brought_and_nothing_else(runner, engine, registry, tmp_path):
-    push(engine, fresh_image(engine, "booked"), registry, "booked")
+    digest = push(engine, fresh_image(engine, "booked"), registry, "booked")
     ledger = ImageCache(tmp_path / "images.json", max_bytes=1 << 30, clock=SystemClock(), uses=Uses())
     executor = DockerExecutor(
         exec_dir=runner.exec_dir,
         inputs=runner.inputs,
         clock=SystemClock(),
         node_id=runner.node_id,
-        options=DockerOptions(timeout_s=20, floor_bytes=0),
+        options=DockerOptions(timeout_s=20, floor_bytes=0, local_images=("parity-test/*",)),
         ledger=ledger,
         environ={"DOCKER_HOST": engine.url},
     )
@@ -158,7 +186,7 @@ async def test_the_ledger_knows_what_was_brought_and_nothing_else(runner, engine
     booked = [row.reference for row in ledger.rows]
     await executor.aclose()
 
-    assert booked == [f"{registry}/booked:1"]
+    assert booked == [f"{registry}/booked@{digest}"]
 
 
 async def test_an_archive_is_loaded_and_takes_no_other_images_name(runner, engine):

@@ -26,6 +26,7 @@ __all__ = ["DEFAULT_SOCKET", "Container", "Engine", "EngineFacts", "Image", "soc
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 LEAST_VERSION = (20, 10)
+OWN_NAMES = "parity/"  # what the names begin with that this node gives to images
 _MAX_CALLS = 32  # at the same time; each has a thread
 _MAX_MESSAGE = 500
 
@@ -243,16 +244,33 @@ class Engine:
             return None
 
     async def remove_image(self, image_id: str) -> bool:
-        """Remove an image with all its names, unless a container uses it; return whether it is gone."""
+        """Remove an image, unless a container uses it or somebody gave it a name; return whether it is gone.
+
+        What this node brings has no name, or one below ``parity/``: another one is the operator's, who wants it kept.
+        """
         try:
-            names = await self._call(lambda client: client.inspect_image(image_id))
-            for name in [*(names.get("RepoTags") or ()), image_id]:
+            found = await self._call(lambda client: client.inspect_image(image_id))
+            names = found.get("RepoTags") or ()
+            if any(not name.startswith(OWN_NAMES) for name in names):
+                return False
+            for name in (*names, *(found.get("RepoDigests") or ())):
                 await self._call(partial(_remove_image, name=name))
+            await self._call(partial(_remove_image, name=image_id))
         except NotFound:
             return True
         except Conflict:
             return False
         return True
+
+    async def digest_of(self, reference: str) -> str:
+        """Ask the registry, without credentials, what a reference names now; return its digest, ``sha256:…``.
+
+        Raises:
+            NotFound: The registry has no such image, or not for everybody.
+            ExecutionFailed: It cannot be asked.
+        """
+        found = await self._call(lambda client: client.inspect_distribution(reference))
+        return str(found["Descriptor"]["digest"])
 
     async def import_image(self, data: bytes, *, repository: str, tag: str) -> str:
         """Make an image of a file system, a tar, and return its id."""
@@ -380,7 +398,7 @@ class Engine:
 def _refusal(status: int | None, text: str) -> NotFound | Conflict | BadField | ExecutionFailed:
     text = " ".join(text.split())[:_MAX_MESSAGE]
     match status:
-        case 404:
+        case 401 | 403 | 404:
             return NotFound(text)
         case 409 | 304:
             return Conflict(text)

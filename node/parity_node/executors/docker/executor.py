@@ -67,6 +67,7 @@ class DockerOptions:
     max_image_bytes: int = 8 << 30
     floor_bytes: int = 256 << 20  # free space that a pull leaves
     gpus: tuple[str, ...] = ()  # device ids
+    local_images: tuple[str, ...] = ()  # patterns of the operator's own images that tasks may use by name
 
 
 class DockerExecutor:
@@ -108,6 +109,7 @@ class DockerExecutor:
             ledger=ledger,
             max_bytes=options.max_image_bytes,
             floor_bytes=options.floor_bytes,
+            local=options.local_images,
         )
         self._runs: dict[str, ContainerRun] = {}
         self._gpus = GpuGrants(options.gpus)

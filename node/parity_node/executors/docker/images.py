@@ -1,6 +1,8 @@
 """From what a task calls its image to an image that the engine has, by its id.
 
-An image comes from the engine itself, from its registry (without credentials), or from an archive among the task's data.
+An image comes from its registry, without credentials and by its digest, so that no name in the engine moves; or from an
+archive among the task's data. What the operator's own engine holds beside that is the operator's: a stranger cannot run it
+by guessing its name, unless the operator lends it.
 What a node brings is written into its ledger first, so that the cap on images holds and nobody else's image is removed.
 """
 
@@ -9,9 +11,10 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +36,7 @@ __all__ = ["PREPARE_LOG", "ImageLedger", "Images", "Resolved"]
 
 PREPARE_LOG = "prepare.log"  # what the submitter sees of a pull; not part of the result
 PULL_TIMEOUT_S = 1_800.0
+TAG_S = 300.0  # for which a registry's answer about a tag is believed
 _SHOW_S = 2.0  # between two lines of progress
 _MAX_LOG_BYTES = 65_536
 _GIB = 1 << 30
@@ -79,6 +83,7 @@ class Images:
         ledger: None keeps no account; for tests.
         max_bytes: Of one image: what its layers take in the registry, or unpacked in an archive.
         floor_bytes: Free space that a pull must leave on the engine's disk.
+        local: Patterns of the operator's own images that tasks may use by name.
     """
 
     def __init__(
@@ -90,7 +95,10 @@ class Images:
         ledger: ImageLedger | None,
         max_bytes: int,
         floor_bytes: int,
+        local: Sequence[str] = (),
     ) -> None:
+        self._local = tuple(local)
+        self._tags: dict[str, tuple[str, float]] = {}  # digest, and Clock.monotonic() of the answer
         self._engine = engine
         self._inputs = inputs
         self._clock = clock
@@ -113,21 +121,45 @@ class Images:
         if spec.image_tar is not None:
             resolved = await self._from_archive(spec, spec.image_tar, folder, execution_id)
         else:
-            resolved = await self._from_engine(spec.image, folder, execution_id, root)
+            resolved = await self._from_registry(spec.image, folder, execution_id, root)
         if self._ledger is not None:
             self._ledger.used(resolved.image.id, execution_id=execution_id)
         return resolved
 
-    async def _from_engine(self, reference: str, folder: JobFolder, execution_id: str, root: Path) -> Resolved:
-        async with self._alone(reference):
+    async def _from_registry(self, reference: str, folder: JobFolder, execution_id: str, root: Path) -> Resolved:
+        if any(fnmatchcase(reference, pattern) for pattern in self._local):
             try:
                 image = await self._engine.image(reference)
             except NotFound:
-                image = await self._pull(reference, folder, execution_id, root)
-        return Resolved(image, _digest(reference, image))
+                pass
+            else:
+                return Resolved(image, _digest(reference, image))
+        name, _, digest = split_image(reference)
+        digest = digest or await self._digest_now(reference)
+        exact = f"{name}@{digest}"
+        async with self._alone(exact):
+            try:
+                image = await self._engine.image(exact)
+            except NotFound:
+                image = await self._pull(name, digest, folder, execution_id, root)
+        return Resolved(image, digest)
 
-    async def _pull(self, reference: str, folder: JobFolder, execution_id: str, root: Path) -> Image:
-        name, tag, digest = split_image(reference)
+    async def _digest_now(self, reference: str) -> str:
+        """Return what a tag names in its registry, asked at most once in ``TAG_S``."""
+        now = self._clock.monotonic()
+        known = self._tags.get(reference)
+        if known is not None and now - known[1] < TAG_S:
+            return known[0]
+        try:
+            digest = await self._engine.digest_of(reference)
+        except (NotFound, ExecutionFailed) as exc:
+            raise ExecutionFailed(FailureReason.DATA_UNAVAILABLE, f"image {reference}: {exc.message}") from exc
+        self._tags = {key: value for key, value in self._tags.items() if now - value[1] < TAG_S}
+        self._tags[reference] = (digest, now)
+        return digest
+
+    async def _pull(self, name: str, digest: str, folder: JobFolder, execution_id: str, root: Path) -> Image:
+        reference = f"{name}@{digest}"
         progress = _Progress(
             folder.path / PREPARE_LOG, reference, max_bytes=self._max_bytes, root=root, floor_bytes=self._floor_bytes
         )
@@ -135,11 +167,7 @@ class Images:
             self._ledger.expect(reference)
         log.info("image_pull_started", image=reference, execution_id=execution_id)
         try:
-            await within(
-                self._clock,
-                PULL_TIMEOUT_S,
-                lambda: self._engine.pull(name, digest or tag or "latest", on_event=progress.take),
-            )
+            await within(self._clock, PULL_TIMEOUT_S, lambda: self._engine.pull(name, digest, on_event=progress.take))
             image = await self._engine.image(reference)
         except BaseException as exc:
             progress.abandon()
