@@ -41,7 +41,7 @@ from parity_node.supervise import FATAL, supervise
 from parity_node.taking import Taker
 from parity_node.version import node_version
 from parity_node.waiting import Comeback, Signal, event_within
-from parity_protocol.capability import Capability, ExecutorState
+from parity_protocol.capability import Capability, ExecutorState, Gpu
 from parity_protocol.clock import Clock
 from parity_protocol.errors import (
     BadField,
@@ -232,7 +232,11 @@ class Agent:
             model_types=_model_types(self._parts.executors),
             now=self._parts.clock.now(),
         ).model_copy(
-            update={"policy": self.policy.announced(), "shards": tuple(sorted(usable_shards(settings.shards())[0]))}
+            update={
+                "policy": self.policy.announced(),
+                "shards": tuple(sorted(usable_shards(settings.shards())[0])),
+                "gpus": tuple(Gpu(name=device, memory_bytes=0) for device in settings.runner_docker_gpus),
+            }
         )
         return self._capability
 

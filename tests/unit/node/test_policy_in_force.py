@@ -137,6 +137,21 @@ async def test_outside_its_hours_a_node_says_so_and_works_again_when_they_begin(
         assert market.clock.now() >= begins
 
 
+async def test_a_task_gets_graphics_processors_only_where_the_operator_granted_some(
+    node: NodeFactory, market: MarketSimulator
+) -> None:
+    wants_one = command_spec("true", resources={"gpus": 1})
+
+    async with node() as running:
+        refused = market.offer(wants_one)
+        await running.until(lambda: bool(market.refused))
+        assert [refusal.rule for refusal in market.refused] == ["gpus"]
+        market.cancel(refused)
+    async with node(runner_docker_gpus=("0",)) as running:
+        market.offer(wants_one)
+        await running.until(lambda: "claim" in market.calls)
+
+
 async def test_a_wrong_file_keeps_the_node_from_starting(node: NodeFactory, file: Path) -> None:
     write(file, "[alow]\n")
 
