@@ -14,11 +14,15 @@ __all__ = [
     "MAX_CLASSES",
     "MAX_DEPTH",
     "MAX_EPOCHS",
+    "MAX_EXACT_FEATURES",
     "MAX_FEATURES",
     "MAX_HEADER_BYTES",
+    "MAX_HIDDEN_LAYERS",
+    "MAX_HIDDEN_SIZE",
     "MAX_ID_CHARS",
     "MAX_LABEL_CHARS",
     "MAX_NAMES_CHARS",
+    "MAX_PARAMETERS",
     "MAX_PARTS",
     "MAX_TREES",
     "MAX_UPDATE_BYTES",
@@ -38,6 +42,10 @@ MAX_BATCH_SIZE: Final = 1_000_000
 MAX_ID_CHARS: Final = 256
 MAX_HEADER_BYTES: Final = 4 << 20  # header of a tensor document: names, shapes, metadata
 MAX_UPDATE_BYTES: Final = 256 << 20
+MAX_HIDDEN_LAYERS: Final = 16
+MAX_HIDDEN_SIZE: Final = 1 << 16
+MAX_PARAMETERS: Final = (MAX_UPDATE_BYTES - (1 << 20)) // 4  # float32, with room for names and metadata
+MAX_EXACT_FEATURES: Final = 4_096  # the exact solver's statistics are a float64 matrix of this size squared: 128 MiB
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, assert_never
 
 from parity_fl.fields import Section, fail
 from parity_fl.limits import (
@@ -17,22 +17,30 @@ from parity_fl.limits import (
     MAX_CLASSES,
     MAX_DEPTH,
     MAX_EPOCHS,
+    MAX_EXACT_FEATURES,
     MAX_FEATURES,
     MAX_ID_CHARS,
-    MAX_PARTS,
     MAX_TREES,
 )
+from parity_fl.neural_config import NEURAL_FIELDS, NeuralConfig, neural_config
+from parity_fl.partition_config import PARTITION_FIELDS, PartitionConfig, partition_config
 
-__all__ = ["FlSpec", "ForestConfig", "LinearConfig", "ModelConfig", "PartitionConfig", "TrainConfig", "resolve_fl_spec"]
+__all__ = [
+    "FlSpec",
+    "ForestConfig",
+    "LinearConfig",
+    "ModelConfig",
+    "NeuralConfig",
+    "PartitionConfig",
+    "TrainConfig",
+    "resolve_fl_spec",
+]
 
-_ALIASES = {"random": "random", "iid": "random", "stratified": "stratified", "sequential": "sequential"}
-_DIRICHLET = {"non_iid", "dirichlet"}
 _CRITERIA = {"classification": ("gini", "entropy"), "regression": ("squared_error",)}
 _SEED_LIMIT = 1 << 53  # whole numbers that every JSON reader keeps exact
 _ROW_LIMIT = 1 << 31
 _STANDARDIZE = True
-_OVERLAP_RATIO = 0.0
-_HOLDOUT_FRACTION = 0.2
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +86,34 @@ class LinearConfig:
         input_size: Number of features; required, and must equal the data's.
         standardize: Train on features scaled to mean 0 and deviation 1, with the statistics of all training rows;
             default true. The model is reported in the data's own units either way.
+        solver: ``sgd`` (default), or ``exact``: the least-squares solution from sums over all parts, in one round.
     """
 
     input_size: int
     standardize: bool = _STANDARDIZE
+    solver: str = "sgd"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How one part trains. Nothing here has a default."""
+    """How one part trains.
+
+    Attributes:
+        epochs: Passes over the part's rows in one round; required.
+        batch_size: Rows of a step; required. More than the part has means all of them.
+        learning_rate: In (0, 1]; required.
+        optimizer: Of a neural network: ``sgd`` (default), ``momentum`` or ``adam``; its state lives for one round.
+        momentum: Of the optimizer ``momentum``, in [0, 1); default 0.9.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    optimizer: str = "sgd"
+    momentum: float = _MOMENTUM
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionConfig:
-    """How the data are cut.
-
-    Attributes:
-        strategy: ``random`` (alias ``iid``), ``stratified`` or ``sequential``; required.
-        total_parts: Default 1.
-        min_samples: Fewest rows of a part; required.
-        overlap_ratio: Rows that a part borrows from the next, as a fraction of its own, in [0, 1); default 0.
-        holdout_fraction: Rows that nobody trains on and the market scores with, in [0, 1); default 0.2.
-    """
-
-    strategy: str
-    min_samples: int
-    total_parts: int = 1
-    overlap_ratio: float = _OVERLAP_RATIO
-    holdout_fraction: float = _HOLDOUT_FRACTION
-
-
-ModelConfig: TypeAlias = ForestConfig | LinearConfig
+ModelConfig: TypeAlias = ForestConfig | LinearConfig | NeuralConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class FlSpec:
 
     Attributes:
         model: Its type says the model type.
-        train: Always there for linear regression; a forest has none.
+        train: Always there for what trains by steps; a forest and the exact solver have none.
         part_index: Only in the task of one part.
     """
 
@@ -136,17 +137,25 @@ class FlSpec:
 
     @property
     def model_type(self) -> str:
-        """``random_forest`` or ``linear_regression``."""
-        return "random_forest" if isinstance(self.model, ForestConfig) else "linear_regression"
+        """``random_forest``, ``linear_regression`` or ``neural_network``."""
+        match self.model:
+            case ForestConfig():
+                return "random_forest"
+            case LinearConfig():
+                return "linear_regression"
+            case NeuralConfig():
+                return "neural_network"
+            case _ as never:
+                assert_never(never)
 
     @property
     def is_classification(self) -> bool:
         """Whether labels are classes."""
-        return isinstance(self.model, ForestConfig) and self.model.task == "classification"
+        return not isinstance(self.model, LinearConfig) and self.model.task == "classification"
 
     def to_dict(self) -> dict[str, object]:
         """Return the wire members; resolving them again gives an equal spec."""
-        partition = asdict(self.partition)
+        partition = self.partition.to_dict()
         if self.part_index is not None:
             partition["part_index"] = self.part_index
         members: dict[str, object] = {
@@ -155,12 +164,13 @@ class FlSpec:
             "model_type": self.model_type,
             "dataset_cid": self.dataset_cid,
             "data_format": self.data_format,
-            "model_config": asdict(self.model),
+            "model_config": self.model.to_dict() if isinstance(self.model, NeuralConfig) else asdict(self.model),
             "partition_config": partition,
             "output_format": "json",
         }
         if self.train is not None:
-            members["train_config"] = asdict(self.train)
+            train = asdict(self.train)
+            members["train_config"] = {name: train[name] for name in _TRAIN[self.model_type]}
         return members
 
 
@@ -180,8 +190,8 @@ def resolve_fl_spec(raw: object) -> FlSpec:
     for name in ("model_type", "dataset_cid", "data_format", "session_id", "round_id"):
         top.text(name, MAX_ID_CHARS)  # "X is required" in this order; values are judged below
     model_type = top.text("model_type", MAX_ID_CHARS)
-    if model_type not in {"random_forest", "linear_regression"}:
-        fail("model_type", f"unsupported model type: {model_type} (expected random_forest or linear_regression)")
+    if model_type not in _MODEL:
+        fail("model_type", f"unsupported model type: {model_type} (expected one of {', '.join(sorted(_MODEL))})")
     data_format = top.text("data_format", MAX_ID_CHARS).lower()
     if data_format not in {"csv", "json"}:
         fail("data_format", f"unsupported data format: {data_format} (expected csv or json)")
@@ -189,11 +199,18 @@ def resolve_fl_spec(raw: object) -> FlSpec:
         fail("output_format", "output_format must be json")
 
     model_section = Section.open(top.get("model_config", {}), "model_config", _MODEL[model_type])
-    model: ModelConfig = _forest(model_section) if model_type == "random_forest" else _linear(model_section)
-    partition, part_index = _partition(Section.open(top.get("partition_config", {}), "partition_config", _PARTITION))
-    train = _train(
-        Section.open(top.get("train_config", {}), "train_config", _TRAIN), required=model_type != "random_forest"
+    model: ModelConfig
+    if model_type == "random_forest":
+        model = _forest(model_section)
+    elif model_type == "linear_regression":
+        model = _linear(model_section)
+    else:
+        model = neural_config(model_section)
+    partition, part_index = partition_config(
+        Section.open(top.get("partition_config", {}), "partition_config", PARTITION_FIELDS)
     )
+    stepwise = not isinstance(model, ForestConfig) and not (isinstance(model, LinearConfig) and model.solver == "exact")
+    train = _train(Section.open(top.get("train_config", {}), "train_config", _TRAIN[model_type]), required=stepwise)
     if isinstance(model, ForestConfig) and model.num_trees < partition.total_parts:
         fail(
             "model_config.num_trees",
@@ -225,9 +242,15 @@ _TOP = (
 _MODEL = {
     "random_forest": tuple(ForestConfig.__dataclass_fields__),
     "linear_regression": tuple(LinearConfig.__dataclass_fields__),
+    "neural_network": NEURAL_FIELDS,
 }
-_PARTITION = (*PartitionConfig.__dataclass_fields__, "part_index", "alpha")
-_TRAIN = tuple(TrainConfig.__dataclass_fields__)
+_REQUIRED = ("epochs", "batch_size", "learning_rate")
+_TRAIN = {
+    "random_forest": _REQUIRED,
+    "linear_regression": _REQUIRED,
+    "neural_network": tuple(TrainConfig.__dataclass_fields__),
+}
+_OPTIMIZERS = ("sgd", "momentum", "adam")
 
 
 def _forest(section: Section) -> ForestConfig:
@@ -263,41 +286,14 @@ def _linear(section: Section) -> LinearConfig:
     size = section.get("input_size")
     if type(size) is not int or not 1 <= size <= MAX_FEATURES:
         fail("model_config.input_size", f"invalid input size: must be a whole number from 1 to {MAX_FEATURES}")
-    return LinearConfig(input_size=size, standardize=section.flag("standardize", _STANDARDIZE))
-
-
-def _partition(section: Section) -> tuple[PartitionConfig, int | None]:
-    if section.get("strategy", "") == "":
-        fail("partition_config.strategy", "partition strategy is required")
-    named = section.text("strategy", MAX_ID_CHARS).lower()
-    alpha = section.number("alpha", 0.0)
-    if named in _DIRICHLET:
-        if section.get("alpha") is None:
-            fail("partition_config.alpha", "alpha parameter is required for non_iid partitioning strategy")
-        if alpha <= 0:
-            fail("partition_config.alpha", f"alpha parameter must be positive for non-IID partitioning, got {alpha:f}")
-    least = section.get("min_samples")
-    if type(least) is not int or least < 1:
-        fail("partition_config.min_samples", "min_samples must be provided and positive")
-    if named not in _ALIASES:
-        fail("partition_config.strategy", f"unsupported partitioning strategy: {named}")
-    config = PartitionConfig(
-        strategy=_ALIASES[named],
-        min_samples=section.whole("min_samples", 1, _ROW_LIMIT, 1),
-        total_parts=section.whole("total_parts", 1, MAX_PARTS, 1),
-        overlap_ratio=section.number("overlap_ratio", _OVERLAP_RATIO),
-        holdout_fraction=section.number("holdout_fraction", _HOLDOUT_FRACTION),
-    )
-    for name, value in (("overlap_ratio", config.overlap_ratio), ("holdout_fraction", config.holdout_fraction)):
-        if not 0 <= value < 1:
-            section.refuse(name, f"must be at least 0 and below 1, got {value}")
-    if section.get("part_index") is None:
-        return config, None
-    return config, section.whole("part_index", 0, config.total_parts - 1, 0)
+    solver = section.choice("solver", ("sgd", "exact"), "sgd")
+    if solver == "exact" and size > MAX_EXACT_FEATURES:
+        section.refuse("solver", f"exact takes at most {MAX_EXACT_FEATURES} features, got {size}: use sgd")
+    return LinearConfig(input_size=size, standardize=section.flag("standardize", _STANDARDIZE), solver=solver)
 
 
 def _train(section: Section, *, required: bool) -> TrainConfig | None:
-    missing = [name for name in _TRAIN if section.get(name) is None]
+    missing = [name for name in _REQUIRED if section.get(name) is None]
     if missing and required:
         _incomplete(missing)
     rate = section.number("learning_rate", 0.1)
@@ -305,10 +301,15 @@ def _train(section: Section, *, required: bool) -> TrainConfig | None:
         fail("train_config.learning_rate", f"learning rate must be positive, got {rate}")
     if rate > 1:
         fail("train_config.learning_rate", f"learning rate is too high ({rate}), maximum allowed is 1.0")
+    momentum = section.number("momentum", _MOMENTUM)
+    if not 0 <= momentum < 1:
+        section.refuse("momentum", f"must be at least 0 and below 1, got {momentum}")
     config = TrainConfig(
         epochs=section.whole("epochs", 1, MAX_EPOCHS, 1),
         batch_size=section.whole("batch_size", 1, MAX_BATCH_SIZE, 1),
         learning_rate=rate,
+        optimizer=section.choice("optimizer", _OPTIMIZERS, "sgd"),
+        momentum=momentum,
     )
     # Old programs send training parameters with a forest; they are checked, and mean nothing to it.
     return config if required else None
