@@ -39,7 +39,7 @@ async def api(engine: PrivateDockerd) -> AsyncIterator[Engine]:
 
 
 async def bring(cache: ImageCache, engine: PrivateDockerd, name: str, execution_id: str, size: int = 2 * MIB) -> str:
-    reference = f"parity-test/cap-{name}:1"
+    reference = f"parity/cap-{name}:1"
     cache.expect(reference)
     image_id = engine.import_tar(reference, layer(size, name))
     await cache.brought(image_id, reference=reference, size_bytes=size, execution_id=execution_id)
@@ -65,7 +65,7 @@ async def test_cap_removes_our_oldest_and_spares_the_operators_and_what_runs(
     assert [row.id for row in cache.rows] == [first, third]
     with pytest.raises(StorageFull, match="RUNNER_IMAGE_CACHE_MAX_BYTES"):
         await bring(cache, engine, "fourth", "last")
-    assert await api.find_image("parity-test/cap-fourth:1") is None
+    assert await api.find_image("parity/cap-fourth:1") is None
     uses.drop("runs")
     uses.drop("next")
     assert {row.id for row in await cache.trim(0)} == {first, third}
@@ -97,8 +97,8 @@ async def test_node_killed_after_a_pull_takes_the_image_for_its_own_at_the_next_
 ) -> None:
     cache = ImageCache(tmp_path / "images.json", max_bytes=100 * MIB, clock=SystemClock(), uses=Uses())
     await cache.serve(api)
-    cache.expect("parity-test/cap-killed:1")
-    image_id = engine.import_tar("parity-test/cap-killed:1", layer(MIB, "killed"))
+    cache.expect("parity/cap-killed:1")
+    image_id = engine.import_tar("parity/cap-killed:1", layer(MIB, "killed"))
 
     again = ImageCache(tmp_path / "images.json", max_bytes=100 * MIB, clock=SystemClock(), uses=Uses())
     await again.serve(api)
