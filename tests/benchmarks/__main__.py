@@ -25,6 +25,7 @@ FIGURES = {
     "gas": "gas",
     "idle": "idle",
     "help": "startup",
+    "docker": "containers",
     "celery": "celery_peer",
     "shell": "shell",
 }

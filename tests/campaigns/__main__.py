@@ -19,6 +19,7 @@ CAMPAIGNS = {
     "A9": "bombs",
     "A10": "trees",
     "A12": "gateways",
+    "docker": "containers",
 }
 """Name on the command line → module of this folder, which has ``run(*, quick) -> list[Figure]``."""
 
