@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from parity_fl.limits import MAX_CLASSES, MAX_FEATURES, MAX_HEADER_BYTES, MAX_LABEL_CHARS, MAX_UPDATE_BYTES
 from parity_fl.linear import LinearModel, linear_from_tensors, linear_tensors
+from parity_fl.networks import Network, network_from_tensors, network_settings, network_tensors
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.trees import Forest, as_forest_features, forest_from_tensors, forest_tensors, predict
 from parity_protocol import strict_json
@@ -20,7 +21,7 @@ __all__ = ["TrainedModel", "decode_model", "encode_model"]
 
 _FORMAT: Final = "parity.model/1"
 
-_Fitted: TypeAlias = Forest | LinearModel
+_Fitted: TypeAlias = Forest | LinearModel | Network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +29,7 @@ class TrainedModel:
     """A model to predict with.
 
     Attributes:
-        fitted: The forest or the linear model.
+        fitted: The forest, the linear model or the network.
         class_names: Classes in index order; empty for regression.
         n_features: Columns that it expects.
         feature_names: Their names, if the data had any.
@@ -52,7 +53,7 @@ class TrainedModel:
             )
         if not np.isfinite(features).all():
             raise BadField("input features contain NaN or Inf values", field="features")
-        if isinstance(self.fitted, LinearModel):
+        if isinstance(self.fitted, LinearModel | Network):
             return self.fitted.predict(features)
         return predict(self.fitted, as_forest_features(features), classification=bool(self.class_names))
 
@@ -66,17 +67,19 @@ class TrainedModel:
 
 def encode_model(model: TrainedModel) -> bytes:
     """Return the model's safetensors document; equal models give equal bytes."""
-    linear = isinstance(model.fitted, LinearModel)
+    fitted = model.fitted
     metadata = {
         "format": _FORMAT,
-        "model_type": "linear_regression" if linear else "random_forest",
+        "model_type": _type_of(fitted),
         "class_names": _listed(model.class_names),
         "n_features": str(model.n_features),
         "feature_names": "null" if model.feature_names is None else _listed(model.feature_names),
     }
-    if isinstance(model.fitted, LinearModel):
-        return encode_tensors(linear_tensors(model.fitted), metadata)
-    return encode_tensors(forest_tensors(model.fitted), metadata)
+    if isinstance(fitted, Network):
+        return encode_tensors(network_tensors(fitted), {**metadata, _SETTINGS: network_settings(fitted)})
+    if isinstance(fitted, LinearModel):
+        return encode_tensors(linear_tensors(fitted), metadata)
+    return encode_tensors(forest_tensors(fitted), metadata)
 
 
 def decode_model(data: bytes, *, max_bytes: int = MAX_UPDATE_BYTES) -> TrainedModel:
@@ -87,6 +90,7 @@ def decode_model(data: bytes, *, max_bytes: int = MAX_UPDATE_BYTES) -> TrainedMo
         BadDocument: It is not exactly a model.
     """
     tensors, metadata = decode_tensors(data, max_bytes=max_bytes)
+    settings = metadata.pop(_SETTINGS, "")
     if metadata.get("format") != _FORMAT or set(metadata) != _MEMBERS:
         _fail(f"metadata must be {', '.join(sorted(_MEMBERS))}, with format {_FORMAT}")
     size = metadata["n_features"]
@@ -105,6 +109,8 @@ def decode_model(data: bytes, *, max_bytes: int = MAX_UPDATE_BYTES) -> TrainedMo
             if class_names:
                 _fail("a linear regression has no classes")
             fitted = linear_from_tensors(tensors, n_features=n_features)
+        case "neural_network":
+            fitted = network_from_tensors(tensors, settings, n_features=n_features, n_classes=len(class_names))
         case "random_forest":
             outputs = max(1, len(class_names))
             fitted = forest_from_tensors(
@@ -115,7 +121,14 @@ def decode_model(data: bytes, *, max_bytes: int = MAX_UPDATE_BYTES) -> TrainedMo
     return TrainedModel(fitted, class_names, n_features, feature_names)
 
 
+_SETTINGS: Final = "model_config"  # of a network only
 _MEMBERS: Final = {"format", "model_type", "class_names", "n_features", "feature_names"}
+
+
+def _type_of(fitted: _Fitted) -> str:
+    if isinstance(fitted, Network):
+        return "neural_network"
+    return "linear_regression" if isinstance(fitted, LinearModel) else "random_forest"
 
 
 def _listed(words: tuple[str, ...]) -> str:

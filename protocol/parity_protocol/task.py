@@ -293,6 +293,8 @@ class FederatedLearningSpec(_Spec):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     total_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+    rounds_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
+    strategy_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
 
     def session(self) -> JsonObject:
         """Return the session's own fields under their wire names, as ``resolve_fl_spec`` takes them."""
@@ -306,6 +308,8 @@ class FederatedLearningSpec(_Spec):
             "holdout_fraction",
             "seed",
             "total_rounds",
+            "rounds_config",
+            "strategy_config",
         }
         return self.model_dump(mode="json", by_alias=True, include=fields)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "API",
     "ENROL",
+    "FL_SESSIONS",
     "HEARTBEAT",
     "JWKS",
     "LEASE_CLAIMS",
@@ -20,6 +21,9 @@ __all__ = [
     "STORAGE_UPLOAD",
     "TASKS",
     "account_path",
+    "fl_part_path",
+    "fl_round_path",
+    "fl_session_path",
     "gateway_path",
     "group_path",
     "node_path",
@@ -43,6 +47,7 @@ REPORTS = f"{API}/reports"
 TASKS = f"{API}/tasks"
 STORAGE_UPLOAD = f"{API}/storage/upload"
 STORAGE_LIST = f"{API}/storage/list"
+FL_SESSIONS = f"{API}/federated-learning/sessions"
 
 
 def task_path(task_id: str, leaf: str = "") -> str:
@@ -77,3 +82,19 @@ def gateway_path(cid: str, path: str = "") -> str:
         path: Inside a folder, percent-encoded, without a slash at its start.
     """
     return f"/ipfs/{cid}/{path}" if path else f"/ipfs/{cid}"
+
+
+def fl_session_path(group_id: str, leaf: str = "") -> str:
+    """Return the path of a session that trains in rounds, or of ``leaf`` below it (next, model, pause, resume, stop)."""
+    return f"{FL_SESSIONS}/{group_id}/{leaf}" if leaf else f"{FL_SESSIONS}/{group_id}"
+
+
+def fl_round_path(group_id: str, number: int | str, phase: int | str, leaf: str = "") -> str:
+    """Return the path of one phase of a round, or of ``leaf`` below it (model)."""
+    path = fl_session_path(group_id, f"rounds/{number}/phases/{phase}")
+    return f"{path}/{leaf}" if leaf else path
+
+
+def fl_part_path(group_id: str, number: int | str, phase: int | str, part: int | str) -> str:
+    """Return the path of one part's update to one phase of a round."""
+    return fl_round_path(group_id, number, phase, f"parts/{part}")

@@ -1,0 +1,268 @@
+"""Both sides of a training round, as pure functions of bytes: the market's (``RoundServer``), a node's (``RoundTrainer``).
+
+The model file that every node starts from and the updates that come back are safetensors documents. A round's model is
+named by the SHA-256 of its file; what a node sends is the difference to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.aggregate import Update, make_strategy
+from parity_fl.finishing import FinalModel, Metric
+from parity_fl.linear import LinearModel
+from parity_fl.model import TrainedModel, encode_model
+from parity_fl.models import RoundModel, Weights, round_model, scaling_of
+from parity_fl.models.linear_sgd import LinearSgd
+from parity_fl.networks import Network
+from parity_fl.neural_config import NeuralConfig
+from parity_fl.plan import PartitionPlan
+from parity_fl.prng import derive_key
+from parity_fl.round_bodies import decode_delta, decode_weights, encode_delta, encode_weights
+from parity_fl.rounds_config import UpdateFormat
+from parity_fl.spec import FlSpec, TrainConfig
+from parity_fl.strategy import StrategyConfig
+from parity_fl.table import Table, contradiction
+from parity_fl.tensors import decode_tensors, encode_tensors
+from parity_protocol.errors import BadDocument, ParityError
+
+__all__ = ["Reduced", "RoundServer", "RoundTrainer", "TrainedRound"]
+
+_MAX_STATE_BYTES: Final = 4 << 30
+_MAX_SCORED_PARTS: Final = 64  # beyond that, leaving out each in turn would take longer than the round
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A closed round.
+
+    Attributes:
+        model: The next model's file.
+        state: Of the strategy, for the next round.
+        accepted: Parts whose update is in the model, ascending.
+        rejected: Why others are not, by part.
+        metrics: Scores of the next model on the hold-out, and what the rule says.
+        contributions: By part: how much worse the hold-out's loss is without it; empty when not asked for.
+    """
+
+    model: bytes
+    state: bytes
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
+    metrics: dict[str, float]
+    contributions: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRound:
+    """One part's update to one round, and JSON-ready numbers for people."""
+
+    update: bytes
+    metrics: dict[str, float]
+
+
+class _Prepared:
+    """What both sides make of settings, plan and data."""
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes) -> None:
+        self.table = Table.load(spec, plan, dataset)
+        rows = self.table.training_rows()
+        self.scaling = scaling_of(spec, self.table.dataset.features[rows], self.table.truth[rows])
+        self.model: RoundModel = round_model(
+            spec, n_features=plan.n_features, n_classes=plan.class_count, scaling=self.scaling
+        )
+
+    def rows(self, wanted: NDArray[np.uint32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.table.dataset.features[wanted], self.table.truth[wanted]
+
+
+class RoundServer:
+    """The market's side of one session.
+
+    Args:
+        spec: Resolved settings.
+        plan: The session's plan.
+        dataset: The whole data set, verified against its CID.
+        strategy: The rule.
+
+    Raises:
+        ExecutionFailed: Settings, plan and data do not belong together.
+    """
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes, strategy: StrategyConfig) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._strategy = strategy
+        self._made = _Prepared(spec, plan, dataset)
+        self._held = self._made.rows(self._made.table.assignment.holdout)
+
+    def first(self) -> bytes:
+        """Return the model file that round 1 starts from; it follows from the plan's seed."""
+        weights = self._made.model.init(derive_key("init", bytes.fromhex(self._plan.seed)))
+        return encode_weights(weights)
+
+    def scores(self, weights: Weights) -> dict[str, float]:
+        """Return a model's scores on the hold-out; empty without one. What is not finite is left out."""
+        if not len(self._held[1]):
+            return {}
+        found = self._made.model.evaluate(weights, *self._held)
+        return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+    def reduce(
+        self,
+        base: bytes,
+        state: bytes | None,
+        updates: Mapping[int, Callable[[], bytes]],
+        *,
+        leave_one_out: bool = False,
+    ) -> Reduced:
+        """Close a round: what it returns follows from the arguments alone.
+
+        Args:
+            base: The round's model file.
+            state: ``Reduced.state`` of the round before; None in the first.
+            updates: By part, what reads its body; called several times, one body in memory at a time.
+            leave_one_out: Score each part by the round without it.
+
+        Raises:
+            TooFewUpdates: Too few are usable.
+            BadDocument: ``base`` or ``state`` is not one of ours.
+        """
+        shapes = self._made.model.shapes()
+        weights = decode_weights(base, shapes)
+        bad: dict[int, str] = {}
+        good: list[int] = []
+        for part in sorted(updates):
+            try:
+                decode_delta(updates[part](), shapes)
+                good.append(part)
+            except ParityError as exc:
+                bad[part] = f"malformed: {exc.message}"
+
+        def combine(
+            parts: list[int], *, keep: bool
+        ) -> tuple[Weights, bytes, tuple[int, ...], dict[int, str], dict[str, float]]:
+            rule = make_strategy(self._strategy)
+            if state is not None:
+                rule.restore({name: np.array(value) for name, value in _state_of(state).items()})
+
+            def each() -> Iterator[Update]:
+                for part in parts:
+                    # The market's own count of rows: what a node says of itself weighs nothing.
+                    yield Update(part, float(self._plan.part_size(part)), decode_delta(updates[part](), shapes))
+
+            done = rule.aggregate(weights, each, len(parts))
+            kept = encode_tensors(rule.state(), {}) if keep else b""
+            return done.weights, kept, done.accepted, done.rejected, done.metrics
+
+        made, kept, accepted, rejected, metrics = combine(good, keep=True)
+        contributions: dict[int, float] = {}
+        scores = self.scores(made)
+        if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
+            for part in accepted:
+                try:
+                    without = self.scores(combine([one for one in accepted if one != part], keep=False)[0])
+                except ParityError:  # the rule needs every one of them
+                    continue
+                contributions[part] = without.get("loss", scores["loss"]) - scores["loss"]
+        return Reduced(
+            model=encode_weights(made),
+            state=kept,
+            accepted=accepted,
+            rejected={**bad, **rejected},
+            metrics={**scores, **metrics},
+            contributions=contributions,
+        )
+
+    def final(self, file: bytes, *, rounds: int) -> FinalModel:
+        """Return the session's result: the model to predict with, and its scores.
+
+        Args:
+            file: The model file after the last round.
+            rounds: How many there were.
+        """
+        weights = decode_weights(file, self._made.model.shapes())
+        plan, model = self._plan, self._made.model
+        classes = plan.class_names if self._spec.is_classification else ()
+        if isinstance(model, LinearSgd):
+            fitted: Network | LinearModel = model.own_units(weights)
+        else:
+            assert isinstance(self._spec.model, NeuralConfig)
+            fitted = Network(self._spec.model, weights, self._made.scaling, len(classes))
+        document = TrainedModel(fitted, classes, plan.n_features, self._made.table.dataset.feature_names)
+        metrics: dict[str, Metric] = {
+            "model_type": self._spec.model_type,
+            "task": "classification" if self._spec.is_classification else "regression",
+            "rounds": rounds,
+            **self.scores(weights),
+            "parts": self._plan.total_parts,
+            "train_samples": self._plan.n_rows - self._plan.holdout_size,
+            "holdout_samples": self._plan.holdout_size,
+            "feature_count": self._plan.n_features,
+        }
+        return FinalModel(encode_model(document), metrics)
+
+
+class RoundTrainer:
+    """A node's side: one part of one session, round after round.
+
+    Args:
+        spec: Resolved settings.
+        plan: The session's plan; the cut is repeated and its hash compared.
+        dataset: The whole data set, verified against its CID.
+        part: Which part.
+
+    Raises:
+        ExecutionFailed: Settings, plan, part and data do not belong together.
+    """
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes, part: int) -> None:
+        if not 0 <= part < plan.total_parts:
+            contradiction(f"there is no part {part} of {plan.total_parts}")
+        if spec.train is None:
+            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        self._config: TrainConfig = spec.train
+        self._plan = plan
+        self._part = part
+        made = _Prepared(spec, plan, dataset)
+        self._model = made.model
+        self._features, self._truth = made.rows(made.table.assignment.parts[part])
+        self._left: Weights | None = None  # of the last update: what its format could not carry
+
+    def train(
+        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+    ) -> TrainedRound:
+        """Train one round from the global model.
+
+        Args:
+            base: The round's model file.
+            number: Of the round, from 1.
+
+        Raises:
+            BadDocument: ``base`` is not this session's model.
+            ExecutionFailed: ``numerical_instability``: training diverges.
+        """
+        weights = decode_weights(base, self._model.shapes())
+        seed = derive_key(
+            "train", bytes.fromhex(self._plan.seed), number.to_bytes(4, "big"), self._part.to_bytes(4, "big")
+        )
+        trained = self._model.train(
+            weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
+        )
+        delta = {name: trained.weights[name] - weights[name] for name in weights}
+        body, self._left = encode_delta(delta, update_format, left=self._left)
+        said = {"loss": trained.loss, "samples": float(trained.n_samples), "steps": float(trained.steps)}
+        return TrainedRound(body, {name: value for name, value in said.items() if math.isfinite(value)})
+
+
+def _state_of(data: bytes) -> dict[str, NDArray[np.float64]]:
+    tensors, _ = decode_tensors(data, max_bytes=_MAX_STATE_BYTES)
+    if any(tensor.dtype != np.float64 for tensor in tensors.values()):
+        raise BadDocument("a strategy's state is float64")
+    return tensors

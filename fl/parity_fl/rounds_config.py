@@ -1,0 +1,167 @@
+"""How a session's rounds run: how many parts are asked, when a round closes, how updates travel.
+
+No NumPy is imported: creation and the idle node check a session with this. Who is asked in a round follows from the
+session's seed alone, so anybody can recompute it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Final, Literal, TypeAlias
+
+from parity_fl.fields import Section, fail
+from parity_fl.limits import MAX_PARTS
+from parity_fl.strategy import StrategyConfig, check_strategy, read_strategy
+
+__all__ = ["RoundsConfig", "UpdateFormat", "cohort_of", "is_in_rounds", "read_rounds", "session_strategy"]
+
+UpdateFormat: TypeAlias = Literal["fp32", "fp16", "int8"]
+
+_ROUND_TIMEOUT_S: Final = 600.0
+_MAX_TIMEOUT_S: Final = 86_400.0
+_PLACE: Final = "rounds_config"
+_QUORUM_SHARE: Final = 2 / 3
+_MAX_INTERVAL: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsConfig:
+    """A session's rounds, everything explicit.
+
+    Attributes:
+        total_rounds: Rounds of the session.
+        min_available_clients: Parts that nodes must hold before a round's clock runs; default 2, or all if fewer.
+        fraction: Share of the parts that a round needs, in (0, 1]; default 1.
+        over_selection: Asked beyond that, as a share of it, in [0, 1]; the round closes with the first that answer.
+        quorum: Fewest updates with which a round closes at its deadline; default two thirds of what it needs.
+        round_timeout_s: From a round's opening to its deadline, seconds; default 600.
+        update_format: How updates travel: ``fp32``, ``fp16`` (default) or ``int8`` with error feedback.
+        contribution: ``leave_one_out`` scores each part on the hold-out in every round; ``none``.
+        base_share: Part of the reward that is paid for taking part; the rest follows the contribution, in [0, 1];
+            default 1.
+        checkpoint_interval: Rounds between two checkpoints; 0 keeps only the newest state.
+    """
+
+    total_rounds: int
+    min_available_clients: int
+    quorum: int
+    fraction: float = 1.0
+    over_selection: float = 0.0
+    round_timeout_s: float = _ROUND_TIMEOUT_S
+    update_format: UpdateFormat = "fp16"
+    contribution: Literal["none", "leave_one_out"] = "none"
+    base_share: float = 1.0
+    checkpoint_interval: int = 0
+
+    def needed(self, parts: int) -> int:
+        """Return with how many updates a round of ``parts`` closes before its deadline."""
+        return max(1, self.quorum, math.ceil(self.fraction * parts - 1e-9))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the members, JSON-ready; ``from_dict`` reads them back to an equal config."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, object], *, parts: int) -> RoundsConfig:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            BadField: It is something else.
+        """
+        rest = {name: value for name, value in raw.items() if name != "total_rounds"}
+        total = raw.get("total_rounds")
+        if type(total) is not int:
+            fail("total_rounds", "total_rounds must be a whole number")
+        return read_rounds(rest, total_rounds=total, parts=parts)
+
+
+def is_in_rounds(session: Mapping[str, object]) -> bool:
+    """Return whether a submitted session trains in rounds: every network does, a linear model with more than one.
+
+    Args:
+        session: ``FederatedLearningSpec.session()``.
+    """
+    match session.get("model_type"):
+        case "neural_network":
+            return True
+        case "linear_regression":
+            return session.get("total_rounds", 1) != 1
+        case _:
+            return False
+
+
+def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
+    """Check a session's ``rounds_config``.
+
+    Raises:
+        BadField: The first member that is wrong, or members that contradict each other.
+    """
+    known = tuple(name for name in RoundsConfig.__dataclass_fields__ if name != "total_rounds")
+    section = Section.open(raw, _PLACE, known)
+    fraction = _share(section, "fraction", 1.0)
+    if fraction == 0:
+        section.refuse("fraction", "must be above 0 and at most 1, got 0.0")
+    timeout_s = section.number("round_timeout_s", _ROUND_TIMEOUT_S)
+    if not 1 <= timeout_s <= _MAX_TIMEOUT_S:
+        section.refuse("round_timeout_s", f"must be from 1 to {_MAX_TIMEOUT_S:g}, got {timeout_s:g}")
+    needed = max(1, math.ceil(fraction * parts - 1e-9))
+    least = section.whole("min_available_clients", 1, MAX_PARTS, min(2, parts))
+    if least > parts:
+        section.refuse("min_available_clients", f"must be at most the number of parts, {parts}, got {least}")
+    quorum = section.whole("quorum", 1, MAX_PARTS, math.ceil(needed * _QUORUM_SHARE - 1e-9))
+    if quorum > needed:
+        section.refuse("quorum", f"must be at most the {needed} updates that a round needs, got {quorum}")
+    update_format = section.choice("update_format", ("fp32", "fp16", "int8"), "fp16")
+    return RoundsConfig(
+        total_rounds=total_rounds,
+        min_available_clients=least,
+        quorum=quorum,
+        fraction=fraction,
+        over_selection=_share(section, "over_selection", 0.0),
+        round_timeout_s=timeout_s,
+        update_format="fp32" if update_format == "fp32" else "int8" if update_format == "int8" else "fp16",
+        contribution="leave_one_out"
+        if section.choice("contribution", ("none", "leave_one_out"), "none") == "leave_one_out"
+        else "none",
+        base_share=_share(section, "base_share", 1.0),
+        checkpoint_interval=section.whole("checkpoint_interval", 0, _MAX_INTERVAL, 0),
+    )
+
+
+def session_strategy(
+    session: Mapping[str, object], rounds: RoundsConfig, *, partition_strategy: str
+) -> tuple[StrategyConfig, list[str]]:
+    """Return a submitted session's rule, checked against its quorum, and what people should be told of it.
+
+    Raises:
+        BadField: The rule is not known, a parameter is wrong, or the quorum cannot carry it.
+    """
+    strategy = read_strategy(session.get("strategy_config") or None)
+    return strategy, check_strategy(strategy, quorum=rounds.quorum, partition_strategy=partition_strategy)
+
+
+def cohort_of(config: RoundsConfig, *, parts: int, seed: str, number: int) -> tuple[int, ...]:
+    """Return the parts that are asked in a round, ascending; for fraction 1 all.
+
+    Parts are ordered by SHA-256 of seed, round and part, so the choice is uniform and the same for everybody.
+
+    Args:
+        seed: The plan's, 64 hex characters.
+        number: Of the round, from 1.
+    """
+    wanted = min(parts, math.ceil(config.needed(parts) * (1 + config.over_selection) - 1e-9))
+    if wanted == parts:
+        return tuple(range(parts))
+    prefix = b"parity-fl/cohort/1\x00" + bytes.fromhex(seed) + number.to_bytes(4, "big")
+    order = sorted(range(parts), key=lambda part: sha256(prefix + part.to_bytes(4, "big")).digest())
+    return tuple(sorted(order[:wanted]))
+
+
+def _share(section: Section, name: str, default: float) -> float:
+    value = section.number(name, default)
+    if not 0 <= value <= 1:
+        section.refuse(name, f"must be from 0 to 1, got {value:g}")
+    return value
