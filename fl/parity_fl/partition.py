@@ -6,14 +6,15 @@ The cut, exactly (so that another implementation gets the same hash):
    keep file order); stratum = ``rank * bins // n`` with ``bins = min(10, max(1, n // 10))``.
 2. Hold-out. The rows of stratum ``c``, ascending, are shuffled with the stream ``stratum`` keyed by (seed, c); the first
    ``holdout_counts[c]`` are the hold-out. They belong to no part.
-3. Parts. ``stratified``: what is left of each shuffled stratum is dealt in blocks, part 0 first, ``counts[p][c]`` rows
-   each. ``random``: the remaining rows, ascending, are shuffled with the stream ``rows`` keyed by (seed) and dealt in blocks
+3. Parts. ``stratified``, ``non_iid``, ``label_skew``: what is left of each shuffled stratum is dealt in blocks, part 0
+   first, ``counts[p][c]`` rows each. ``random``: the remaining rows, ascending, are shuffled with the stream ``rows`` keyed by (seed) and dealt in blocks
    of ``sum(counts[p])``. ``sequential``: the same without the shuffle.
-4. Overlap. Each part also takes the first rows of the next part (cyclic) in the order they were dealt: per stratum for
-   ``stratified``, else ``sum(overlap_counts[p])`` of them.
+4. Overlap. Each part also takes the first rows of the next part (cyclic) in the order they were dealt: per stratum where parts are
+   dealt by stratum, else ``sum(overlap_counts[p])`` of them.
 5. Row ids of each part, sorted, are what a node trains on.
 
-Streams and shuffles are those of ``parity_fl.prng``.
+Streams and shuffles are those of ``parity_fl.prng``. How the market came to ``counts`` does not matter to a node; for
+the unequal strategies ``parity_fl.skew`` says it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.data import Labels, label_classes, targets
+from parity_fl.partition_config import BY_STRATUM, PartitionConfig
 from parity_fl.plan import PartitionPlan
 from parity_fl.prng import Sha256Stream, derive_key, shuffled
-from parity_fl.spec import PartitionConfig
+from parity_fl.skew import largest_remainder, skewed_counts
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason
 
 __all__ = ["Assignment", "assign", "holdout_rows", "largest_remainder", "plan_partition", "rows_of_part"]
@@ -91,18 +93,10 @@ def plan_partition(
         )
     rest = [size - held for size, held in zip(sizes, holdout, strict=True)]
 
-    parts = config.total_parts
-    totals = [sum(rest) // parts + (part < sum(rest) % parts) for part in range(parts)]
-    for part, total in enumerate(totals):
-        if total < config.min_samples:
-            raise BadField(
-                f"invalid partition configuration: part {part} would have {total} samples,"
-                f" min_samples is {config.min_samples} ({n_rows} rows, {sum(holdout)} held out, {parts} parts)",
-                field="partition_config.min_samples",
-            )
+    counts, redraws, moved = _counts(config, rest, seed=seed)
     plan = PartitionPlan(
         strategy=config.strategy,
-        total_parts=parts,
+        total_parts=config.total_parts,
         seed=seed,
         n_rows=n_rows,
         n_features=n_features,
@@ -111,13 +105,15 @@ def plan_partition(
         class_count=len(sizes),
         holdout_fraction=config.holdout_fraction,
         holdout_counts=tuple(holdout),
-        counts=_deal(rest, parts) if config.strategy == "stratified" else tuple((total,) for total in totals),
+        counts=counts,
         overlap_ratio=config.overlap_ratio,
-        overlap_counts=tuple(() for _ in range(parts)),
+        overlap_counts=tuple(() for _ in range(config.total_parts)),
         min_samples=config.min_samples,
+        redraws=redraws,
+        moved=moved,
         assignment_hash=_EMPTY_HASH,
     )
-    if config.strategy != "stratified":  # the cut decides the classes here; the matrix reports them
+    if config.strategy not in BY_STRATUM:  # the cut decides the classes here; the matrix reports them
         owned, _ = _cut(plan, strata)
         plan = replace(plan, counts=tuple(_histogram(rows, strata, len(sizes)) for rows in owned))
     plan = replace(plan, overlap_counts=_overlap(plan, strata))
@@ -164,25 +160,6 @@ def holdout_rows(plan: PartitionPlan, labels: Labels) -> RowIds:
     return assign(plan, labels).holdout
 
 
-def largest_remainder(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
-    """Split ``total`` in proportion to ``weights`` (Hamilton's method), never above ``caps``.
-
-    Ties go to the lower index. What a cap cuts off goes to the others by the same order of remainders, round after
-    round; the result sums to ``min(total, sum(caps))``.
-    """
-    whole = max(1, sum(weights))
-    total = min(total, sum(caps))
-    shares = [min(total * weight // whole, cap) for weight, cap in zip(weights, caps, strict=True)]
-    order = sorted(range(len(weights)), key=lambda place: (-(total * weights[place] % whole), place))
-    missing = total - sum(shares)
-    while missing > 0:
-        for place in order:
-            if missing > 0 and shares[place] < caps[place]:
-                shares[place] += 1
-                missing -= 1
-    return shares
-
-
 def _strata(labels: Labels, *, classification: bool) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     if classification:
         classes = label_classes(labels)
@@ -193,6 +170,26 @@ def _strata(labels: Labels, *, classification: bool) -> tuple[tuple[str, ...], N
     strata = np.empty(n_rows, dtype=np.int64)
     strata[np.argsort(values, kind="stable")] = np.arange(n_rows, dtype=np.int64) * bins // n_rows
     return (), strata
+
+
+def _counts(
+    config: PartitionConfig, sizes: Sequence[int], *, seed: str
+) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    """Return how many rows each part owns, by stratum where it is dealt by stratum, with redraws and moved rows."""
+    if config.strategy in {"non_iid", "label_skew"}:
+        skewed = skewed_counts(config, sizes, seed=seed)
+        return skewed.counts, skewed.redraws, skewed.moved
+    parts, rows = config.total_parts, sum(sizes)
+    totals = [rows // parts + (part < rows % parts) for part in range(parts)]
+    for part, total in enumerate(totals):
+        if total < config.min_samples:
+            raise BadField(
+                f"invalid partition configuration: part {part} would have {total} samples,"
+                f" min_samples is {config.min_samples} ({rows} rows to train on, {parts} parts)",
+                field="partition_config.min_samples",
+            )
+    counts = _deal(sizes, parts) if config.strategy == "stratified" else tuple((total,) for total in totals)
+    return counts, 0, 0
 
 
 def _deal(sizes: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
@@ -218,7 +215,7 @@ def _cut(plan: PartitionPlan, strata: NDArray[np.int64]) -> tuple[list[RowIds], 
     ]
     held = [rows[:count] for rows, count in zip(shuffles, plan.holdout_counts, strict=True)]
     holdout = np.sort(np.concatenate(held))
-    if plan.strategy == "stratified":
+    if plan.strategy in BY_STRATUM:
         dealt: list[list[RowIds]] = [[] for _ in range(plan.total_parts)]
         for stratum, rows in enumerate(shuffles):
             start = plan.holdout_counts[stratum]
@@ -247,7 +244,7 @@ def _overlap(plan: PartitionPlan, strata: NDArray[np.int64]) -> tuple[tuple[int,
     for part in range(plan.total_parts):
         lender = (part + 1) % plan.total_parts
         wanted = ceil(ratio * len(owned[part]))
-        if plan.strategy == "stratified":
+        if plan.strategy in BY_STRATUM:
             matrix.append(tuple(largest_remainder(wanted, plan.counts[lender], plan.counts[lender])))
         else:
             matrix.append(_histogram(owned[lender][:wanted], strata, width))
@@ -260,7 +257,7 @@ def _assign(plan: PartitionPlan, strata: NDArray[np.int64]) -> Assignment:
     for part, rows in enumerate(owned):
         lender = owned[(part + 1) % plan.total_parts]
         wanted = plan.overlap_counts[part]
-        if plan.strategy == "stratified":
+        if plan.strategy in BY_STRATUM:
             lent = strata[lender]
             borrowed = [lender[lent == stratum][:count] for stratum, count in enumerate(wanted) if count]
         else:

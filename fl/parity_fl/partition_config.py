@@ -11,11 +11,19 @@ from typing import Final
 from parity_fl.fields import Section, fail
 from parity_fl.limits import MAX_CLASSES, MAX_ID_CHARS, MAX_PARTS
 
-__all__ = ["BY_STRATUM", "PARTITION_FIELDS", "PARTITION_STRATEGIES", "PartitionConfig", "partition_config"]
+__all__ = [
+    "BY_STRATUM",
+    "MAX_REDRAWS",
+    "PARTITION_FIELDS",
+    "PARTITION_STRATEGIES",
+    "PartitionConfig",
+    "partition_config",
+]
 
 PARTITION_STRATEGIES: Final = ("random", "stratified", "sequential", "non_iid", "label_skew")
 BY_STRATUM: Final = frozenset({"stratified", "non_iid", "label_skew"})  # dealt class by class, by a matrix of counts
 _ALIASES: Final = {"iid": "random", "dirichlet": "non_iid"} | {name: name for name in PARTITION_STRATEGIES}
+MAX_REDRAWS: Final = 10
 _ROW_LIMIT: Final = 1 << 31
 _OVERLAP_RATIO: Final = 0.0
 _HOLDOUT_FRACTION: Final = 0.2

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from parity_fl.limits import MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_PARTS
+from parity_fl.partition_config import MAX_REDRAWS, PARTITION_STRATEGIES
 from parity_protocol.errors import BadField
 
 __all__ = ["PartitionPlan"]
@@ -24,7 +25,7 @@ class PartitionPlan:
     A *stratum* is a class for classification, and one tenth of the rows by rank of the target for regression.
 
     Attributes:
-        strategy: ``random``, ``stratified`` or ``sequential``.
+        strategy: One of ``PARTITION_STRATEGIES``.
         total_parts: Number of parts, at least 1.
         seed: 64 lower-case hex characters; keys every shuffle.
         n_rows: Rows in the whole data set.
@@ -38,6 +39,8 @@ class PartitionPlan:
         overlap_ratio: What was asked for; nodes use ``overlap_counts``.
         overlap_counts: Rows that each part borrows from the next part (cyclic), ``[part][stratum]``.
         min_samples: Every part owns at least so many rows.
+        redraws: How often the market drew all shares again because a part was below ``min_samples``.
+        moved: Rows that it then moved from the largest part to the smallest.
         assignment_hash: SHA-256, hex, of all parts and the hold-out (see ``Assignment.digest``).
     """
 
@@ -55,6 +58,8 @@ class PartitionPlan:
     overlap_ratio: float
     overlap_counts: tuple[tuple[int, ...], ...]
     min_samples: int
+    redraws: int
+    moved: int
     assignment_hash: str
 
     @property
@@ -95,7 +100,7 @@ class PartitionPlan:
         width = _whole(raw["class_count"], "class_count", 1, MAX_CLASSES)
         class_names = _class_names(raw["class_names"], width if strata == "class" else 0)
         plan = cls(
-            strategy=_word(raw["strategy"], "strategy", ("random", "stratified", "sequential")),
+            strategy=_word(raw["strategy"], "strategy", PARTITION_STRATEGIES),
             total_parts=parts,
             seed=_hex(raw["seed"], "seed"),
             n_rows=rows,
@@ -109,6 +114,8 @@ class PartitionPlan:
             overlap_ratio=_fraction(raw["overlap_ratio"], "overlap_ratio"),
             overlap_counts=_matrix(raw["overlap_counts"], "overlap_counts", parts, width, rows),
             min_samples=_whole(raw["min_samples"], "min_samples", 1, rows),
+            redraws=_whole(raw["redraws"], "redraws", 0, MAX_REDRAWS),
+            moved=_whole(raw["moved"], "moved", 0, _MAX_ROWS),
             assignment_hash=_hex(raw["assignment_hash"], "assignment_hash"),
         )
         plan._check_sums()

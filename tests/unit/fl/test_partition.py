@@ -18,12 +18,17 @@ from parity_protocol.errors import BadField, ExecutionFailed
 
 SEED = "ab" * 32
 VECTORS = Path(__file__).parents[2] / "vectors" / "fl"
-STRATEGIES = ("random", "stratified", "sequential")
+STRATEGIES = ("random", "stratified", "sequential")  # the even ones; test_skew.py has the others
 
 
 def plan_of(labels, *, strategy="random", parts=3, least=1, overlap=0.0, holdout=0.2, classification=True, seed=SEED):
     config = PartitionConfig(
-        strategy=strategy, min_samples=least, total_parts=parts, overlap_ratio=overlap, holdout_fraction=holdout
+        strategy=strategy,
+        min_samples=least,
+        total_parts=parts,
+        overlap_ratio=overlap,
+        holdout_fraction=holdout,
+        alpha=0.5 if strategy == "non_iid" else None,
     )
     return plan_partition(config, np.asarray(labels), seed=seed, n_features=2, classification=classification)
 
@@ -71,7 +76,7 @@ def slow_cut(plan: dict, labels: list) -> tuple[list[list[int]], list[int], str]
         for c in range(plan["class_count"])
     ]
     holdout = sorted(row for c, rows in enumerate(shuffles) for row in rows[: plan["holdout_counts"][c]])
-    if plan["strategy"] == "stratified":
+    if plan["strategy"] in {"stratified", "non_iid", "label_skew"}:
         owned: list[list[int]] = [[] for _ in range(plan["total_parts"])]
         for c, rows in enumerate(shuffles):
             rest = rows[plan["holdout_counts"][c] :]
@@ -92,7 +97,7 @@ def slow_cut(plan: dict, labels: list) -> tuple[list[list[int]], list[int], str]
     for number, rows in enumerate(owned):
         lender = owned[(number + 1) % len(owned)]
         wanted = plan["overlap_counts"][number]
-        if plan["strategy"] == "stratified":
+        if plan["strategy"] in {"stratified", "non_iid", "label_skew"}:
             borrowed = [row for c, n in enumerate(wanted) for row in [r for r in lender if strata[r] == c][:n]]
         else:
             borrowed = lender[: sum(wanted)]
@@ -346,7 +351,9 @@ def test_a_part_that_does_not_exist_is_refused():
 
 
 PLAN_FAULTS = [
-    ("strategy", "non_iid"),
+    ("strategy", "by_moon"),
+    ("redraws", 11),
+    ("moved", -1),
     ("total_parts", 0),
     ("total_parts", True),
     ("total_parts", 4),
