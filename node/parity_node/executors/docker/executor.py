@@ -140,6 +140,9 @@ class DockerExecutor:
             raise ExecutionFailed(FailureReason.SPEC_INVALID, f"expected a container, got {spec.type}")
         facts = await self._gate.require()
         runtime = self._gate.runtime_for(spec)
+        if facts.is_rootless and spec.output is not None:  # whoever writes there is a user whom this one cannot name
+            text = "output folders need an engine that runs as root, this one is rootless"
+            raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
         folder = JobFolder(job.folder)
         resolved = await self._images.resolve(spec, folder, execution_id=job.execution_id, root=facts.root)
         crashpoint("docker.resolved")
@@ -154,7 +157,7 @@ class DockerExecutor:
         user = user_of(job.slot, has_output=spec.output is not None)
         if spec.output is not None:
             make_output(folder, user)
-        DockerJob(
+        made = DockerJob(
             execution_id=job.execution_id,
             task_id=job.task_id,
             lease_id=job.lease_id,
@@ -176,7 +179,12 @@ class DockerExecutor:
             runtime=runtime,
             gpus=self._gpus.take(job.execution_id, spec.resources.gpus),
             limits=self._narrow(job.limits),
-        ).write(folder)
+        )
+        try:
+            made.write(folder)
+        except BaseException:
+            self._gpus.release(job.execution_id)
+            raise
         return Handle("docker", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
 
     async def start(self, handle: Handle) -> Handle:
