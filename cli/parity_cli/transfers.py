@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from parity_cli.output import Output
-from parity_protocol.quantities import format_bytes
 
 __all__ = ["OnProgress", "transferring"]
 
@@ -65,6 +64,8 @@ class _Lines:
             self._first = done
         if now - self._said < LINE_EVERY_S and done != total:
             return
+        from parity_protocol.quantities import format_bytes
+
         self._said = now
         rate = (done - self._first) / max(now - self._began, 1e-3)
         parts = [f"{self._label}: {format_bytes(done)}" + (f" of {format_bytes(total)}" if total is not None else "")]

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -267,6 +268,12 @@ class DockerSpec(_Spec):
     output: OutputFolder | None = None
     max_output_bytes: Annotated[int, Field(gt=0, le=16 << 20)] = 1 << 20  # of what it prints
 
+    @model_validator(mode="after")
+    def _gvisor_reaches_no_host(self) -> DockerSpec:
+        if self.egress is not None and self.requires.isolation.rank > IsolationTier.DOCKER.rank:
+            raise ValueError("egress: hosts cannot be granted in gVisor or above, whose network no proxy can join")
+        return self
+
 
 class LlmSpec(_Spec):
     """A prompt for a language model."""
@@ -315,6 +322,7 @@ class FederatedLearningSpec(_Spec):
 
 
 TaskSpec = Annotated[CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, Field(discriminator="type")]
+_NAMED = re.compile(r"Value error, (?P<field>[a-z_]+): (?P<text>.+)", re.DOTALL)
 _SPEC: TypeAdapter[CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec] = TypeAdapter(TaskSpec)
 
 
@@ -338,6 +346,9 @@ def parse_spec(text: str) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearn
         # pydantic puts the union's tag in front of the path; the submitter never wrote it.
         head, _, rest = field.partition(".")
         shown = rest if rest and head in set(TaskKind) else field.replace("body", "type")
+        named = _NAMED.match(message)
+        if named is not None and not rest:  # of the whole document: the check itself names the field
+            shown, message = named["field"], named["text"]
         raise BadField(f"spec.{shown}: {message}", field=f"spec.{shown}") from exc
 
 

@@ -70,6 +70,15 @@ def test_an_image_reference_has_name_tag_and_digest(image: str, parts: tuple[str
         ({"type": "docker", "image": "a", "egress": {"domains": ["localhost"]}}, "spec.egress.domains.0"),
         ({"type": "docker", "image": "a", "egress": {"domains": ["*"]}}, "spec.egress.domains.0"),
         ({"type": "docker", "image": "a", "output": {"max_files": 0}}, "spec.output.max_files"),
+        (
+            {
+                "type": "docker",
+                "image": "a",
+                "egress": {"domains": ["example.org"]},
+                "requires": {"isolation": "docker+gvisor"},
+            },
+            "spec.egress",
+        ),
         ({"type": "docker", "image": "a", "resources": {"gpus": -1}}, "spec.resources.gpus"),
         ({"type": "docker", "image": "a", "image_tar": {"kind": "shard", "shard": "x"}}, "spec.image_tar"),
     ],
