@@ -11,7 +11,6 @@ import os
 import pwd
 import re
 import shutil
-import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ __all__ = [
     "Scope",
     "ServiceUnit",
     "Systemd",
-    "is_setuid",
+    "stop_s",
     "unit_path",
 ]
 
@@ -42,12 +41,16 @@ SYSTEM_HOME = Path("/var/lib/parity-node")
 STOP_EXTRA_S = 60  # beyond the grace: for handing back and reporting
 WRONG_SETTINGS = 10  # exit status of a wrong configuration, which no restart mends
 STEPS_VERSION = 254  # of systemd: the first with RestartSteps
-COMMAND_TIMEOUT_S = 120.0  # of one systemctl call; a stop waits for the node's grace in the background
+COMMAND_TIMEOUT_S = 120.0  # of one call that stops nothing
+KILL_EXTRA_S = 30  # for systemd to kill what did not end in time
+DEFAULT_STOP_S = 90  # systemd's own, of a unit that does not say
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result", "ExecMainStatus")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
-Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+_STOP_S = re.compile(r"^TimeoutStopSec=(\d+)s$", re.MULTILINE)
+
+Runner = Callable[[Sequence[str], float], "subprocess.CompletedProcess[str]"]
 Scope = Literal["system", "user"]
 
 
@@ -63,8 +66,8 @@ class ServiceUnit:
         user: Whom a system service runs as; None for a user's own service.
         grace_s: How long running tasks may go on when the service stops.
         groups: Groups to be in beside the user's own, such as ``docker``.
+        reads: Folders that the program and its Python lie in.
         systemd_version: Decides which keys are written.
-        is_bwrap_setuid: bubblewrap takes its privileges from its file mode here.
     """
 
     program: tuple[str, ...]
@@ -74,8 +77,8 @@ class ServiceUnit:
     user: str | None = None
     grace_s: float = 30.0
     groups: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
     systemd_version: int = 0
-    is_bwrap_setuid: bool = False
 
     def text(self) -> str:
         """Return the unit.
@@ -87,8 +90,8 @@ class ServiceUnit:
         sections = {
             "Unit": [
                 "Description=Parity node: runs signed work of strangers in a sandbox",
-                "StartLimitIntervalSec=1h",
-                "StartLimitBurst=20",
+                "# Never given up: what the node waits for may be away for a day.",
+                "StartLimitIntervalSec=0",
             ],
             "Service": [
                 "Type=exec",
@@ -101,7 +104,11 @@ class ServiceUnit:
             "Install": [f"WantedBy={'multi-user.target' if self.user else 'default.target'}"],
         }
         if self.user:
-            sections["Unit"] += ["Wants=network-online.target", "After=network-online.target docker.service"]
+            sections["Unit"] += [
+                "Wants=network-online.target",
+                "After=network-online.target docker.service",
+                f"RequiresMountsFor={self._folders()}",
+            ]
         body = "\n\n".join("\n".join((f"[{name}]", *lines)) for name, lines in sections.items())
         return f"{MARK}\n\n{body}\n"
 
@@ -115,10 +122,11 @@ class ServiceUnit:
             "Restart=on-failure",
             "# A wrong setting needs a person.",
             f"RestartPreventExitStatus={WRONG_SETTINGS}",
-            "RestartSec=2s",
         ]
         if self.systemd_version >= STEPS_VERSION:
-            lines += ["RestartSteps=8", "RestartMaxDelaySec=5min"]
+            lines += ["RestartSec=2s", "RestartSteps=8", "RestartMaxDelaySec=5min"]
+        else:
+            lines.append("RestartSec=30s")
         return [
             *lines,
             "# SIGTERM to the node alone: it lets tasks end, hands the others back and reports; then whatever is left is killed.",
@@ -126,6 +134,8 @@ class ServiceUnit:
             f"TimeoutStopSec={int(self.grace_s) + STOP_EXTRA_S}s",
             "# The node gives each task a control group of its own below this one: the limit on a task's memory and processes.",
             "Delegate=cpu memory pids",
+            "# The kernel ending a task for its memory is that task's end, not the node's.",
+            "OOMPolicy=continue",
             "LimitNOFILE=65536",
             "UMask=0077",
         ]
@@ -136,7 +146,8 @@ class ServiceUnit:
             "# Not here: ProtectKernelTunables, ProtectKernelLogs, ProtectProc and ProcSubset cover parts of /proc, and then no",
             "# sandbox can mount its own; ProtectHostname and RestrictNamespaces forbid what makes a sandbox;",
             "# MemoryDenyWriteExecute would break tasks that compile as they run.",
-            *self._privileges(),
+            "# A bubblewrap that is setuid does without it: with privileges of its own it cannot map the node's user.",
+            "NoNewPrivileges=yes",
             "LockPersonality=yes",
             "RestrictRealtime=yes",
             "RestrictSUIDSGID=yes",
@@ -149,15 +160,15 @@ class ServiceUnit:
         ]
         if self.user is None:
             return lines
-        folders = " ".join(_word(str(_checked(folder))) for folder in dict.fromkeys((self.home, *self.writable)))
-        in_home = any(_is_below_home(Path(word)) for word in self.program if word.startswith("/"))
+        programs = (*(Path(word) for word in self.program if word.startswith("/")), *self.reads)
+        in_home = any(_is_below_home(path) for path in (self.home, *programs))
         return [
             *lines,
             "CapabilityBoundingSet=",
             "AmbientCapabilities=",
             "ProtectSystem=strict",
-            f"ReadWritePaths={folders}",
-            f"ProtectHome={'read-only' if in_home or _is_below_home(self.home) else 'yes'}",
+            f"ReadWritePaths={self._folders()}",
+            f"ProtectHome={'read-only' if in_home else 'yes'}",
             "PrivateTmp=yes",
             "PrivateDevices=yes",
             "ProtectClock=yes",
@@ -166,13 +177,8 @@ class ServiceUnit:
             "KeyringMode=private",
         ]
 
-    def _privileges(self) -> list[str]:
-        if self.is_bwrap_setuid:
-            return [
-                "# bubblewrap is setuid on this machine, and NoNewPrivileges would take that.",
-                "NoNewPrivileges=no",
-            ]
-        return ["NoNewPrivileges=yes"]
+    def _folders(self) -> str:
+        return " ".join(_word(str(_checked(folder))) for folder in dict.fromkeys((self.home, *self.writable)))
 
 
 class Systemd:
@@ -200,7 +206,7 @@ class Systemd:
     def version(self) -> int:
         """Return systemd's version, 0 when it does not say."""
         try:
-            found = re.match(r"systemd (\d+)", self._run(["systemctl", "--version"]).stdout)
+            found = re.match(r"systemd (\d+)", self._run(["systemctl", "--version"], COMMAND_TIMEOUT_S).stdout)
         except OSError:
             return 0
         return int(found[1]) if found else 0
@@ -225,16 +231,20 @@ class Systemd:
     def remove(self, path: Path) -> bool:
         """Stop, disable and remove the unit; return whether there was one. What the node wrote stays.
 
+        It returns when the node has ended, which may take its whole grace.
+
         Raises:
             Conflict: A unit of somebody else is there.
-            Unavailable: systemctl failed.
+            Unavailable: systemctl failed, or the node did not end; the unit is still there then.
         """
         before = _read(path)
         if before is None:
             return False
         if MARK not in before:
             raise Conflict(f"{path} was not written by this command, and is left as it is")
-        self.call("disable", "--now", "--no-block", path.name)
+        self.call("disable", path.name)
+        # Before the file goes: systemd would forget how long the node may take to stop, and kill it with what it runs.
+        self.call("stop", path.name, timeout_s=stop_s(before) + KILL_EXTRA_S)
         path.unlink()
         self.call("daemon-reload")
         return True
@@ -248,20 +258,46 @@ class Systemd:
         shown = self.call("show", unit, *(f"--property={name}" for name in _SHOWN))
         return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
-    def call(self, *arguments: str) -> str:
+    def call(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run systemctl and return what it printed.
 
         Raises:
             Unavailable: It failed or took too long.
         """
-        command = ["systemctl", *(["--user"] if self._scope == "user" else []), *arguments]
-        try:
-            done = self._run(command)
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise Unavailable(f"{' '.join(command)}: {exc}") from exc
+        done = self._try(["systemctl", *(["--user"] if self._scope == "user" else []), *arguments], timeout_s)
         if done.returncode:
-            raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[:500] or done.returncode}")
+            raise Unavailable(f"{' '.join(done.args)} failed: {done.stderr.strip()[:500] or done.returncode}")
         return done.stdout
+
+    def require_folders(self, unit: ServiceUnit) -> None:
+        """Check that what the unit lets the node write is there; systemd starts no service whose folders are missing.
+
+        They are not made here: their names come from a file of the service's own user, who could have root make any.
+
+        Raises:
+            Conflict: One is missing.
+        """
+        for folder in unit.writable:
+            if not folder.is_dir():
+                hint = f"install -d -o {unit.user} -m 0700 {folder}" if unit.user else f"mkdir -p -m 0700 {folder}"
+                raise Conflict(f"the settings name a folder that is not there: {folder}", hint=hint)
+
+    def require_program(self, program: Sequence[str], user: str) -> None:
+        """Check that a user can run the node's program, by doing so.
+
+        Raises:
+            Conflict: The user cannot, most often because it lies in somebody's home.
+            Unavailable: It did not end.
+        """
+        drop = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--init-groups", "--reset-env"]
+        # A shell between: setpriv itself still has root's capabilities when it looks for the program.
+        command = ["/bin/sh", "-c", 'exec "$0" "$@"', *program, "--version"]
+        done = self._try([*drop, "--", *command], COMMAND_TIMEOUT_S)
+        if done.returncode:
+            raise Conflict(
+                f"the user {user} cannot run {' '.join(program)}: {done.stderr.strip()[-300:] or done.returncode}",
+                hint="Install parity where everybody can read it, such as /opt, or name another user with --run-as.",
+            )
 
     def make_user(self, name: str, home: Path) -> bool:
         """Make the service's own user with its home, mode 0700, unless it is there; return whether it was made.
@@ -278,14 +314,28 @@ class Systemd:
             is_new = True
         if is_new:
             command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(home)]
-            done = self._run([*command, "--shell", "/usr/sbin/nologin", name])
+            done = self._try([*command, "--shell", "/usr/sbin/nologin", name], COMMAND_TIMEOUT_S)
             if done.returncode:
                 raise Unavailable(f"useradd failed: {done.stderr.strip()[:500]}")
+        elif pwd.getpwnam(name).pw_uid == 0:
+            raise BadField("the service needs a user other than root", field="user")
         home.mkdir(parents=True, mode=0o700, exist_ok=True)
         found = pwd.getpwnam(name)
         if home.stat().st_uid != found.pw_uid and not any(home.iterdir()):
             os.chown(home, found.pw_uid, found.pw_gid)
         return is_new
+
+    def _try(self, command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+        try:
+            return self._run(command, timeout_s)
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise Unavailable(f"{' '.join(command)}: {exc}") from exc
+
+
+def stop_s(text: str) -> int:
+    """Return how long a unit lets its service take to stop, in seconds."""
+    found = _STOP_S.search(text)
+    return int(found[1]) if found else DEFAULT_STOP_S
 
 
 def unit_path(scope: Scope) -> Path:
@@ -296,15 +346,9 @@ def unit_path(scope: Scope) -> Path:
     return (Path(config) if config else Path.home() / ".config") / "systemd" / "user" / UNIT_NAME
 
 
-def is_setuid(program: str) -> bool:
-    """Return whether a program in ``PATH`` takes its privileges from its file mode."""
-    found = shutil.which(program)
-    return found is not None and bool(Path(found).stat().st_mode & stat.S_ISUID)
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        list(command), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        list(command), capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL, cwd="/"
     )
 
 

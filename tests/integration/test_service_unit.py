@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from parity_node.executors.sandbox.syscalls import ALLOWED
-from parity_node.service import ServiceUnit
+from parity_node.service import ServiceUnit, Systemd
+from parity_protocol.errors import Conflict
 
 NOT_KNOWN_TO_ALL = {"mseal"}  # newer than some systemd: a program then falls back, since the answer is ENOSYS
 BWRAP_NEEDS = {
@@ -99,6 +102,20 @@ def test_what_the_unit_leaves_out_would_keep_every_sandbox_from_starting(covers:
 
     assert os.geteuid() == 0
     assert (done.returncode == 0) is works, done.stderr
+
+
+@pytest.mark.root
+def test_whether_the_services_user_can_run_the_program_is_seen_by_running_it() -> None:
+    user = pwd.getpwuid(UNPRIVILEGED).pw_name
+    with tempfile.TemporaryDirectory() as folder:  # root's alone
+        program = Path(folder) / "parity"
+        program.write_text("#!/bin/sh\nid -u\n")
+        program.chmod(0o755)
+
+        with pytest.raises(Conflict, match="Permission denied"):
+            Systemd("system").require_program([str(program)], user)
+        Path(folder).chmod(0o755)
+        Systemd("system").require_program([str(program)], user)
 
 
 def _groups(text: str) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def install(
     config_path: Path | None,
 ) -> None:
     """Write a hardened unit and enable it. It may be repeated: what is right stays, and a node that runs goes on."""
-    from parity_node.service import SERVICE_USER, STOP_EXTRA_S, ServiceUnit, is_setuid, unit_path
+    from parity_node.service import SERVICE_USER, STOP_EXTRA_S, ServiceUnit, unit_path
 
     scope, systemd = _scope(is_system), _systemd(is_system)
     if run_as is not None and scope == "user":
@@ -90,8 +90,8 @@ def install(
         user=user,
         grace_s=settings.runner_grace.total_seconds(),
         groups=("docker",) if docker else (),
+        reads=(Path(sys.prefix), Path(sys.base_prefix).resolve()),
         systemd_version=systemd.version(),
-        is_bwrap_setuid=is_setuid("bwrap"),
     )
     path, text = unit_path(scope), unit.text()
     document = {"scope": scope, "unit": str(path), "home": str(folder), "user": user, "text": text}
@@ -103,14 +103,19 @@ def install(
         raise Forbidden("only root can install a service of the machine; --user installs one of your own")
     if user is not None:
         systemd.make_user(user, folder)
-    is_ready = (file or folder / NODE_FILE).is_file()
+        systemd.require_program(_program(), user)
+    systemd.require_folders(unit)
+    is_ready = _is_file(file or folder / NODE_FILE)
     changed = systemd.install(path, text, start=start and is_ready)
     lines = [f"{'wrote' if changed else 'already right:'} {path}"]
     if not is_ready:
         who = f"sudo -u {user} " if user else ""
-        lines.append(f"next: {who}env PARITY_HOME={folder} {' '.join(_program())} node init, then systemctl start")
+        lines.append(f"next: {who}env PARITY_HOME={folder} {' '.join(_program())} node init")
+        lines.append(f"then: {_systemctl(scope)} start parity-node")
     if changed and is_ready:
-        lines.append("a node that ran already goes on as it was; systemctl restart parity-node takes the new unit")
+        lines.append(
+            f"a node that ran already goes on as it was; {_systemctl(scope)} restart parity-node takes the new unit"
+        )
     if scope == "user":
         lines.append(f"it ends when you log out, unless root says once: loginctl enable-linger {_me()}")
     if docker:
@@ -129,7 +134,10 @@ def install(
 @scope_option
 @pass_output
 def remove(out: Output, is_system: bool | None) -> None:
-    """Stop and disable the service and remove its unit. Keys, journal and results stay where they are."""
+    """Stop and disable the service and remove its unit. Keys, journal and results stay where they are.
+
+    It waits until the node has ended: what runs may go on for RUNNER_GRACE first.
+    """
     from parity_node.service import unit_path
 
     scope, systemd = _scope(is_system), _systemd(is_system)
@@ -162,11 +170,11 @@ def status(
     scope, systemd = _scope(is_system), _systemd(is_system)
     systemd.require([*_program(), "node", "status"])
     folder = _home(scope, home)
-    settings = _settings(folder, config_path.expanduser().absolute() if config_path else None)
     path = unit_path(scope)
     shown = dict(systemd.show())
     document: dict[str, Any] = {"scope": scope, "unit": str(path), "installed": path.is_file(), "systemd": shown}
     try:
+        settings = _settings(folder, config_path.expanduser().absolute() if config_path else None)
         agent = ask_agent(_state_dir(settings, folder), {"command": "status"})
         document["agent"] = {key: agent.get(key) for key in ("state", "pid", "uptime_s", "version")}
     except ParityError as exc:
@@ -210,9 +218,16 @@ def _settings(home: Path, config: Path | None) -> NodeSettings:
     from parity_node.settings import NodeSettings, load_settings
 
     file = config or home / NODE_FILE
-    if config is not None or file.is_file():
+    if config is not None or _is_file(file):
         return load_settings(file)
     return NodeSettings(_env_file=None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError as exc:
+        raise Forbidden(f"only root and the service's own user may look at {path}") from exc
 
 
 def _state_dir(settings: NodeSettings, home: Path) -> Path:
@@ -223,6 +238,10 @@ def _program() -> tuple[str, ...]:
     """Return the command line of this very program."""
     beside = Path(sys.executable).with_name("parity")
     return (str(beside),) if beside.is_file() else (sys.executable, "-m", "parity_cli")
+
+
+def _systemctl(scope: Scope) -> str:
+    return "sudo systemctl" if scope == "system" else "systemctl --user"
 
 
 def _journal(scope: Scope) -> str:

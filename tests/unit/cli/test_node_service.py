@@ -19,7 +19,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     """A machine on which systemd runs and does what it is asked to; what that was."""
     asked: list[tuple[str, ...]] = []
 
-    def call(_: Systemd, *arguments: str) -> str:
+    def call(_: Systemd, *arguments: str, timeout_s: float = 0) -> str:
         asked.append(arguments)
         return "ActiveState=active\nSubState=running\n" if arguments[0] == "show" else ""
 
@@ -43,7 +43,7 @@ def test_install_and_remove_leave_the_nodes_data(
     parity: Parity, home: Home, tmp_path: Path, machine: list[tuple[str, ...]]
 ) -> None:
     home.path.mkdir(parents=True)
-    (home.path / "node.env").write_text("RUNNER_GRACE=2m\nRUNNER_EXEC_DIR=/srv/exec\n")
+    (home.path / "node.env").write_text("RUNNER_GRACE=2m\nRUNNER_EXEC_DIR=/tmp\n")
     unit = tmp_path / "config/systemd/user/parity-node.service"
 
     installed = parity("node", "service", "install", "--user", "--json").json
@@ -74,6 +74,32 @@ def test_a_wrong_settings_file_is_told_before_anything_changes(parity: Parity, h
 
     assert parity("node", "service", "install", "--user").code == 10
     assert not (tmp_path / "config").exists()
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_changes(parity: Parity, home: Home, tmp_path: Path) -> None:
+    home.path.mkdir(parents=True)
+    (home.path / "node.env").write_text(f"RUNNER_EXEC_DIR={tmp_path}/none\n")
+
+    done = parity("node", "service", "install", "--user")
+
+    assert done.code == 40
+    assert f"mkdir -p -m 0700 {tmp_path}/none" in done.err
+    assert not (tmp_path / "config").exists()
+
+
+def test_a_home_that_this_user_may_not_look_at_is_told_with_systemds_part(
+    parity: Parity, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path) if path.name == "node.env" else False)
+
+    done = parity("node", "service", "status", "--system", "--home", str(home.path), "--json")
+
+    assert done.code == 1
+    assert done.json["systemd"]["ActiveState"] == "active"
+    assert "only root and the service's own user" in done.json["agent"]["error"]
 
 
 def test_a_users_own_service_has_no_other_user(parity: Parity) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from parity_node.service import MARK, ServiceUnit, Systemd, unit_path
+from parity_node.service import KILL_EXTRA_S, MARK, ServiceUnit, Systemd, stop_s, unit_path
 from parity_protocol.errors import BadField, Conflict, Unavailable
 
 PROGRAM = ("/opt/parity/bin/parity",)
@@ -23,12 +23,14 @@ class Machine:
 
     def __init__(self, **failures: str) -> None:
         self.asked: list[str] = []
+        self.patience_s: dict[str, float] = {}
         self.failures = failures
         self.prints = ""
 
-    def __call__(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         line = " ".join(command)
         self.asked.append(line)
+        self.patience_s[line] = timeout_s
         failure = next((text for word, text in self.failures.items() if word in line), None)
         return subprocess.CompletedProcess(list(command), 0 if failure is None else 1, self.prints, failure or "")
 
@@ -85,13 +87,28 @@ def test_a_stop_takes_longer_than_the_grace_and_kills_what_is_left() -> None:
     assert "KillMode=mixed" in found
 
 
-@pytest.mark.parametrize(("version", "has_steps"), [(252, False), (254, True)])
-def test_keys_that_an_older_systemd_does_not_know_are_left_out(version: int, has_steps: bool) -> None:
-    assert ("RestartSteps=8" in lines(unit(systemd_version=version).text())) is has_steps
+@pytest.mark.parametrize(
+    ("version", "pauses"),
+    [(252, {"RestartSec=30s"}), (254, {"RestartSec=2s", "RestartSteps=8", "RestartMaxDelaySec=5min"})],
+)
+def test_a_node_that_fails_is_started_again_for_ever_with_pauses_that_this_systemd_knows(
+    version: int, pauses: set[str]
+) -> None:
+    found = lines(unit(systemd_version=version).text())
+
+    assert {line for line in found if line.startswith(("RestartSec", "RestartSteps", "RestartMax"))} == pauses
+    assert "Restart=on-failure" in found
+    assert "StartLimitIntervalSec=0" in found
 
 
-def test_a_setuid_bubblewrap_keeps_its_privileges() -> None:
-    assert "NoNewPrivileges=no" in lines(unit(is_bwrap_setuid=True).text())
+def test_a_task_that_runs_out_of_memory_does_not_stop_the_node() -> None:
+    assert "OOMPolicy=continue" in lines(unit().text())
+
+
+def test_a_service_waits_for_the_disks_that_it_writes_to() -> None:
+    found = lines(unit(writable=(Path("/srv/big disk"),)).text())
+
+    assert 'RequiresMountsFor=/var/lib/parity-node "/srv/big disk"' in found
 
 
 def test_a_users_own_unit_asks_for_no_mount_namespace() -> None:
@@ -103,8 +120,17 @@ def test_a_users_own_unit_asks_for_no_mount_namespace() -> None:
     assert "NoNewPrivileges=yes" in found
 
 
-def test_a_program_in_a_home_can_be_read() -> None:
-    assert "ProtectHome=read-only" in lines(unit(program=("/home/me/.venv/bin/parity",)).text())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"program": ("/home/me/.venv/bin/parity",)},
+        {"reads": (Path("/home/me/.local/share/uv/python/cpython-3.12"),)},
+        {"home": Path("/home/me/.parity")},
+    ],
+    ids=["program", "its Python", "PARITY_HOME"],
+)
+def test_what_lies_in_a_home_can_be_read(changes: dict[str, Any]) -> None:
+    assert "ProtectHome=read-only" in lines(unit(**changes).text())
 
 
 def test_no_path_can_say_more_to_systemd_than_its_name() -> None:
@@ -157,9 +183,60 @@ def test_a_units_removal_leaves_everything_else(tmp_path: Path) -> None:
     assert not systemd.remove(path)
     assert not path.exists()
     assert machine.asked[2:] == [
-        "systemctl --user disable --now --no-block parity-node.service",
+        "systemctl --user disable parity-node.service",
+        "systemctl --user stop parity-node.service",
         "systemctl --user daemon-reload",
     ]
+
+
+def test_a_removal_waits_as_long_as_the_unit_lets_the_node_take(tmp_path: Path) -> None:
+    machine, path = Machine(), tmp_path / "parity-node.service"
+    systemd = Systemd("system", run=machine)
+    systemd.install(path, unit(grace_s=3_600).text(), start=True)
+
+    systemd.remove(path)
+
+    assert machine.patience_s["systemctl stop parity-node.service"] == 3_660 + KILL_EXTRA_S
+    assert stop_s("[Service]\n") == 90
+
+
+def test_the_unit_stays_until_the_node_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "parity-node.service"
+    systemd = Systemd("system", run=Machine(stop="Job canceled"))
+    systemd.install(path, unit().text(), start=True)
+
+    with pytest.raises(Unavailable, match="Job canceled"):
+        systemd.remove(path)
+    assert path.read_text() == unit().text()
+
+
+def test_a_folder_that_is_missing_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    systemd = Systemd("system", run=Machine())
+    systemd.require_folders(unit(writable=(tmp_path,)))
+
+    with pytest.raises(Conflict, match="not there") as caught:
+        systemd.require_folders(unit(writable=(tmp_path / "exec",)))
+
+    assert caught.value.hint() == f"install -d -o parity-node -m 0700 {tmp_path}/exec"
+    assert not (tmp_path / "exec").exists()
+
+
+def test_a_program_that_the_services_user_cannot_run_is_refused() -> None:
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    can, cannot = Machine(), Machine(setpriv="failed to execute: Permission denied")
+
+    Systemd("system", run=can).require_program(PROGRAM, me)
+    with pytest.raises(Conflict, match=r"cannot run /opt/parity/bin/parity: .*Permission denied"):
+        Systemd("system", run=cannot).require_program(PROGRAM, me)
+
+    assert can.asked[0].endswith("/opt/parity/bin/parity --version")
+    assert f"--reuid={me} " in can.asked[0]
+
+
+def test_root_is_no_user_of_a_service(tmp_path: Path) -> None:
+    with pytest.raises(BadField, match="other than root"):
+        Systemd("system", run=Machine()).make_user("root", tmp_path / "home")
+    assert not (tmp_path / "home").exists()
 
 
 def test_somebody_elses_unit_is_left_alone(tmp_path: Path) -> None:
@@ -188,8 +265,8 @@ def test_what_systemctl_says_when_it_fails_is_told(tmp_path: Path) -> None:
 
 
 def test_a_systemctl_that_hangs_is_unavailable() -> None:
-    def hang(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        raise subprocess.TimeoutExpired(list(command), 120)
+    def hang(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(list(command), timeout_s)
 
     with pytest.raises(Unavailable, match="timed out"):
         Systemd("system", run=hang).show()
@@ -210,7 +287,7 @@ def test_the_version_is_0_when_nobody_says_it() -> None:
 
 
 def test_a_user_is_made_once_and_its_home_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    me = pwd.getpwuid(os.geteuid())
+    me = pwd.struct_passwd(("parity-node", "x", os.geteuid() or 991, os.getegid(), "", "/", "/bin/false"))
     machine, known = Machine(), [False]
 
     def getpwnam(name: str) -> pwd.struct_passwd:
