@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]  # its stubs are not among the locke
 from parity_market.settings import MarketSettings
 from parity_node.settings import NodeSettings
 
-OURS = ("chain", "set-up-market", "market", "set-up-node", "node")
+OURS = ("net", "chain", "set-up-market", "market", "set-up-node", "node")
 LASTING = ("chain", "market", "node", "kubo", "ollama")
 
 
@@ -52,8 +52,16 @@ def test_one_port_is_published_and_on_loopback_only(compose: dict[str, Any]) -> 
     published = [port for service in compose["services"].values() for port in service.get("ports", [])]
 
     assert published == ["127.0.0.1:8443:8443"]
-    shared = {service.get("network_mode") for name, service in compose["services"].items() if name != "chain"}
-    assert shared == {"service:chain", "none"}
+    assert compose["services"]["net"]["ports"] == published
+
+
+def test_the_network_is_held_by_what_cannot_fail(compose: dict[str, Any]) -> None:
+    services = dict(compose["services"])
+    holder = services.pop("net")
+
+    assert {service["network_mode"] for service in services.values()} == {"service:net", "none"}
+    assert (holder["entrypoint"], holder["command"]) == (["sleep"], ["infinity"])
+    assert holder["restart"] == "unless-stopped"
 
 
 def test_what_lasts_has_a_health_check_and_comes_back(compose: dict[str, Any]) -> None:
