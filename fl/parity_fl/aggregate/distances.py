@@ -36,7 +36,7 @@ def gram(layout: Layout, updates: Updates, parts: Sequence[int], scales: NDArray
     is_scaled = bool((scales != 1).any())
     for block in layout.blocks(len(parts)):
         rows = load_block(updates, wanted, block)
-        for piece in pieces(block.size):
+        for piece in pieces(block.size, len(parts)):
             wide = rows[:, piece].astype(np.float64)
             if is_scaled:
                 wide *= scales[:, None]

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from parity_fl.aggregate.base import Update, Updates
 from parity_fl.models.base import Weights
 
-__all__ = ["PIECE", "Block", "Layout", "load_block", "pieces", "take_block"]
+__all__ = ["Block", "Layout", "load_block", "pieces", "take_block"]
 
-PIECE: Final = 1 << 14  # coordinates worked on at a time: ten rows of float64 stay in a core's second-level cache
+_PIECE: Final = 1 << 14  # coordinates worked on at a time, of few updates
+_SMALLEST_PIECE: Final = 1 << 10  # below, NumPy's cost of a call outweighs its work
+_PIECE_VALUES: Final = 1 << 18  # of all updates together: two megabytes of float64 stay near the core
 _BLOCK: Final = 1 << 20  # coordinates of one walk over the updates; few walks, since each may map every file again
-_MATRIX_BYTES: Final = 32 << 20
+_MATRIX_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +66,19 @@ class Layout:
         return ""
 
     def blocks(self, rows: int = 1) -> Iterator[Block]:
-        """Yield every coordinate once. ``rows`` updates of one block fit into 32 MiB of float32."""
-        step = max(PIECE, min(_BLOCK, _MATRIX_BYTES // (4 * max(rows, 1))))
+        """Yield every coordinate once. ``rows`` updates of one block fit into 8 MiB of float32."""
+        step = max(_SMALLEST_PIECE, min(_BLOCK, _MATRIX_BYTES // (4 * max(rows, 1))))
         for name in self.shapes:
             size = self.size(name)
             for begin in range(0, size, step):
                 yield Block(name, begin, min(begin + step, size))
 
 
-def pieces(size: int) -> Iterator[slice]:
-    """Yield slices of at most ``PIECE`` that cover ``size`` coordinates."""
-    for begin in range(0, size, PIECE):
-        yield slice(begin, min(begin + PIECE, size))
+def pieces(size: int, rows: int = 1) -> Iterator[slice]:
+    """Yield slices that cover ``size`` coordinates, so short that ``rows`` updates of one stay in a core's cache."""
+    step = max(_SMALLEST_PIECE, min(_PIECE, _PIECE_VALUES // max(rows, 1)))
+    for begin in range(0, size, step):
+        yield slice(begin, min(begin + step, size))
 
 
 def take_block(update: Update, block: Block) -> NDArray[np.float32]:

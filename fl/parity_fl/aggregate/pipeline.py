@@ -78,7 +78,7 @@ class Pipeline:
         for block, at, delta in self._combined(layout, updates, plan):
             step = self._optimizer.step(block, at, delta)
             place = slice(block.begin + at.start, block.begin + at.stop)
-            square += float(np.dot(step, step))
+            square += float(np.square(step).sum())
             with np.errstate(over="ignore"):  # said below, with a reason
                 out[block.name].reshape(-1)[place] = base[block.name].reshape(-1)[place] + step
         if not all(np.isfinite(tensor).all() for tensor in out.values()):
@@ -172,7 +172,7 @@ class Pipeline:
         matrix = None if plan.matrix is None else plan.matrix[chosen] * plan.scales
         for block in layout.blocks(len(plan.parts)):
             loaded = load_block(updates, wanted, block)
-            for piece in pieces(block.size):
+            for piece in pieces(block.size, len(plan.parts)):
                 rows = loaded[:, piece].astype(np.float64)
                 if matrix is not None:
                     rows = matrix @ rows

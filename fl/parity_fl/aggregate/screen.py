@@ -113,7 +113,8 @@ def _square(layout: Layout, update: Update) -> float:
         flat = update.delta[name].reshape(-1)
         for piece in pieces(len(flat)):
             wide = flat[piece].astype(np.float64)
-            total += float(np.dot(wide, wide))
+            # NumPy's own sum: a BLAS may split it over threads, and then its last bits depend on their number.
+            total += float(np.square(wide, out=wide).sum())
     return total
 
 
