@@ -15,9 +15,12 @@ from parity_fl.limits import FOREST_LIMITS, MAX_UPDATE_BYTES, ForestLimits
 from parity_fl.linear import LinearModel, linear_from_tensors
 from parity_fl.merge import merge_linear, merge_union
 from parity_fl.model import TrainedModel, encode_model
+from parity_fl.models.linear_exact import LinearStatistics, statistics_bytes
+from parity_fl.neural_config import parameter_count
+from parity_fl.one_round import finish_exact, statistics_of
 from parity_fl.plan import PartitionPlan
 from parity_fl.scoring import out_of_bag, scores
-from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
+from parity_fl.spec import FlSpec, ForestConfig, LinearConfig, NeuralConfig
 from parity_fl.table import Table
 from parity_fl.trees import Forest, as_forest_features, forest_from_tensors, predict
 from parity_fl.update import decode_update
@@ -26,6 +29,7 @@ from parity_protocol.errors import BadDocument
 __all__ = ["FinalModel", "Metric", "audit_update", "check_update", "finish", "indexed_importance", "max_update_bytes"]
 
 Metric: TypeAlias = float | int | str | dict[str, float] | None
+_Opened: TypeAlias = Forest | LinearModel | LinearStatistics
 
 _HEADER_ALLOWANCE: Final = 1 << 16  # names, shapes, ids and metrics of an update
 
@@ -51,7 +55,7 @@ def check_update(spec: FlSpec, plan: PartitionPlan, update_bytes: bytes, part: i
 def audit_update(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, update_bytes: bytes, part: int) -> None:
     """Do what ``check_update`` does, and recount a forest's trees on the data (see ``parity_fl.audit``).
 
-    Worth its time (about that of scoring) where nodes are strangers. A linear model has nothing to recount.
+    Worth its time (about that of scoring) where nodes are strangers. Other models have nothing to recount.
 
     Raises:
         TooLarge: The update is over its cap.
@@ -68,8 +72,12 @@ def audit_update(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, update
 
 def max_update_bytes(spec: FlSpec, plan: PartitionPlan, part: int) -> int:
     """Return the most bytes that an honest update of ``part`` can have; an upload is cut off there."""
+    if isinstance(spec.model, NeuralConfig):
+        widths = spec.model.layers(n_features=plan.n_features, n_classes=plan.class_count)
+        return _HEADER_ALLOWANCE + 4 * parameter_count(widths)
     if isinstance(spec.model, LinearConfig):
-        return _HEADER_ALLOWANCE + 8 * (3 * plan.n_features + 1)
+        exact = spec.model.solver == "exact"
+        return _HEADER_ALLOWANCE + (statistics_bytes(plan.n_features) if exact else 8 * (3 * plan.n_features + 1))
     outputs = plan.class_count if spec.is_classification else 1
     trees = split_trees(spec.model.num_trees, plan.total_parts)[part]
     nodes = _max_nodes(spec.model, plan, part) * (24 + 4 * outputs)
@@ -93,7 +101,7 @@ def finish(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, updates: Seq
     """
     if len(updates) != plan.total_parts:
         raise BadDocument(f"expected one update for each of {plan.total_parts} parts, got {len(updates)}")
-    opened: dict[int, Forest | LinearModel] = {}
+    opened: dict[int, _Opened] = {}
     for data in updates:
         part = decode_update(data, max_bytes=MAX_UPDATE_BYTES).part
         if part in opened:
@@ -104,12 +112,22 @@ def finish(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, updates: Seq
     if isinstance(spec.model, ForestConfig):
         forests = [model for model in models if isinstance(model, Forest)]
         return _finish_forest(spec.model, plan, table, forests)
-    return _finish_linear(plan, table, [model for model in models if isinstance(model, LinearModel)])
+    if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
+        sums = [model for model in models if isinstance(model, LinearStatistics)]
+        solution = finish_exact(spec.model, table, sums)
+        return _finish_linear(plan, table, solution.model, {"solver": "exact", "ridge": solution.ridge})
+    merged = merge_linear(
+        [model for model in models if isinstance(model, LinearModel)],
+        [plan.part_size(part) for part in range(plan.total_parts)],
+    )
+    return _finish_linear(plan, table, merged, {})
 
 
-def _open(spec: FlSpec, plan: PartitionPlan, data: bytes, part: int) -> Forest | LinearModel:
+def _open(spec: FlSpec, plan: PartitionPlan, data: bytes, part: int) -> _Opened:
     if not 0 <= part < plan.total_parts:
         raise BadDocument(f"not an update of this task: there is no part {part} of {plan.total_parts}")
+    if isinstance(spec.model, NeuralConfig):
+        raise BadDocument("not an update of this task: a neural network trains in rounds")
     update = decode_update(data, max_bytes=max_update_bytes(spec, plan, part))
     expected: Mapping[str, object] = {
         "model_type": spec.model_type,
@@ -127,6 +145,8 @@ def _open(spec: FlSpec, plan: PartitionPlan, data: bytes, part: int) -> Forest |
                 f"not an update of this task: {name} must be {str(value)!a}, got {str(getattr(update, name))!a}"
             )
     if isinstance(spec.model, LinearConfig):
+        if spec.model.solver == "exact":
+            return statistics_of(update.tensors, plan, part)
         return linear_from_tensors(update.tensors, n_features=plan.n_features)
     trees = split_trees(spec.model.num_trees, plan.total_parts)[part]
     forest = forest_from_tensors(
@@ -174,12 +194,17 @@ def _finish_forest(config: ForestConfig, plan: PartitionPlan, table: Table, fore
     return FinalModel(encode_model(model), metrics)
 
 
-def _finish_linear(plan: PartitionPlan, table: Table, models: Sequence[LinearModel]) -> FinalModel:
-    merged = merge_linear(models, [plan.part_size(part) for part in range(plan.total_parts)])
+def _finish_linear(plan: PartitionPlan, table: Table, merged: LinearModel, extra: Mapping[str, Metric]) -> FinalModel:
     held = table.assignment.holdout
     with np.errstate(over="ignore", invalid="ignore"):
         found = scores(table.truth[held], merged.predict(table.dataset.features[held]), classification=False)
-    metrics: dict[str, Metric] = {"model_type": "linear_regression", "task": "regression", **found, **_sizes(plan)}
+    metrics: dict[str, Metric] = {
+        "model_type": "linear_regression",
+        "task": "regression",
+        **found,
+        **extra,
+        **_sizes(plan),
+    }
     return FinalModel(encode_model(TrainedModel(merged, (), plan.n_features, table.dataset.feature_names)), metrics)
 
 

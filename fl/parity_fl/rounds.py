@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 
 from parity_fl.aggregate import Update, make_strategy
 from parity_fl.finishing import FinalModel, Metric
-from parity_fl.linear import LinearModel
 from parity_fl.model import TrainedModel, encode_model
-from parity_fl.models import RoundModel, Weights, round_model, scaling_of
-from parity_fl.models.linear_sgd import LinearSgd
-from parity_fl.networks import Network
-from parity_fl.neural_config import NeuralConfig
+from parity_fl.models import Weights
 from parity_fl.plan import PartitionPlan
-from parity_fl.prng import derive_key
 from parity_fl.round_bodies import decode_delta, decode_weights, encode_delta, encode_weights
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec, TrainConfig
 from parity_fl.strategy import StrategyConfig
-from parity_fl.table import Table, contradiction
+from parity_fl.table import contradiction
 from parity_fl.tensors import decode_tensors, encode_tensors
+from parity_fl.training import SessionModel, train_seed
 from parity_protocol.errors import BadDocument, ParityError
 
 __all__ = ["Reduced", "RoundServer", "RoundTrainer", "TrainedRound"]
@@ -67,21 +63,6 @@ class TrainedRound:
     metrics: dict[str, float]
 
 
-class _Prepared:
-    """What both sides make of settings, plan and data."""
-
-    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes) -> None:
-        self.table = Table.load(spec, plan, dataset)
-        rows = self.table.training_rows()
-        self.scaling = scaling_of(spec, self.table.dataset.features[rows], self.table.truth[rows])
-        self.model: RoundModel = round_model(
-            spec, n_features=plan.n_features, n_classes=plan.class_count, scaling=self.scaling
-        )
-
-    def rows(self, wanted: NDArray[np.uint32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.table.dataset.features[wanted], self.table.truth[wanted]
-
-
 class RoundServer:
     """The market's side of one session.
 
@@ -99,19 +80,15 @@ class RoundServer:
         self._spec = spec
         self._plan = plan
         self._strategy = strategy
-        self._made = _Prepared(spec, plan, dataset)
-        self._held = self._made.rows(self._made.table.assignment.holdout)
+        self._made = SessionModel.load(spec, plan, dataset)
 
     def first(self) -> bytes:
         """Return the model file that round 1 starts from; it follows from the plan's seed."""
-        weights = self._made.model.init(derive_key("init", bytes.fromhex(self._plan.seed)))
-        return encode_weights(weights)
+        return encode_weights(self._made.first())
 
     def scores(self, weights: Weights) -> dict[str, float]:
         """Return a model's scores on the hold-out; empty without one. What is not finite is left out."""
-        if not len(self._held[1]):
-            return {}
-        found = self._made.model.evaluate(weights, *self._held)
+        found = self._made.score(weights)
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
     def reduce(
@@ -188,13 +165,9 @@ class RoundServer:
             rounds: How many there were.
         """
         weights = decode_weights(file, self._made.model.shapes())
-        plan, model = self._plan, self._made.model
+        plan = self._plan
         classes = plan.class_names if self._spec.is_classification else ()
-        if isinstance(model, LinearSgd):
-            fitted: Network | LinearModel = model.own_units(weights)
-        else:
-            assert isinstance(self._spec.model, NeuralConfig)
-            fitted = Network(self._spec.model, weights, self._made.scaling, len(classes))
+        fitted = self._made.finished(weights)
         document = TrainedModel(fitted, classes, plan.n_features, self._made.table.dataset.feature_names)
         metrics: dict[str, Metric] = {
             "model_type": self._spec.model_type,
@@ -230,9 +203,9 @@ class RoundTrainer:
         self._config: TrainConfig = spec.train
         self._plan = plan
         self._part = part
-        made = _Prepared(spec, plan, dataset)
+        made = SessionModel.load(spec, plan, dataset)
         self._model = made.model
-        self._features, self._truth = made.rows(made.table.assignment.parts[part])
+        self._features, self._truth = made.rows(part)
         self._left: Weights | None = None  # of the last update: what its format could not carry
 
     def train(
@@ -249,9 +222,7 @@ class RoundTrainer:
             ExecutionFailed: ``numerical_instability``: training diverges.
         """
         weights = decode_weights(base, self._model.shapes())
-        seed = derive_key(
-            "train", bytes.fromhex(self._plan.seed), number.to_bytes(4, "big"), self._part.to_bytes(4, "big")
-        )
+        seed = train_seed(self._plan, self._part, number)
         trained = self._model.train(
             weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
         )

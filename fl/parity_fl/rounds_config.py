@@ -81,6 +81,8 @@ class RoundsConfig:
 def is_in_rounds(session: Mapping[str, object]) -> bool:
     """Return whether a submitted session trains in rounds: every network does, a linear model with more than one.
 
+    The exact solver never does: its one round is an ordinary session, and more than one are refused at creation.
+
     Args:
         session: ``FederatedLearningSpec.session()``.
     """
@@ -88,7 +90,9 @@ def is_in_rounds(session: Mapping[str, object]) -> bool:
         case "neural_network":
             return True
         case "linear_regression":
-            return session.get("total_rounds", 1) != 1
+            settings = session.get("model_config")
+            exact = isinstance(settings, Mapping) and settings.get("solver") == "exact"
+            return not exact and session.get("total_rounds", 1) != 1
         case _:
             return False
 

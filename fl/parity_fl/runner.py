@@ -20,11 +20,12 @@ from parity_fl.finishing import (
     max_update_bytes,
 )
 from parity_fl.linear import feature_scale, linear_tensors, train_linear
+from parity_fl.one_round import exact_part
 from parity_fl.partition import plan_partition
 from parity_fl.plan import PartitionPlan
 from parity_fl.prng import derive_key
 from parity_fl.scoring import scores
-from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
+from parity_fl.spec import FlSpec, ForestConfig, LinearConfig, NeuralConfig
 from parity_fl.table import Table, contradiction
 from parity_fl.trees import as_forest_features, forest_tensors, predict
 from parity_fl.update import FlUpdate, encode_update
@@ -76,6 +77,8 @@ def plan_session(spec: FlSpec, dataset_bytes: bytes, seed: str) -> PartitionPlan
     plan = plan_partition(
         spec.partition, dataset.labels, seed=seed, n_features=width, classification=spec.is_classification
     )
+    if isinstance(spec.model, NeuralConfig):
+        spec.model.layers(n_features=width, n_classes=plan.class_count)
     if isinstance(spec.model, ForestConfig) and spec.is_classification:
         wanted, found = spec.model.num_classes, plan.class_count
         if wanted not in {0, found}:
@@ -130,6 +133,10 @@ def train(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, part: int) ->
         metrics["tree_count"] = grown.forest.n_trees
         metrics["oob_rows"] = grown.oob_rows
         metrics["feature_importance"] = indexed_importance(grown.forest)
+    elif isinstance(spec.model, NeuralConfig):
+        contradiction("a neural network trains in rounds")
+    elif spec.model.solver == "exact":
+        tensors, said = exact_part(spec.model, table, part)
     else:
         if spec.train is None:
             contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")

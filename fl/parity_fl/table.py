@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parity_fl.data import Dataset, label_classes, load_dataset, targets
 from parity_fl.partition import Assignment, assign
 from parity_fl.plan import PartitionPlan
-from parity_fl.spec import FlSpec, LinearConfig
+from parity_fl.spec import FlSpec, ForestConfig
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = ["Table", "contradiction"]
@@ -39,7 +39,7 @@ class Table:
             or plan.strata != ("class" if classification else "quantile")
         ):
             contradiction("the partition plan was made for other settings")
-        if isinstance(spec.model, LinearConfig) and spec.model.input_size != plan.n_features:
+        if not isinstance(spec.model, ForestConfig) and spec.model.input_size not in {0, plan.n_features}:
             contradiction(f"feature size mismatch: expected {spec.model.input_size}, got {plan.n_features}")
         dataset = load_dataset(dataset_bytes, spec.data_format)
         if dataset.features.shape[1] != plan.n_features:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_fl.linear import LinearModel
 from parity_fl.models.base import RoundModel, Weights, round_model, scaling_of, weights_digest
 from parity_fl.models.linear_sgd import LinearSgd
-from parity_fl.models.mlp import Mlp
-from parity_fl.models.neural_model import NeuralModel
+from parity_fl.networks import Network
+from parity_fl.neural_config import NeuralConfig
 from parity_fl.plan import PartitionPlan
 from parity_fl.prng import derive_key
 from parity_fl.spec import FlSpec, TrainConfig
 from parity_fl.table import Table, contradiction
 
-__all__ = ["RoundUpdate", "SessionModel", "first_model", "train_round", "train_seed"]
+__all__ = ["RoundUpdate", "SessionModel", "first_model", "train_seed"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +82,11 @@ class SessionModel:
         """
         return cls(spec, plan, Table.load(spec, plan, dataset_bytes), kernel=kernel)
 
+    def rows(self, part: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return a part's features, shape ``(n, d)``, and class indices or targets, shape ``(n,)``."""
+        wanted = self.table.assignment.parts[part]
+        return self.table.dataset.features[wanted], self.table.truth[wanted]
+
     def first(self) -> Weights:
         """Return the model that round 1 starts from; ``first_model`` needs no data for it."""
         return self.model.init(_first_seed(self.plan))
@@ -112,8 +118,7 @@ class SessionModel:
         chosen = config or self.spec.train
         if chosen is None:
             contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
-        rows = self.table.assignment.parts[part]
-        features, truth = self.table.dataset.features[rows], self.table.truth[rows]
+        features, truth = self.rows(part)
         seed = train_seed(self.plan, part, round_number)
         trained = self.model.train(base, features, truth, chosen, seed=seed, proximal_mu=proximal_mu)
         return RoundUpdate(
@@ -132,14 +137,12 @@ class SessionModel:
             return {}
         return self.model.evaluate(weights, self.table.dataset.features[held], self.table.truth[held])
 
-    def finished(self, weights: Weights) -> NeuralModel | LinearModel:
+    def finished(self, weights: Weights) -> Network | LinearModel:
         """Return the model to predict with, in the data's own units: ``TrainedModel.fitted``."""
         if isinstance(self.model, LinearSgd):
             return self.model.own_units(weights)
-        assert isinstance(self.model, Mlp)
-        layout = self.model.problem.layout
-        classes = _n_classes(self.spec, self.plan)
-        return NeuralModel(layout.widths, self.model.problem.activation, classes, weights, self.scaling)
+        assert isinstance(self.spec.model, NeuralConfig)
+        return Network(self.spec.model, weights, self.scaling, _n_classes(self.spec, self.plan))
 
 
 def first_model(spec: FlSpec, plan: PartitionPlan) -> Weights:
@@ -152,25 +155,6 @@ def first_model(spec: FlSpec, plan: PartitionPlan) -> Weights:
     return model.init(_first_seed(plan))
 
 
-def train_round(
-    spec: FlSpec,
-    plan: PartitionPlan,
-    dataset_bytes: bytes,
-    part: int,
-    base: Weights,
-    round_number: int,
-    *,
-    proximal_mu: float = 0.0,
-) -> RoundUpdate:
-    """Train one part for one round; ``SessionModel`` does it without parsing the data every time.
-
-    Raises:
-        BadField: See ``SessionModel.train``.
-        ExecutionFailed: See ``SessionModel.load`` and ``SessionModel.train``.
-    """
-    return SessionModel.load(spec, plan, dataset_bytes).train(part, base, round_number, proximal_mu=proximal_mu)
-
-
 def train_seed(plan: PartitionPlan, part: int, round_number: int) -> bytes:
     """Return the 32 bytes that key a part's training in a round."""
     session = bytes.fromhex(plan.seed)
@@ -178,7 +162,7 @@ def train_seed(plan: PartitionPlan, part: int, round_number: int) -> bytes:
 
 
 def _first_seed(plan: PartitionPlan) -> bytes:
-    return derive_key("model", bytes.fromhex(plan.seed))
+    return derive_key("init", bytes.fromhex(plan.seed))
 
 
 def _n_classes(spec: FlSpec, plan: PartitionPlan) -> int:

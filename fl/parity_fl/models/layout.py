@@ -99,7 +99,7 @@ def first_weights(layout: Layout, seed: bytes, *, activation: str) -> dict[str, 
 
     Glorot and Bengio (2010), eq. 16; He et al. (2015), §2.2, both as uniform laws. Entry ``i`` of a layer, row by row,
     is ``((word_i + 0.5) / 2**31 - 1) * bound`` in float64, rounded once to float32, with the words of the stream keyed
-    ``derive_key("init", seed, layer)``. Every step is exactly rounded by IEEE 754, so all machines agree bit for bit.
+    ``derive_key("layer", seed, layer)``. Every step is exactly rounded by IEEE 754, so all machines agree bit for bit.
 
     Args:
         layout: The layers.
@@ -111,7 +111,7 @@ def first_weights(layout: Layout, seed: bytes, *, activation: str) -> dict[str, 
     for layer, (fan_in, fan_out) in enumerate(pairwise(layout.widths)):
         he = activation == "relu" and layer != last
         bound = float(np.sqrt(6.0 / fan_in)) if he else float(np.sqrt(6.0 / (fan_in + fan_out)))
-        stream = Sha256Stream(derive_key("init", seed, layer.to_bytes(4, "big")))
+        stream = Sha256Stream(derive_key("layer", seed, layer.to_bytes(4, "big")))
         words = stream.peek(fan_in * fan_out).astype(np.float64)
         values = ((words + 0.5) / _HALF_RANGE - 1.0) * bound
         weights[f"layer_{layer:02d}.bias"] = np.zeros(fan_out, dtype=np.float32)
