@@ -73,8 +73,8 @@ class Session:
 def test_accuracy_rises_over_the_rounds_and_the_final_model_predicts_like_the_last_round() -> None:
     session = Session()
 
-    rounds = session.run(5)
-    final = session.server.final(rounds[-1].model, rounds=5)
+    rounds = session.run(8)
+    final = session.server.final(rounds[-1].model, rounds=8)
 
     assert rounds[-1].metrics["accuracy"] > max(0.75, rounds[0].metrics["accuracy"])
     assert final.metrics["accuracy"] == rounds[-1].metrics["accuracy"]
