@@ -1,0 +1,342 @@
+"""A whole federation in one process: the models, strategies, cuts and seeds of the market, without market or nodes.
+
+With ``fp32`` updates a simulation ends with the very weights that a session with the same settings and seed ends with
+on one machine. All nodes' updates of a round are in memory at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
+from parity_fl.attacks import Attack
+from parity_fl.finishing import finish
+from parity_fl.models import Weights, weights_digest
+from parity_fl.plan import PartitionPlan
+from parity_fl.round_bodies import decode_delta, encode_delta
+from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
+from parity_fl.runner import plan_session, train
+from parity_fl.spec import FlSpec, ForestConfig
+from parity_fl.strategy import client_learning_rate
+from parity_fl.training import SessionModel
+from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, TooFewUpdates
+
+__all__ = ["MAX_ROUNDS", "RoundRecord", "SimulationReport", "simulate"]
+
+MAX_ROUNDS: Final = 10_000
+_NAMED: Final = ("accuracy", "r2", "loss", "mse", "holdout", "oob_local_mean", "oob_federated", "ridge")
+_MAX_BYTES: Final = 8 << 30  # of all updates of one round
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """What happened in a round.
+
+    Attributes:
+        number: From 1; a forest has one round.
+        cohort: Parts that were asked, ascending.
+        accepted: Parts whose update is in the model.
+        rejected: Why others are not, by part.
+        scores: Of the new model on the hold-out: ``loss`` with ``accuracy``, or with ``r2`` and ``mse``.
+        train_loss: Mean over the cohort, by rows, on the rows that each trained on; None for a forest.
+        metrics: What the rule says about the updates.
+        contributions: By part, how much higher the hold-out's loss is without it; empty when not asked for.
+    """
+
+    number: int
+    cohort: tuple[int, ...]
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
+    scores: dict[str, float]
+    train_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    contributions: dict[int, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready members; the scores are members of their own."""
+        members: dict[str, Any] = {"round": self.number, **self.scores}
+        if self.train_loss is not None:
+            members["train_loss"] = self.train_loss
+        members |= {"cohort": list(self.cohort), "accepted": list(self.accepted)}
+        members["rejected"] = {str(part): reason for part, reason in self.rejected.items()}
+        if self.metrics:
+            members["metrics"] = dict(self.metrics)
+        if self.contributions:
+            members["contributions"] = {str(part): value for part, value in self.contributions.items()}
+        return members
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationReport:
+    """The outcome of a simulation.
+
+    Attributes:
+        plan: How the data were cut.
+        strategy: The rule's name; ``union`` and so on for a forest.
+        scores: Of the last model on the hold-out; see ``RoundRecord``. A forest's named estimates are here too.
+        rounds: One record per round.
+        malicious: Parts that attacked, ascending.
+        warnings: What people should be told about their choices.
+        model_hash: SHA-256, hex, of the last model: of its weights, or of a forest's file.
+    """
+
+    model_type: str
+    plan: PartitionPlan
+    strategy: str
+    scores: dict[str, float]
+    rounds: tuple[RoundRecord, ...]
+    malicious: tuple[int, ...]
+    warnings: tuple[str, ...]
+    model_hash: str
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the hold-out that is classified right; None for regression and without a hold-out."""
+        return self.scores.get("accuracy")
+
+    @property
+    def r2(self) -> float | None:
+        """Coefficient of determination on the hold-out; None for classification."""
+        return self.scores.get("r2")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready members."""
+        plan = self.plan
+        return {
+            "model_type": self.model_type,
+            "strategy": self.strategy,
+            **self.scores,
+            "assignment_hash": plan.assignment_hash,
+            "model_hash": self.model_hash,
+            "seed": plan.seed,
+            "partition": {
+                "strategy": plan.strategy,
+                "total_parts": plan.total_parts,
+                "part_sizes": [plan.part_size(part) for part in range(plan.total_parts)],
+                "holdout_size": plan.holdout_size,
+                "redraws": plan.redraws,
+                "moved": plan.moved,
+            },
+            "malicious": list(self.malicious),
+            "warnings": list(self.warnings),
+            "rounds": [record.to_dict() for record in self.rounds],
+        }
+
+
+def simulate(
+    spec: FlSpec,
+    data: bytes,
+    *,
+    seed: str,
+    strategy: StrategyConfig | None = None,
+    rounds: int = 1,
+    fraction: float = 1.0,
+    attack: Attack | None = None,
+    update_format: UpdateFormat = "fp32",
+    leave_one_out: bool = False,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> SimulationReport:
+    """Run a federation of ``spec.partition.total_parts`` nodes.
+
+    Args:
+        spec: Resolved settings.
+        data: The whole data set.
+        seed: 64 lower-case hex characters: the cut, the first model, who is asked and every shuffle follow from it.
+        strategy: The rule; FedAvg when None. A forest and the exact linear solver have none.
+        rounds: From 1 to ``MAX_ROUNDS``; a forest and the exact linear solver need one.
+        fraction: Share of the parts that is asked in a round, in (0, 1].
+        attack: What some of the parts do.
+        update_format: How updates travel; ``fp32`` loses nothing.
+        leave_one_out: Score every part in every round by the round without it.
+        on_round: Called after every round.
+
+    Raises:
+        BadField: The settings contradict each other or do not fit the data.
+        TooFewUpdates: A round had too few usable updates for the rule.
+        ExecutionFailed: ``data_invalid``: the data cannot be used; ``numerical_instability``: nobody could train.
+    """
+    if not 1 <= rounds <= MAX_ROUNDS:
+        raise BadField(f"rounds must be from 1 to {MAX_ROUNDS}, got {rounds}", field="rounds")
+    if not 0 < fraction <= 1:
+        raise BadField(f"fraction must be above 0 and at most 1, got {fraction}", field="fraction")
+    if attack is not None and attack.count > spec.partition.total_parts:
+        raise BadField(f"{attack.count} of {spec.partition.total_parts} nodes cannot be malicious", field="attack")
+    plan = plan_session(spec, data, seed)
+    if spec.train is None:
+        if attack is not None:
+            raise BadField("attacks are on updates in rounds: this model has none", field="attack")
+        if rounds != 1:
+            raise BadField(f"this model is made in one round, got {rounds}", field="rounds")
+        return _in_one_round(spec, plan, data, on_round)
+    return _Federation(
+        SessionModel.load(spec, plan, data),
+        strategy=strategy or StrategyConfig(),
+        fraction=fraction,
+        attack=attack,
+        update_format=update_format,
+        leave_one_out=leave_one_out,
+    ).run(rounds, on_round)
+
+
+class _Federation:
+    """A model that trains in rounds, with everybody's rows."""
+
+    def __init__(
+        self,
+        session: SessionModel,
+        *,
+        strategy: StrategyConfig,
+        fraction: float,
+        attack: Attack | None,
+        update_format: UpdateFormat,
+        leave_one_out: bool,
+    ) -> None:
+        assert session.spec.train is not None  # what has none goes through ``_in_one_round``
+        self._session, self._strategy, self._attack = session, strategy, attack
+        self._plan = session.plan
+        self._format: UpdateFormat = update_format
+        self._leave_one_out = leave_one_out
+        rate = client_learning_rate(strategy, session.spec.train.learning_rate)
+        self._train = session.spec.train if rate is None else replace(session.spec.train, learning_rate=rate)
+        parts = self._plan.total_parts
+        needed = max(1, math.ceil(fraction * parts - 1e-9))
+        self._rounds = RoundsConfig(total_rounds=1, min_available_clients=needed, quorum=needed, fraction=fraction)
+        self.warnings = check_strategy(strategy, quorum=needed, partition_strategy=self._plan.strategy)
+        size = 4 * needed * sum(math.prod(shape) for shape in session.model.shapes().values())
+        if size > _MAX_BYTES:
+            raise BadField(
+                f"{needed} updates of this model take {size >> 20} MiB, a simulation keeps at most"
+                f" {_MAX_BYTES >> 20}: ask fewer nodes in a round, or make the model smaller",
+                field="fraction",
+            )
+        self._malicious = frozenset[int]() if attack is None else attack.attackers(parts, self._plan.seed)
+        self._misled = session
+        if attack is not None and attack.name == "label_flip":
+            table = replace(session.table, truth=attack.labels(session.table.truth))
+            self._misled = SessionModel(session.spec, session.plan, table)
+        self._left: dict[int, Weights | None] = {}
+
+    def run(self, rounds: int, on_round: Callable[[RoundRecord], None] | None) -> SimulationReport:
+        weights = self._session.first()
+        rule = make_strategy(self._strategy)
+        records: list[RoundRecord] = []
+        for number in range(1, rounds + 1):
+            weights, record = self._round(rule, weights, number)
+            records.append(record)
+            if on_round is not None:
+                on_round(record)
+        return SimulationReport(
+            model_type=self._session.spec.model_type,
+            plan=self._plan,
+            strategy=rule.name,
+            scores=records[-1].scores,
+            rounds=tuple(records),
+            malicious=tuple(sorted(self._malicious)),
+            warnings=tuple(self.warnings),
+            model_hash=weights_digest(weights),
+        )
+
+    def _round(self, rule: Strategy, base: Weights, number: int) -> tuple[Weights, RoundRecord]:
+        cohort = cohort_of(self._rounds, parts=self._plan.total_parts, seed=self._plan.seed, number=number)
+        updates: dict[int, Update] = {}
+        rejected: dict[int, str] = {}
+        losses: list[tuple[float, int]] = []
+        for part in cohort:
+            size = self._plan.part_size(part)
+            try:
+                delta, loss = self._update(base, number, part)
+            except ExecutionFailed as exc:
+                if exc.reason != FailureReason.NUMERICAL_INSTABILITY:
+                    raise
+                rejected[part] = f"numerical_instability: {exc.message}"
+                continue
+            updates[part] = Update(part, float(size), delta)
+            losses.append((loss, size))
+        if not updates:
+            raise ExecutionFailed(
+                FailureReason.NUMERICAL_INSTABILITY, f"no node could train round {number}: {rejected[cohort[0]]}"
+            )
+
+        before = rule.state()
+        done = rule.aggregate(base, lambda: iter(updates.values()), len(updates))
+        scores = self._scores(done.weights)
+        contributions: dict[int, float] = {}
+        if self._leave_one_out and "loss" in scores:
+            accepted = [updates[part] for part in done.accepted]
+            for part in done.accepted:
+                without = self._without(part, base, accepted, before)
+                if "loss" in without:
+                    contributions[part] = without["loss"] - scores["loss"]
+        return done.weights, RoundRecord(
+            number=number,
+            cohort=cohort,
+            accepted=done.accepted,
+            rejected=dict(sorted({**rejected, **done.rejected}.items())),
+            scores=scores,
+            train_loss=sum(loss * size for loss, size in losses) / sum(size for _, size in losses),
+            metrics=done.metrics,
+            contributions=contributions,
+        )
+
+    def _update(self, base: Weights, number: int, part: int) -> tuple[Weights, float]:
+        """Train one part; return what the market reads of its update, and its loss on its own rows."""
+        is_malicious = part in self._malicious
+        session = self._misled if is_malicious else self._session
+        made = session.train(part, base, number, config=self._train, proximal_mu=self._strategy.mu)
+        if is_malicious and self._attack is not None:
+            delta = self._attack.update(made.delta, seed=self._plan.seed, number=number, part=part)
+        elif self._format == "fp32":
+            delta = made.delta
+        else:
+            body, self._left[part] = encode_delta(made.delta, self._format, left=self._left.get(part))
+            delta = decode_delta(body, self._session.model.shapes())
+        return delta, made.metrics["loss"]
+
+    def _without(
+        self, part: int, base: Weights, updates: list[Update], state: dict[str, NDArray[np.float64]]
+    ) -> dict[str, float]:
+        others = [update for update in updates if update.part != part]
+        rule = make_strategy(self._strategy)
+        rule.restore(state)
+        try:
+            return self._scores(rule.aggregate(base, lambda: iter(others), len(others)).weights)
+        except TooFewUpdates:  # the rule needs every one of them
+            return {}
+
+    def _scores(self, weights: Weights) -> dict[str, float]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self._session.score(weights)
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _in_one_round(
+    spec: FlSpec, plan: PartitionPlan, data: bytes, on_round: Callable[[RoundRecord], None] | None
+) -> SimulationReport:
+    """What nodes and market do for a forest or the exact solver: every part once, then one merge."""
+    everybody = tuple(range(plan.total_parts))
+    done = finish(spec, plan, data, [train(spec, plan, data, part).update_bytes for part in everybody])
+    scores = {
+        name: float(value)
+        for name, value in done.metrics.items()
+        if name in _NAMED and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    record = RoundRecord(number=1, cohort=everybody, accepted=everybody, rejected={}, scores=scores)
+    if on_round is not None:
+        on_round(record)
+    return SimulationReport(
+        model_type=spec.model_type,
+        plan=plan,
+        strategy=spec.model.mode if isinstance(spec.model, ForestConfig) else "exact",
+        scores=scores,
+        rounds=(record,),
+        malicious=(),
+        warnings=(),
+        model_hash=sha256(done.model_bytes).hexdigest(),
+    )
