@@ -1,7 +1,7 @@
 """A strict safetensors codec: the only form in which models and updates travel (FL1).
 
 The layout is safetensors': 8 bytes little-endian header length, a JSON header, the tensors' bytes. Beyond what the
-library checks, a document here must tile its body exactly, use one of four dtypes, and stay under its caps; nothing is
+library checks, a document here must tile its body exactly, use one of six dtypes, and stay under its caps; nothing is
 allocated that the caps do not allow. Encoding is deterministic: equal tensors give equal bytes.
 """
 
@@ -20,46 +20,48 @@ from parity_protocol.errors import BadDocument, TooLarge
 
 __all__ = ["Tensor", "decode_tensors", "encode_tensors", "take"]
 
-Tensor = NDArray[Any]  # one of the four dtypes below; `take` narrows it
+Tensor = NDArray[Any]  # one of the dtypes below; `take` narrows it
 
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
     "I32": np.dtype("<i4"),
     "U32": np.dtype("<u4"),
 }
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_TENSORS: Final = 64
+_MAX_TENSORS: Final = 256
 _LENGTH_BYTES: Final = 8
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors document of ``tensors`` (F64, F32, I32 or U32) and ``metadata``."""
+    """Return the safetensors document of ``tensors`` (F64, F32, F16, I8, I32 or U32) and ``metadata``."""
     header: dict[str, object] = {"__metadata__": {name: metadata[name] for name in sorted(metadata)}}
-    bodies: list[bytes] = []
+    bodies: list[memoryview] = []
     offset = 0
     # Wide types first, as the library does: every tensor then starts at a multiple of its own width.
     for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
         tensor = tensors[name]
         dtype = tensor.dtype.newbyteorder("<")
-        body = np.ascontiguousarray(tensor, dtype=dtype).tobytes()
+        body = np.ascontiguousarray(tensor, dtype=dtype).reshape(-1).view(np.uint8).data  # `join` copies once
         header[name] = {
             "dtype": _NAMES[dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(body)],
+            "data_offsets": [offset, offset + body.nbytes],
         }
         bodies.append(body)
-        offset += len(body)
+        offset += body.nbytes
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % _LENGTH_BYTES)
     return b"".join([len(head).to_bytes(_LENGTH_BYTES, "little"), head, *bodies])
 
 
-def decode_tensors(data: bytes, *, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def decode_tensors(data: bytes | memoryview, *, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a document that somebody else made.
 
     Args:
-        data: The whole document.
+        data: The whole document; a view of a mapped file is not copied.
         max_bytes: Cap on its length.
 
     Returns:
@@ -76,7 +78,7 @@ def decode_tensors(data: bytes, *, max_bytes: int) -> tuple[dict[str, Tensor], d
     head_size = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if head_size > min(MAX_HEADER_BYTES, len(data) - _LENGTH_BYTES):
         _fail(f"header length {head_size} is more than there is or than {MAX_HEADER_BYTES}")
-    header = _header(data[_LENGTH_BYTES : _LENGTH_BYTES + head_size])
+    header = _header(bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + head_size]))
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > _MAX_TENSORS:
         _fail(f"{len(header)} tensors, at most {_MAX_TENSORS} are allowed")

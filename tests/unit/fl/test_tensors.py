@@ -97,7 +97,7 @@ HOSTILE = {
     "overlap": document({"a": tensor(), "b": tensor()}, bytes(8)),
     "gap": document({"a": tensor(8, 16)}, bytes(16)),
     "bytes of nobody": document({"a": tensor()}, bytes(9)),
-    "too many tensors": document({f"t{i}": tensor(0, 0, shape=(0,)) for i in range(65)}),
+    "too many tensors": document({f"t{i}": tensor(0, 0, shape=(0,)) for i in range(257)}),
 }  # fmt: skip
 
 

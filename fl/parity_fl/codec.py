@@ -1,0 +1,246 @@
+"""Updates and models as bytes: safetensors in fp32, in fp16, or as 8-bit whole numbers with a scale per 1,024 values.
+
+A tensor says by its type how it is coded, so a reader needs no setting:
+
+- F32: the values;
+- F16: the values, rounded. A tensor with a value that half precision cannot hold stays F32;
+- I8: whole numbers from -127 to 127. Beside ``name`` stands ``name.scale``, F32, one factor for each 1,024 values of the
+  flat tensor, the last one shorter.
+
+What rounding to 8 bits lost is added to the next update (error feedback: Seide et al., 2014; Karimireddy et al., 2019),
+so that it is late and not lost; half precision loses a thousandth at most and does without. Names, types, shapes and sizes are checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.limits import MAX_HEADER_BYTES, MAX_UPDATE_BYTES
+from parity_fl.models.base import Weights
+from parity_fl.rounds_config import UpdateFormat
+from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
+from parity_protocol.errors import BadDocument, InvalidInput
+
+__all__ = [
+    "decode_delta",
+    "decode_weights",
+    "encode_delta",
+    "encode_weights",
+    "largest_body",
+    "mapped_delta",
+    "pack",
+    "unpack",
+]
+
+Shapes = Mapping[str, tuple[int, ...]]
+Flat = NDArray[np.float32]
+
+_BLOCK: Final = 1024  # values that share a scale
+_STEP: Final = 64  # blocks worked on at a time: a quarter of a megabyte stays near the core
+_SCALE: Final = ".scale"
+_LARGEST: Final = 127
+_LARGEST_HALF: Final = 65504.0
+_SMALLEST: Final = 1e-30  # a block whose largest value is below is all zeros: its scale would have no inverse
+
+
+def encode_weights(weights: Weights, update_format: UpdateFormat = "fp32") -> bytes:
+    """Return a model's file; equal models give equal bytes."""
+    return encode_tensors(pack(weights, update_format), {})
+
+
+def decode_weights(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = MAX_UPDATE_BYTES) -> Weights:
+    """Read a model's file, in whatever format it is.
+
+    Args:
+        data: The whole document.
+        shapes: What the session's model has.
+        max_bytes: Cap on its length.
+
+    Returns:
+        float32; read-only views of ``data`` where it holds float32.
+
+    Raises:
+        BadDocument: It is not one of this model: other names, shapes or types, or values that are not finite.
+        TooLarge: Over ``max_bytes``.
+    """
+    found = mapped_delta(data, shapes, max_bytes=max_bytes)
+    for name, tensor in found.items():
+        if not _is_finite(tensor):
+            raise BadDocument(f"tensor {name} has NaN or Inf values")
+        found[name] = tensor.astype(np.float32, copy=False)
+    return found
+
+
+def encode_delta(
+    delta: Weights, update_format: UpdateFormat, *, left: Weights | None = None
+) -> tuple[bytes, Weights | None]:
+    """Return an update's body, and what its format could not carry, to be given as ``left`` with the next one.
+
+    Args:
+        delta: float32, finite.
+        update_format: How to code it.
+        left: What the update before could not carry; None for the first, or after a round that was not sent.
+
+    Raises:
+        InvalidInput: The update has values that are not finite.
+    """
+    total = delta if left is None else {name: delta[name] + left[name] for name in delta}
+    packed = pack(total, update_format)
+    if update_format != "int8":
+        return encode_tensors(packed, {}), None
+    carried = unpack(packed, {name: tensor.shape for name, tensor in total.items()})
+    for name, tensor in total.items():
+        np.subtract(tensor, carried[name], out=carried[name])
+    return encode_tensors(packed, {}), carried
+
+
+def decode_delta(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = MAX_UPDATE_BYTES) -> Weights:
+    """Read an update's body in whatever format it came; see ``decode_weights``."""
+    return decode_weights(data, shapes, max_bytes=max_bytes)
+
+
+def mapped_delta(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = MAX_UPDATE_BYTES) -> Weights:
+    """Read an update's names, types and shapes and leave its values where they are; for rules, which check them.
+
+    Args:
+        data: A view of a mapped file costs no memory, unless the body is in 8-bit numbers: write such a body as
+            float32 when it comes in.
+        shapes: What the session's model has.
+        max_bytes: Cap on its length.
+
+    Returns:
+        Read-only; float32, or float16 as it came.
+
+    Raises:
+        BadDocument: It is not one of this model.
+        TooLarge: Over ``max_bytes``.
+    """
+    tensors, _ = decode_tensors(data, max_bytes=min(max_bytes, largest_body(shapes)))
+    return unpack(tensors, shapes, widen=False)
+
+
+def largest_body(shapes: Shapes) -> int:
+    """Return how many bytes a body of these shapes has at most, to stop reading a longer one."""
+    values = sum(_size(shape) for shape in shapes.values())
+    return 4 * values + 8 + min(MAX_HEADER_BYTES, 4096 + sum(256 + 12 * len(name) for name in shapes))
+
+
+def pack(weights: Weights, update_format: UpdateFormat) -> dict[str, Tensor]:
+    """Return the tensors that carry ``weights``.
+
+    Raises:
+        InvalidInput: A value is not finite, or a name ends in ``.scale``.
+    """
+    packed: dict[str, Tensor] = {}
+    for name in sorted(weights):
+        if name.endswith(_SCALE):
+            raise InvalidInput(f"a tensor's name must not end in {_SCALE}, got {ascii(name)[:80]}")
+        tensor = np.asarray(weights[name], dtype=np.float32)
+        low, high = _range(tensor)
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise InvalidInput(f"tensor {name} has NaN or Inf values")
+        if update_format == "int8":
+            packed[name], packed[name + _SCALE] = _to_int8(tensor)
+        elif update_format == "fp16" and max(-low, high) <= _LARGEST_HALF:
+            packed[name] = tensor.astype(np.float16)
+        else:
+            packed[name] = tensor
+    return packed
+
+
+def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True) -> Weights:
+    """Return the weights that ``pack`` coded.
+
+    Args:
+        tensors: From ``pack``, or from somebody else.
+        shapes: What must come out.
+        widen: Make float16 to float32; else it is left as it is.
+
+    Raises:
+        BadDocument: Names, types or shapes differ, or a scale is not a finite number of at least 0.
+    """
+    found: Weights = {}
+    expected = set(shapes)
+    for name in sorted(shapes):
+        shape, tensor = tuple(shapes[name]), tensors.get(name)
+        if tensor is None:
+            raise BadDocument(f"expected the tensors {', '.join(sorted(shapes))}"[:300])
+        if tensor.dtype not in (np.float32, np.float16, np.int8) or tensor.shape != shape:
+            raise BadDocument(f"tensor {name} must be F32, F16 or I8 of shape {shape}")
+        if tensor.dtype == np.int8:
+            expected.add(name + _SCALE)
+            found[name] = _from_int8(name, tensor, tensors.get(name + _SCALE))
+        else:
+            found[name] = tensor.astype(np.float32, copy=False) if widen else tensor
+    if set(tensors) != expected:
+        raise BadDocument(f"expected the tensors {', '.join(sorted(shapes))} and nothing else"[:300])
+    return found
+
+
+def _to_int8(tensor: Flat) -> tuple[NDArray[np.int8], Flat]:
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    coded = np.empty(len(flat), dtype=np.int8)
+    scales = np.empty(-(-len(flat) // _BLOCK), dtype=np.float32)
+    whole = len(flat) // _BLOCK * _BLOCK
+    rows, coded_rows = flat[:whole].reshape(-1, _BLOCK), coded[:whole].reshape(-1, _BLOCK)
+    for begin in range(0, len(rows), _STEP):
+        at = slice(begin, min(begin + _STEP, len(rows)))
+        scales[at] = _code(rows[at], coded_rows[at])
+    if whole < len(flat):
+        scales[-1:] = _code(flat[None, whole:], coded[None, whole:])
+    return coded.reshape(tensor.shape), scales
+
+
+def _code(rows: Flat, out: NDArray[np.int8]) -> Flat:
+    """Write the whole numbers of some blocks, shape ``(blocks, values)``, and return their scales, ``(blocks,)``."""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    scale = np.where(largest < _SMALLEST, np.float32(0), largest / np.float32(_LARGEST)).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    scaled = rows * inverse[:, None]
+    out[:] = np.rint(scaled, out=scaled)
+    return scale
+
+
+def _from_int8(name: str, coded: Tensor, scales: Tensor | None) -> Flat:
+    blocks = -(-coded.size // _BLOCK)
+    if scales is None or scales.dtype != np.float32 or scales.shape != (blocks,):
+        raise BadDocument(f"tensor {name}{_SCALE} must be F32 of shape ({blocks},)")
+    low, high = _range(scales)
+    if not (low >= 0 and high <= np.finfo(np.float32).max / 128):
+        raise BadDocument(f"tensor {name}{_SCALE} must be finite and at least 0")
+    flat = coded.reshape(-1)
+    if len(flat) and flat.min() < -_LARGEST:
+        raise BadDocument(f"tensor {name} must hold whole numbers from -{_LARGEST} to {_LARGEST}")
+    out = np.empty(len(flat), dtype=np.float32)
+    whole = len(flat) // _BLOCK * _BLOCK
+    np.multiply(flat[:whole].reshape(-1, _BLOCK), scales[: whole // _BLOCK, None], out=out[:whole].reshape(-1, _BLOCK))
+    if whole < len(flat):
+        np.multiply(flat[whole:], scales[-1], out=out[whole:])
+    return out.reshape(coded.shape)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    low, high = _range(tensor)
+    return bool(np.isfinite(low) and np.isfinite(high))
+
+
+def _range(tensor: Tensor) -> tuple[float, float]:
+    """Return the least and the greatest value; NaN if there is one. Faster than a mask, and it allocates nothing."""
+    if tensor.size == 0:
+        return 0.0, 0.0
+    if tensor.dtype == np.float16:
+        # Half precision is compared by its bits: NumPy has no fast path for it. NaN and Inf have all exponent bits.
+        largest = float((tensor.reshape(-1).view(np.uint16) & 0x7FFF).max())
+        return (0.0, float("nan")) if largest >= 0x7C00 else (0.0, largest)
+    return float(tensor.min()), float(tensor.max())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
