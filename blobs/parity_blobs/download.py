@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from parity_blobs.base import BlobStat
+from parity_blobs.bulk import write_at
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.files import export_path
 from parity_blobs.local import LocalBlobStore
 from parity_blobs.local_threads import Worker, translate_os
 from parity_blobs.spool import fsync_file, fsync_folder
 from parity_blobs.unixfs import Kind, encode_leaf, read_node
-from parity_blobs.verify import CheckedBlock
+from parity_blobs.verify import CheckedBlock, CheckedLeaf
 from parity_protocol.errors import Conflict, DigestMismatch, InvalidInput, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _Key = tuple[int, int, bytes]  # Cid.key
 _BATCH_BYTES = 1 << 20  # written in one go on a thread
 _COPY_BYTES = 1 << 20
 _MAX_LEAF_BYTES = 2 << 20
-_IOV_MAX = 512  # below every platform's
 
 
 async def download(
@@ -187,15 +187,30 @@ class _Part:
                 self._end += len(node.data)
                 self._left = min(self._left, self._end)  # the first new byte ends what an earlier transfer is good for
 
+    def room(self) -> tuple[int, int]:
+        """See ``gateway.Partial``."""
+        return self._fd, self._end
+
+    def wrote(self, leaf: CheckedLeaf) -> None:
+        """See ``gateway.Partial``."""
+        self._stored += leaf.stored
+        self._blocks += 1
+        self._places[leaf.cid.key] = (self._end, leaf.size)
+        self._end += leaf.size
+        self._left = min(self._left, self._end)
+
     def waiting(self) -> list[tuple[int, bytes]]:
         """Take what is to be written."""
         writes, self._writes, self.waiting_bytes = self._writes, [], 0
         return writes
 
     def write(self, writes: list[tuple[int, bytes]]) -> None:
-        """Write it; blocking. What comes in one go is one range."""
-        if writes:
-            _write_at(self._fd, [data for _, data in writes], writes[0][0])
+        """Write it; blocking."""
+        start = 0
+        for number, (at, data) in enumerate(writes, 1):  # each range in one go
+            if number == len(writes) or writes[number][0] != at + len(data):
+                write_at(self._fd, [each for _, each in writes[start:number]], writes[start][0])
+                start = number
 
     def place(self, target: Path, *, is_durable: bool) -> None:
         """Give the complete file its name; blocking."""
@@ -225,6 +240,7 @@ class _Part:
         """End a transfer that broke: keep what is right for the next one, or remove it."""
         with suppress(OSError):
             if keep and self._end:
+                self.write(self.waiting())
                 os.ftruncate(self._fd, self._end)
             else:
                 self._path.unlink(missing_ok=True)
@@ -268,7 +284,7 @@ class _Part:
         if cid.inline is None:
             return _copy(self._fd, fd, *self._places[cid.key], end)
         data = read_node(cid, cid.inline).data
-        _write_at(fd, [data], end)
+        write_at(fd, [data], end)
         return end + len(data)
 
 
@@ -278,20 +294,6 @@ def _copy(source: int, target: int, at: int, length: int, end: int) -> int:
         data = os.pread(source, min(length, _COPY_BYTES), at)
         if not data:
             raise Unavailable("a temporary file became shorter while it was read")
-        _write_at(target, [data], end)
+        write_at(target, [data], end)
         at, end, length = at + len(data), end + len(data), length - len(data)
     return end
-
-
-def _write_at(fd: int, parts: list[bytes], at: int) -> None:
-    """Write everything; a short write, as at a quota's edge, goes on or raises."""
-    for start in range(0, len(parts), _IOV_MAX):
-        batch = parts[start : start + _IOV_MAX]
-        wanted = sum(map(len, batch))
-        done = os.pwritev(fd, batch, at)
-        if done < wanted:
-            rest = memoryview(b"".join(batch))[done:]
-            while rest:
-                count = os.pwrite(fd, rest, at + done)
-                done, rest = done + count, rest[count:]
-        at += wanted

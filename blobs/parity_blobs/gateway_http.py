@@ -108,12 +108,16 @@ class RetryLater(Unreachable):
 
 
 class Meter:
-    """Bounds one attempt: total time, rate over a window, and the bytes of each response."""
+    """Bounds one attempt: total time, rate over a window, and the bytes of each response.
+
+    Not bound to a thread, but to one at a time.
+    """
 
     def __init__(self, clock: Clock, limits: FetchLimits, url: str) -> None:
         self._clock = clock
         self._limits = limits
-        self._url = url
+        self.url = url
+        self.stall_s = limits.stall_s
         self._start = clock.monotonic()
         self._waiters = 0
         self._since = self._waited = self._window_start = 0.0
@@ -133,13 +137,13 @@ class Meter:
                 try:
                     piece = await anext(pieces, None)
                 except (httpx.HTTPError, httpx.StreamError) as exc:
-                    raise Unreachable(f"{self._url}: {type(exc).__name__} {exc}".rstrip()) from exc
+                    raise Unreachable(f"{self.url}: {type(exc).__name__} {exc}".rstrip()) from exc
             if piece is None:
                 return
             came += len(piece)
             if came > max_bytes:
-                raise BadDocument(f"{self._url}: more than {max_bytes} bytes came")
-            self._check_pace(len(piece))
+                raise BadDocument(f"{self.url}: more than {max_bytes} bytes came")
+            self.count(len(piece))
             yield piece
 
     @contextmanager
@@ -156,16 +160,21 @@ class Meter:
             self._waited += now - self._since
             self._since = now
 
-    def _check_pace(self, count: int) -> None:
+    def count(self, size: int) -> None:
+        """Note bytes that came.
+
+        Raises:
+            Unreachable: Too slow, or over the total time.
+        """
         now = self._clock.monotonic()
-        self._received += count
+        self._received += size
         if now - self._start > self._limits.total_s:
-            raise Unreachable(f"{self._url}: not done after {self._limits.total_s:g} s")
+            raise Unreachable(f"{self.url}: not done after {self._limits.total_s:g} s")
         window = self._waited - self._window_start
         if window < self._limits.rate_window_s:
             return
         if self._received - self._window_received < self._limits.min_rate * window:
-            raise Unreachable(f"{self._url}: slower than {self._limits.min_rate:g} bytes a second")
+            raise Unreachable(f"{self.url}: slower than {self._limits.min_rate:g} bytes a second")
         self._window_start, self._window_received = self._waited, self._received
 
 

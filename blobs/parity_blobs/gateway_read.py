@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,13 +10,16 @@ from typing import Protocol
 import anyio
 import httpx
 
+from parity_blobs.bulk import MIN_BULK_BYTES, Bulk
 from parity_blobs.car import CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.gateway_http import Form, Gateway, GatewayHttp, Meter, NotInThisForm
-from parity_blobs.plain import Cutter, is_leaf_like, is_worth_it, layout_of
+from parity_blobs.http_transport import TakenOver
+from parity_blobs.local_threads import translate_os
+from parity_blobs.plain import Cutter, Leaf, are_new, is_leaf_like, is_worth_it, layout_of
 from parity_blobs.unixfs import Node, read_node
-from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
-from parity_protocol.errors import BadDocument, ParityError
+from parity_blobs.verify import CheckedBlock, CheckedLeaf, DagLimits, DagVerifier
+from parity_protocol.errors import BadDocument, DigestMismatch, ParityError
 
 __all__ = ["Fault", "Fetch", "GatewayReader", "Opened", "Partial", "Progress", "from_partial"]
 
@@ -28,7 +31,7 @@ _PARALLEL_BLOCKS = 8
 
 
 class Partial(Protocol):
-    """What an earlier, broken fetch left behind."""
+    """A file on its way in, and what an earlier, broken fetch left of it."""
 
     @property
     def is_exhausted(self) -> bool:
@@ -39,9 +42,17 @@ class Partial(Protocol):
         """Return the block that is wanted next, hashed again, or None when it is not here."""
         ...
 
+    def room(self) -> tuple[int, int]:
+        """Return the open file, and the position at which the content of the leaves that come next is to be written."""
+        ...
+
+    def wrote(self, leaf: CheckedLeaf) -> None:
+        """Take a leaf that was written there; it need not be a whole transfer's."""
+        ...
+
 
 class Fault(Exception):
-    """The content itself, as its hashes prove it, is not acceptable: no other gateway can help."""
+    """The content itself, as its hashes prove it, is not acceptable, or our own disk failed: no other gateway can help."""
 
     def __init__(self, cause: ParityError) -> None:
         super().__init__(cause.message)
@@ -82,6 +93,15 @@ class Fetch:
         if self.progress is not None:
             self.progress(*self.walk.progress)
         return block
+
+    def accept_leaf(self, leaf: CheckedLeaf) -> None:
+        """Take the leaf that is due and was written."""
+        try:
+            self.walk.add_leaf(leaf)
+        except ParityError as exc:
+            raise Fault(exc) from exc
+        if self.progress is not None:
+            self.progress(*self.walk.progress)
 
     def due(self) -> Iterator[CheckedBlock]:
         """Take the blocks whose turn it is from ``ahead``."""
@@ -193,9 +213,11 @@ class GatewayReader:
     async def _read_blocks(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
         """Yield blocks that are fetched one at a time, some in parallel, until another form would be better."""
         has_car = self._can(gateway, "car")
-        while not fetch.walk.is_complete and not self._prefers_file(gateway, fetch):
+        while True:
             for block in from_partial(fetch):
                 yield block
+            if fetch.walk.is_complete or self._prefers_file(gateway, fetch):
+                return
             wanted = fetch.walk.wanted(_PARALLEL_BLOCKS)
             if not wanted or (has_car and wanted[0].codec != CODEC_RAW and not fetch.is_resuming):
                 return
@@ -223,24 +245,22 @@ class GatewayReader:
         except NotInThisForm:
             self._cannot.add((gateway.url, "file"))
             return
-        cutter = Cutter(fetch.walk, leaves, first)
         try:
-            async for piece in meter.watch(response, end - start):
-                for leaf in cutter.feed(piece):
-                    for block in fetch.due():
-                        yield block
-                    yield fetch.accept(leaf)
-                if cutter.problem is not None:
-                    break
+            if (taken := _taken_over(response, fetch, leaves[first:])) is not None:
+                reading = _in_bulk(taken, leaves[first:], fetch, meter)
+            else:
+                reading = _piecewise(meter.watch(response, end - start), Cutter(fetch.walk, leaves, first), fetch)
+            async with aclosing(reading) as blocks:
+                async for block in blocks:
+                    yield block
+        except DigestMismatch:
+            wrong = next(leaf for leaf in leaves[first:] if not fetch.walk.has(leaf.cid))
+            if wrong.cid.codec == CODEC_RAW:
+                raise
+            fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-        if cutter.problem is not None and cutter.is_guess:
-            fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
-        elif cutter.problem is not None:
-            raise cutter.problem
-        elif not cutter.is_complete:
-            raise BadDocument(f"{gateway.url}: the file ended early, it has {end} bytes")
 
     async def _nodes(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> dict[Cid, Node]:
         """Return the nodes of a large file above its leaves; those that are not due yet wait in ``ahead``."""
@@ -284,6 +304,60 @@ class GatewayReader:
                     group.start_soon(one, cid)
         if problems:
             raise problems[0]
+
+
+async def _piecewise(pieces: AsyncIterator[bytes], cutter: Cutter, fetch: Fetch) -> AsyncGenerator[CheckedBlock]:
+    """Yield the blocks of a file that comes through the event loop.
+
+    Raises:
+        DigestMismatch: A leaf is not what it should be.
+        BadDocument: It ended early.
+    """
+    async for piece in pieces:
+        for leaf in cutter.feed(piece):
+            for block in fetch.due():
+                yield block
+            yield fetch.accept(leaf)
+        if cutter.problem is not None:
+            raise cutter.problem
+    if not cutter.is_complete:
+        raise BadDocument(f"{fetch.cid}: the file ended early")
+
+
+async def _in_bulk(taken: TakenOver, leaves: list[Leaf], fetch: Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
+    """Yield the nodes of a file whose leaves go from the socket to the disk past the event loop.
+
+    Raises:
+        DigestMismatch: A leaf is not what it should be.
+        Unreachable: It came too slowly, or broke off.
+        Fault: Our own disk failed.
+    """
+    assert fetch.partial is not None
+    bulk = Bulk(taken, leaves, fetch.partial.room(), meter)
+    try:
+        async for written in bulk.news():
+            while written:
+                for block in fetch.due():
+                    yield block
+                leaf = written.popleft()
+                fetch.partial.wrote(leaf)
+                fetch.accept_leaf(leaf)
+    except OSError as exc:
+        raise Fault(translate_os(exc)) from exc
+    finally:
+        with anyio.CancelScope(shield=True):
+            await bulk.stop()
+        while bulk.written:  # nobody waits any more; the next transfer goes on from there
+            fetch.partial.wrote(bulk.written.popleft())
+
+
+def _taken_over(response: httpx.Response, fetch: Fetch, leaves: list[Leaf]) -> TakenOver | None:
+    """Return the connection if just these leaves are to come on it, each once and each to be written to a file."""
+    size = sum(leaf.size for leaf in leaves)
+    if fetch.partial is None or size < MIN_BULK_BYTES or not are_new(leaves, fetch.walk):
+        return None
+    taken: TakenOver | None = response.extensions.get("take_over", lambda _: None)(size)
+    return taken
 
 
 def from_partial(fetch: Fetch) -> Iterator[CheckedBlock]:

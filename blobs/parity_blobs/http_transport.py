@@ -8,17 +8,18 @@ on a stack for each origin.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 import httpx
 
-__all__ = ["Connect", "KeepAliveTransport"]
+__all__ = ["Connect", "KeepAliveTransport", "TakenOver"]
 
 MAX_HEAD_BYTES = 65_536  # of a response
 LARGE_CHUNK_BYTES = 1 << 16  # handed out as it is rather than copied into a larger one
@@ -28,11 +29,29 @@ Origin = tuple[str, str, int]
 Connect = Callable[[str, int], Awaitable[socket.socket]]  # host and port to a connected socket, non-blocking
 
 
+class TakenOver(NamedTuple):
+    """A connection in the middle of a response's body, in other hands.
+
+    Attributes:
+        sock: Blocking; whoever took it closes it.
+        early: Bytes of the body that came before.
+        left: How many more are to come on ``sock``.
+    """
+
+    sock: socket.socket
+    early: bytes
+    left: int
+
+
 class KeepAliveTransport(httpx.AsyncBaseTransport):
     """Sends requests of ``httpx.AsyncClient``; needs asyncio.
 
     It follows no proxies and speaks no HTTP/2. Time limits are those of the request, as httpx names them. A request
     whose caller is cancelled, or whose answer is not read to its end, costs its connection.
+
+    A response's extension ``take_over`` is a function of the bytes that a caller expects: it hands the body's
+    connection over as a ``TakenOver`` to be read by other means, or returns None where that cannot be, as with TLS,
+    with another length or without one. The response is to be closed all the same.
 
     Args:
         verify: TLS trust for ``https``; None trusts what the system does.
@@ -80,7 +99,7 @@ class KeepAliveTransport(httpx.AsyncBaseTransport):
             connection.status,
             headers=connection.headers,
             stream=_Body(self, connection, origin, limits.get("read")),
-            extensions={"http_version": b"HTTP/1.1"},
+            extensions={"http_version": b"HTTP/1.1", "take_over": connection.take_over},
         )
 
     async def aclose(self) -> None:
@@ -268,6 +287,23 @@ class _Connection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
         return data
+
+    def take_over(self, size: int) -> TakenOver | None:
+        """See ``KeepAliveTransport``; from here on this connection is good for nothing but to be closed."""
+        transport = self._transport
+        if transport is None or self._is_complete or self._is_lost or self._error is not None:
+            return None
+        if self._left is None or self._buffered + self._left != size or transport.get_extra_info("sslcontext"):
+            return None
+        if not self._is_paused:
+            self._is_paused = True
+            transport.pause_reading()
+        early = b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        sock.settimeout(None)
+        return TakenOver(sock, early, self._left)
 
     def _raise_if_broken(self) -> None:
         if self._error is not None:

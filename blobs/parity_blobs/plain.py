@@ -14,7 +14,7 @@ from parity_blobs.unixfs import Kind, Node, encode_leaf
 from parity_blobs.verify import CheckedBlock, DagLimits, DagVerifier
 from parity_protocol.errors import DigestMismatch
 
-__all__ = ["MIN_PLAIN_BYTES", "Cutter", "Leaf", "is_leaf_like", "is_worth_it", "layout_of", "leaf_block"]
+__all__ = ["MIN_PLAIN_BYTES", "Cutter", "Leaf", "are_new", "is_leaf_like", "is_worth_it", "layout_of", "leaf_block"]
 
 MIN_PLAIN_BYTES = 8 << 20  # below it one CAR is one request less
 
@@ -71,6 +71,12 @@ def layout_of(root: Cid, nodes: Mapping[Cid, Node], limits: DagLimits) -> list[L
     return leaves if start == nodes[root].size and unique >= _MIN_UNIQUE * start else None
 
 
+def are_new(leaves: list[Leaf], walk: DagVerifier) -> bool:
+    """Tell whether these leaves are all different and none is here yet."""
+    keys = {leaf.cid.key for leaf in leaves}
+    return len(keys) == len(leaves) and not any(walk.has(leaf.cid) for leaf in leaves)
+
+
 def leaf_block(cid: Cid, content: bytes) -> Block:
     """Return the block whose content this is, as Kubo would have cut it."""
     return Block(cid, content if cid.codec == CODEC_RAW else encode_leaf(content))
@@ -79,11 +85,9 @@ def leaf_block(cid: Cid, content: bytes) -> Block:
 class Cutter:
     """Cuts a file's bytes into leaves, copying each byte once, and hashes those that are not here yet.
 
-    On a thread of its own the hashing only fights with the reading: measured, both are faster in turns.
-
     Attributes:
-        problem: The first leaf that was not what it should be; nothing after it counts.
-        is_guess: Whether that leaf need not be one, so that nobody lied.
+        problem: The first leaf that was not what it should be; nothing after it counts. One of the old form need not
+            be a leaf, so that nobody lied.
     """
 
     def __init__(self, walk: DagVerifier, leaves: list[Leaf], first: int) -> None:
@@ -93,7 +97,6 @@ class Cutter:
         self._missing = leaves[first].size
         self._parts: list[memoryview] = []  # of that leaf
         self.problem: DigestMismatch | None = None
-        self.is_guess = False
 
     @property
     def is_complete(self) -> bool:
@@ -122,4 +125,4 @@ class Cutter:
         try:
             yield CheckedBlock.of(leaf_block(cid, b"".join(parts)))
         except DigestMismatch as exc:
-            self.problem, self.is_guess = exc, cid.codec != CODEC_RAW
+            self.problem = exc

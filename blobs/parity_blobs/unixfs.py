@@ -17,7 +17,16 @@ from parity_blobs.hamt import ShardLink, read_shard
 from parity_blobs.varint import decode_varint, encode_varint
 from parity_protocol.errors import BadDocument
 
-__all__ = ["Kind", "Node", "checked_name", "encode_directory", "encode_file_node", "encode_leaf", "read_node"]
+__all__ = [
+    "Kind",
+    "Node",
+    "checked_name",
+    "encode_directory",
+    "encode_file_node",
+    "encode_leaf",
+    "leaf_frame",
+    "read_node",
+]
 
 MAX_NAME_BYTES = 255  # of one path segment, as file systems allow
 
@@ -119,9 +128,15 @@ def checked_name(name: str) -> str:
 
 def encode_leaf(data: bytes) -> bytes:
     """Return the dag-pb block of one chunk of a file."""
-    size = encode_varint(len(data))
-    body = (b"\x08\x02\x12", size, data, b"\x18", size) if data else (b"\x08\x02\x18\x00",)
-    return b"".join((b"\x0a", encode_varint(sum(map(len, body))), *body))
+    before, after = leaf_frame(len(data))
+    return b"".join((before, data, after))
+
+
+def leaf_frame(size: int) -> tuple[bytes, bytes]:
+    """Return what stands before and after ``size`` bytes of content in their dag-pb block."""
+    length = encode_varint(size)
+    before, after = (b"\x08\x02\x12" + length, b"\x18" + length) if size else (b"\x08\x02", b"\x18\x00")
+    return b"\x0a" + encode_varint(len(before) + size + len(after)) + before, after
 
 
 def encode_file_node(links: Sequence[PbLink], sizes: Sequence[int]) -> bytes:

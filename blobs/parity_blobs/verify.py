@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from parity_blobs.cid import HASH_IDENTITY, Block, Cid
+from parity_blobs.cid import CODEC_RAW, HASH_IDENTITY, Block, Cid
 from parity_blobs.hamt import HASH_BYTES, name_hash
-from parity_blobs.unixfs import Kind, Node, read_node
+from parity_blobs.unixfs import Kind, Node, leaf_frame, read_node
 from parity_protocol.errors import BadCid, BadDocument, DigestMismatch, TooLarge
 
-__all__ = ["DEFAULT_LIMITS", "CheckedBlock", "DagLimits", "DagSummary", "DagVerifier", "Order", "check_block"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "CheckedBlock",
+    "CheckedLeaf",
+    "DagLimits",
+    "DagSummary",
+    "DagVerifier",
+    "Order",
+    "check_block",
+]
 
 _Key = tuple[int, int, bytes]  # Cid.key
 
@@ -111,6 +120,36 @@ class CheckedBlock(Block):
         return cls(block.cid, block.data)
 
 
+class CheckedLeaf(NamedTuple):
+    """A leaf of a file whose hash this process has checked, without its bytes: they are where they are needed already.
+
+    Made by ``CheckedLeaf.of`` and nowhere else.
+
+    Attributes:
+        size: Of its content.
+        stored: Of the block.
+    """
+
+    cid: Cid
+    size: int
+    stored: int
+
+    @classmethod
+    def of(cls, cid: Cid, content: memoryview) -> CheckedLeaf:
+        """Hash the block that has this content, as Kubo would have cut it; not for a CID that holds its block.
+
+        Raises:
+            DigestMismatch: It is not what the CID names.
+        """
+        before, after = (b"", b"") if cid.codec == CODEC_RAW else leaf_frame(len(content))
+        hasher = hashlib.sha256(before)
+        hasher.update(content)
+        hasher.update(after)
+        if cid.hash_code == HASH_IDENTITY or hasher.digest() != cid.digest:
+            raise DigestMismatch(f"block {cid}: expected sha2-256 {cid.digest.hex()}, got {hasher.hexdigest()}")
+        return cls(cid, len(content), len(before) + len(content) + len(after))
+
+
 class DagVerifier:
     """Checks the blocks of one DAG as they arrive. Keeps links, not content.
 
@@ -173,18 +212,22 @@ class DagVerifier:
             TooLarge: A budget is used up.
         """
         cid, data = block
-        if len(data) > self._limits.max_block_bytes:
-            raise TooLarge(f"block {cid} has {len(data)} bytes, at most {self._limits.max_block_bytes} are accepted")
-        depth = self._admit(cid)
+        depth = self._admit(cid, len(data))
         if type(block) is not CheckedBlock:
             check_block(cid, data)
-        self._bytes += len(data)
-        self._blocks += 1
-        if self._bytes > self._limits.max_bytes:
-            raise TooLarge(f"{self.root}: more than {self._limits.max_bytes} bytes of blocks")
-        if self._blocks > self._limits.max_blocks:
-            raise TooLarge(f"{self.root}: more than {self._limits.max_blocks} blocks")
+        self._count(len(data))
         self._visit(cid, data, depth)
+
+    def add_leaf(self, leaf: CheckedLeaf) -> None:
+        """Accept one block that is a piece of a file and nothing else.
+
+        Raises:
+            ParityError: As ``add``.
+        """
+        self._admit(leaf.cid, leaf.stored)
+        self._count(leaf.stored)
+        self._content += leaf.size
+        self._seen[leaf.cid.key] = _Seen(Node(Kind.FILE, b"", leaf.size, (), ()), (), None)
 
     def finish(self) -> DagSummary:
         """End the DAG.
@@ -203,8 +246,10 @@ class DagVerifier:
         top = self._seen[self.root.key].node
         return DagSummary(self.root, top.kind, sizes[self.root.key], self._bytes, self._blocks)
 
-    def _admit(self, cid: Cid) -> int:
-        """Return the depth at which the DAG asks for ``cid`` now."""
+    def _admit(self, cid: Cid, size: int) -> int:
+        """Return the depth at which the DAG asks for a block now."""
+        if size > self._limits.max_block_bytes:
+            raise TooLarge(f"block {cid} has {size} bytes, at most {self._limits.max_block_bytes} are accepted")
         key = cid.key
         if cid.hash_code == HASH_IDENTITY:
             raise BadDocument(f"{self.root}: a block for {cid}, which holds its content itself")
@@ -226,6 +271,14 @@ class DagVerifier:
                 if key in self._seen:
                     raise BadDocument(f"{self.root}: block {cid} comes twice")
                 return 0
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._blocks += 1
+        if self._bytes > self._limits.max_bytes:
+            raise TooLarge(f"{self.root}: more than {self._limits.max_bytes} bytes of blocks")
+        if self._blocks > self._limits.max_blocks:
+            raise TooLarge(f"{self.root}: more than {self._limits.max_blocks} blocks")
 
     def _visit(self, cid: Cid, data: bytes, depth: int) -> None:
         node = read_node(cid, data)
