@@ -2,8 +2,8 @@
 
 A tensor says by its type how it is coded, so a reader needs no setting:
 
-- F32: the values;
-- F16: the values, rounded. A tensor with a value that half precision cannot hold stays F32;
+- F32: the values. A tensor with a value that the wanted format cannot hold, or that is not finite, is always F32;
+- F16: the values, rounded;
 - I8: whole numbers from -127 to 127. Beside ``name`` stands ``name.scale``, F32, one factor for each 1,024 values of the
   flat tensor, the last one shorter.
 
@@ -44,6 +44,7 @@ _STEP: Final = 64  # blocks worked on at a time: a quarter of a megabyte stays n
 _SCALE: Final = ".scale"
 _LARGEST: Final = 127
 _LARGEST_HALF: Final = 65504.0
+_LARGEST_CODED: Final = 2.0**120  # its scale, times 127, is still a float32
 _SMALLEST: Final = 1e-30  # a block whose largest value is below is all zeros: its scale would have no inverse
 
 
@@ -81,21 +82,22 @@ def encode_delta(
     """Return an update's body, and what its format could not carry, to be given as ``left`` with the next one.
 
     Args:
-        delta: float32, finite.
+        delta: float32. One that is not finite is encoded, and refused by who reads it.
         update_format: How to code it.
         left: What the update before could not carry; None for the first, or after a round that was not sent.
-
-    Raises:
-        InvalidInput: The update has values that are not finite.
     """
     total = delta if left is None else {name: delta[name] + left[name] for name in delta}
     packed = pack(total, update_format)
     if update_format != "int8":
         return encode_tensors(packed, {}), None
     carried = unpack(packed, {name: tensor.shape for name, tensor in total.items()})
-    for name, tensor in total.items():
-        np.subtract(tensor, carried[name], out=carried[name])
-    return encode_tensors(packed, {}), carried
+    rest = {
+        name: np.subtract(tensor, carried[name], out=carried[name])
+        if packed[name].dtype == np.int8
+        else np.zeros_like(tensor)
+        for name, tensor in total.items()
+    }
+    return encode_tensors(packed, {}), rest
 
 
 def decode_delta(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = MAX_UPDATE_BYTES) -> Weights:
@@ -133,19 +135,18 @@ def pack(weights: Weights, update_format: UpdateFormat) -> dict[str, Tensor]:
     """Return the tensors that carry ``weights``.
 
     Raises:
-        InvalidInput: A value is not finite, or a name ends in ``.scale``.
+        InvalidInput: A name ends in ``.scale``.
     """
     packed: dict[str, Tensor] = {}
     for name in sorted(weights):
         if name.endswith(_SCALE):
             raise InvalidInput(f"a tensor's name must not end in {_SCALE}, got {ascii(name)[:80]}")
         tensor = np.asarray(weights[name], dtype=np.float32)
-        low, high = _range(tensor)
-        if not np.isfinite(low) or not np.isfinite(high):
-            raise InvalidInput(f"tensor {name} has NaN or Inf values")
-        if update_format == "int8":
+        low, high = _range(tensor) if update_format != "fp32" else (0.0, 0.0)
+        # Comparisons with NaN are false.
+        if update_format == "int8" and low >= -_LARGEST_CODED and high <= _LARGEST_CODED:
             packed[name], packed[name + _SCALE] = _to_int8(tensor)
-        elif update_format == "fp16" and max(-low, high) <= _LARGEST_HALF:
+        elif update_format == "fp16" and low >= -_LARGEST_HALF and high <= _LARGEST_HALF:
             packed[name] = tensor.astype(np.float16)
         else:
             packed[name] = tensor
@@ -210,7 +211,7 @@ def _from_int8(name: str, coded: Tensor, scales: Tensor | None) -> Flat:
     if scales is None or scales.dtype != np.float32 or scales.shape != (blocks,):
         raise BadDocument(f"tensor {name}{_SCALE} must be F32 of shape ({blocks},)")
     low, high = _range(scales)
-    if not (low >= 0 and high <= np.finfo(np.float32).max / 128):
+    if not (low >= 0 and high <= _LARGEST_CODED):
         raise BadDocument(f"tensor {name}{_SCALE} must be finite and at least 0")
     flat = coded.reshape(-1)
     if len(flat) and flat.min() < -_LARGEST:
