@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from parity_market.route_table import RouteTable
-from parity_market.routes import about, auth, leases, nodes, storage, tasks
+from parity_market.routes import about, auth, leases, nodes, storage, tasks, training
 from parity_market.routing import Endpoint, mount, problem_response
 from parity_market.state import MarketState
 from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem
@@ -30,6 +30,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *leases.ENDPOINTS,
     *tasks.ENDPOINTS,
     *storage.ENDPOINTS,
+    *training.ENDPOINTS,
 )
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

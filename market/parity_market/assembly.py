@@ -14,6 +14,8 @@ from parity_market.identity import Identity
 from parity_market.keys import MarketKeys
 from parity_market.operations import money
 from parity_market.operations.context import Market
+from parity_market.round_engine import RoundEngine
+from parity_market.round_worker import RoundWork, RoundWorkers
 from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
 from parity_market.state import ChainHealth, MarketState
@@ -38,6 +40,7 @@ async def assemble(
     chain: Chain,
     clock: Clock,
     offload: Offload = run_in_process,
+    round_work: RoundWork | None = None,
 ) -> AsyncIterator[MarketState]:
     """Open database and blobs in the state folder and put the parts together; no loop runs yet.
 
@@ -46,6 +49,7 @@ async def assemble(
         version: This program's.
         chain: Stays open; it is the caller's.
         offload: As of ``Federation``.
+        round_work: As of ``RoundEngine``; None starts processes for it when they are needed.
 
     Raises:
         ConfigInvalid: The database is malformed, in use, or belongs to another chain.
@@ -86,6 +90,10 @@ async def assemble(
             quota=settings.market_upload_quota,
             offload=offload,
         )
+        if round_work is None:
+            round_work = workers = RoundWorkers()
+            stack.push_async_callback(workers.aclose)
+        rounds = RoundEngine(store, federation, market, clock, folder=folder / "rounds", work=round_work)
         yield MarketState(
             settings=settings,
             version=version,
@@ -101,6 +109,7 @@ async def assemble(
             chain=chain,
             chain_health=ChainHealth(),
             federation=federation,
+            rounds=rounds,
             clock=clock,
             public_url=settings.public_url(port),
             started_at=clock.now(),

@@ -293,6 +293,18 @@ class Federation:
                 return exc.message
         return ""
 
+    async def store_model(self, data: bytes) -> str:
+        """Keep a session's result; returns its CID."""
+        return str(await self._blobs.put_bytes(data, pin=True))
+
+    async def result_of(self, task: TaskRow) -> bytes:
+        """Return what a part reported.
+
+        Raises:
+            NotFound: It has no result, or that is not here.
+        """
+        return await self._update_of(task)
+
     async def merge(self, group: Group) -> Merged:
         """Merge all parts, score the result on the hold-out, and store it.
 

@@ -16,6 +16,7 @@ from parity_market.issued import IssuedManifests
 from parity_market.keys import MarketKeys
 from parity_market.operations.context import Market
 from parity_market.operations.vouchers import Paid
+from parity_market.round_engine import RoundEngine
 from parity_market.scheduler import Scheduler
 from parity_market.settings import MarketSettings
 from parity_market.store.base import MarketStore
@@ -53,6 +54,7 @@ class MarketState:
     chain: Chain
     chain_health: ChainHealth
     federation: Federation
+    rounds: RoundEngine
     clock: Clock
     public_url: str
     started_at: datetime

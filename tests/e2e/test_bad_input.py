@@ -118,7 +118,7 @@ async def test_wrong_field_is_refused_by_its_name(town: Town, session: Session, 
 SPECS: dict[str, tuple[str, str]] = {
     "unknown field": ('{"type":"command","command":["true"],"surprise":1}', "spec.surprise"),
     "unknown type": ('{"type":"alchemy"}', "spec.type"),
-    "wrong type": ('{"type":"command","command":"true"}', "spec.command"),
+    "wrong type": ('{"type":"command","command":7}', "spec.command"),
     "NUL in an argument": ('{"type":"command","command":["a\\u0000b"]}', "spec.command"),
     "infinite time": ('{"type":"command","command":["true"],"budgets":{"wall_time_s":1e999}}', "spec"),
     "over-long title": (json.dumps({"type": "command", "command": ["true"], "title": "t" * 300}), "spec.title"),

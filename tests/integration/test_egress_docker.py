@@ -221,8 +221,9 @@ class Node:
             image=self._image,
             entrypoint=tuple(self._python.argv(PYTHON, ["-c", PRELUDE + script])),
             egress=Egress(domains=domains),
-            requires=Requirements(isolation=tier),
         )
+        # As an operator's policy raises the tier of a task that asked for less (``admission.narrowed``).
+        spec = spec.model_copy(update={"requires": Requirements(isolation=tier)})
         folder = self._exec_dir / str(uuid.uuid4())
         folder.mkdir(mode=0o700)
         limits = Limits(wall_time_s=60, cpus=1, memory_bytes=128 << 20, disk_bytes=8 << 20, pids=32)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from uuid import UUID, uuid5
 
 from parity_fl.plan import PartitionPlan
+from parity_fl.rounds_config import is_in_rounds, read_rounds, session_strategy
 from parity_fl.session import SessionPlan, resolve_session
 from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
@@ -43,13 +44,19 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
     Raises:
         BadField: The first setting that is wrong.
     """
-    if spec.total_rounds != 1:
-        raise BadField(
-            f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
-            field="spec.total_rounds",
-        )
+    session = spec.session()
     session_id, round_id = session_ids(order_hash)
-    return resolve_session(spec.session(), session_id=session_id, round_id=round_id)
+    resolved = resolve_session(session, session_id=session_id, round_id=round_id)
+    if not is_in_rounds(session):
+        if spec.total_rounds != 1:
+            raise BadField(
+                f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
+                field="spec.total_rounds",
+            )
+        return resolved
+    rounds = read_rounds(spec.rounds_config, total_rounds=spec.total_rounds, parts=resolved.partition.total_parts)
+    session_strategy(session, rounds, partition_strategy=resolved.partition.strategy)
+    return resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from parity_market.metrics import VERIFY_SECONDS
 from parity_market.operations import groups, reports
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
+from parity_market.round_engine import rounds_of
 from parity_market.state import MarketState
 from parity_market.store.base import Tx
 from parity_market.store.rows import TaskRow
@@ -126,6 +127,8 @@ class Rounds:
             return f"a {task.kind} task cannot be verified here"
         group = await self._state.store.read(partial(groups.load, group_id=task.group_id))
         with VERIFY_SECONDS.time():
+            if rounds_of(group.value.spec):
+                return await self._state.rounds.check(group, task)
             return await self._federation.check(group, task)
 
     async def _settle(self, task: TaskRow, operation: _Operation) -> None:
@@ -145,10 +148,34 @@ class Rounds:
         """End a group if its tasks allow it; return whether it has ended."""
         group = await self._state.store.read(partial(groups.load, group_id=group_id))
         await self._keep(group)
+        if rounds_of(group.value.spec):
+            return await self._finish(group)
         due = group.value.due([task.state for task in group.tasks])
         if due is GroupState.FAILED:
             return await self._fail(group, why_lost(group.tasks))
         return due is GroupState.COMPLETED and await self._merge(group)
+
+    async def _finish(self, group: Group) -> bool:
+        """End a session that trained in rounds once its parts have reported, or had the time to."""
+        state, group_id = self._state, group.value.id
+        try:
+            merged = await state.rounds.finish(group)
+        except ParityError as exc:
+            log.warning("finish_postponed", group_id=group_id, problem=exc.message)
+            if self._failed(group_id) < MAX_MERGES:
+                return False
+            return await self._fail(group, f"the market could not finish the session: {exc.message}")
+        if merged is None:
+            return False
+        now = state.clock.now()
+        await state.store.write(
+            lambda tx: groups.complete(
+                tx, state.market, group_id, cid=merged.cid, size=merged.size, metrics=merged.metrics, now=now
+            )
+        )
+        log.info("group_completed", group_id=group_id, cid=merged.cid, size=merged.size)
+        await state.rounds.remove(group_id)
+        return True
 
     async def _merge(self, group: Group) -> bool:
         state, group_id = self._state, group.value.id

@@ -5,6 +5,7 @@
 | a live lease | extended to a whole ttl: its node could not renew while the market was down |
 | an earning without a voucher, a voucher without a signature | made and signed |
 | a transaction signed or sent, not mined | sent again, the same bytes |
+| a round of training | its deadline is put off; one that was being closed is closed again, with the same updates |
 | a task that is being verified, a group whose parts are all done | found by the rounds loop's first look |
 """
 
@@ -16,7 +17,7 @@ from functools import partial
 
 import structlog
 
-from parity_market.loops import chain_follower, housekeeping, payouts, presence, reaper, rounds, vouchers
+from parity_market.loops import chain_follower, housekeeping, payouts, presence, reaper, rounds, training, vouchers
 from parity_market.loops.supervise import supervise
 from parity_market.operations import leases
 from parity_market.state import MarketState
@@ -35,6 +36,7 @@ _LOOPS: dict[str, Callable[[MarketState], Awaitable[None]]] = {
     "vouchers": vouchers.run,
     "payouts": payouts.run,
     "rounds": rounds.run,
+    "training": training.run,
     "housekeeping": housekeeping.run,
 }
 

@@ -55,10 +55,14 @@ def running(tx: ReadTx, *, after: str = "", limit: int = 64) -> list[GroupRow]:
 def complete(
     tx: Tx, market: Market, group_id: str, *, cid: str, size: int, metrics: Mapping[str, object], now: datetime
 ) -> bool:
-    """End a group with its merged result, which its creator alone may read; returns False when it had ended before."""
+    """End a group with its merged result, which its creator alone may read; returns False when it had ended before.
+
+    Parts that are still open had no share in it, and are cancelled.
+    """
     row = tx.one(sql.GROUP, id=group_id)
     if row is None or row.state != GroupState.RUNNING:
         return False
+    _cancel_open(tx, market, group_id, "the session has ended without this part", now)
     add_ref(tx, cid, row.creator, visibility="private", size=size, now=now)
     _end(tx, market, group_id, GroupState.COMPLETED, cid=cid, metrics=metrics, message="", now=now)
     return True
@@ -72,6 +76,13 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
     row = tx.one(sql.GROUP, id=group_id)
     if row is None or row.state != GroupState.RUNNING:
         return False
+    _cancel_open(tx, market, group_id, f"the session has failed: {reason}", now)
+    _end(tx, market, group_id, GroupState.FAILED, cid=None, metrics={}, message=reason, now=now)
+    return True
+
+
+def _cancel_open(tx: Tx, market: Market, group_id: str, detail: str, now: datetime) -> None:
+    """Cancel what has not been reported; nothing of it is paid."""
     now_us = to_us(now)
     for task in tx.all(sql.TASKS_OF_GROUP, group_id=group_id):
         if task.state not in _OPEN:
@@ -81,7 +92,7 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
         step(
             tx,
             task,
-            [(TaskEvent.CANCEL, f"the session has failed: {reason}")],
+            [(TaskEvent.CANCEL, detail)],
             sql.TASK_STEP,
             now_us=now_us,
             node_id=holder,
@@ -91,8 +102,6 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
         release_reserve(tx, market, task, earned=0)
         tx.after_commit(partial(market.signals.task_gone, task.id))
         tx.after_commit(partial(market.signals.task_changed, task.id))
-    _end(tx, market, group_id, GroupState.FAILED, cid=None, metrics={}, message=reason, now=now)
-    return True
 
 
 def _end(

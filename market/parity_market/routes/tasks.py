@@ -65,6 +65,7 @@ async def submit(call: Call) -> SubmitReply:
         made = await state.store.write(lambda tx: tasks.submit(tx, state.market, new, state.clock.now()))
     if cids and made.created:
         await state.store.write(lambda tx: blobs.link_inputs(tx, creator, cids, made.task_ids, now))
+    state.rounds.wake(made.id)
     return made
 
 

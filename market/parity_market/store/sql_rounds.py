@@ -11,9 +11,7 @@ from parity_market.store.statements import Command, upsert
 
 FL_SESSION = find(rows.FlSessionRow, t.fl_session, "group_id")
 FL_SESSION_INSERT = upsert(t.fl_session, keys=["group_id"], update=[])
-FL_SESSION_MOVED = update(
-    t.fl_session, ["group_id"], "state", "round", "phase", "deadline_us", "message", "updated_us"
-)
+FL_SESSION_MOVED = update(t.fl_session, ["group_id"], "state", "round", "phase", "deadline_us", "message", "updated_us")
 FL_SESSIONS_OF_CREATOR = select_rows(
     rows.FlSessionRow,
     t.fl_session,
@@ -61,6 +59,8 @@ FL_UPDATES_OF_PART = select_rows(
     rows.FlUpdateRow,
     t.fl_update,
     lambda s: s.where(
-        t.fl_update.c.group_id == bind("group_id"), t.fl_update.c.part == whole("part"), t.fl_update.c.state == "accepted"
+        t.fl_update.c.group_id == bind("group_id"),
+        t.fl_update.c.part == whole("part"),
+        t.fl_update.c.state == "accepted",
     ).order_by(t.fl_update.c.round, t.fl_update.c.phase, t.fl_update.c.fence),
 )

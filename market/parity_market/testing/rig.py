@@ -21,6 +21,7 @@ from parity_market.identity import sign_document
 from parity_market.keys import MarketKeys
 from parity_market.operations import blobs
 from parity_market.operations.steps import load_task
+from parity_market.round_worker import work_here
 from parity_market.settings import MarketSettings
 from parity_market.state import MarketState
 from parity_market.store.sqlite import SqliteStore
@@ -145,7 +146,7 @@ async def open_rig(
 
     Args:
         settings: Replaces some, by field name.
-        offload: As of ``Federation``; None is a child process.
+        offload: As of ``Federation``; None is a child process. With one, rounds are closed in this process too.
     """
     values = {"market_state_dir": folder, "market_min_bond": "1", "server_port": _PORT, **(settings or {})}
     made = MarketSettings(_env_file=None, **values)
@@ -168,6 +169,7 @@ async def open_rig(
         chain=chain,
         clock=clock,
         offload=offload or run_in_process,
+        round_work=None if offload is None else work_here,
     ) as state:
         assert isinstance(state.store, SqliteStore)
         bench = Bench(state.store)

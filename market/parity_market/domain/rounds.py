@@ -1,0 +1,120 @@
+"""When a round closes, and when a session cannot go on: decided from rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from parity_fl.rounds_config import RoundsConfig
+from parity_market.store.rows import FlUpdateRow, TaskRow
+from parity_protocol.task import FINAL_STATES, TaskState
+
+__all__ = ["HELD", "Decision", "RoundState", "SessionState", "UpdateState", "Verdict", "decide", "newest_of_parts"]
+
+HELD = frozenset({TaskState.LEASED, TaskState.RUNNING})
+
+
+class SessionState(StrEnum):
+    """Where a session that trains in rounds is."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"  # the open round is its last
+    DONE = "done"  # there is a final model; parts report
+
+
+class RoundState(StrEnum):
+    """Where one phase of a round is."""
+
+    OPEN = "open"
+    CLOSING = "closing"  # its updates are chosen; what comes now is late
+    CLOSED = "closed"
+
+
+class UpdateState(StrEnum):
+    """What became of an update."""
+
+    RECEIVED = "received"
+    CHOSEN = "chosen"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class Decision(StrEnum):
+    """What to do with an open round."""
+
+    WAIT = "wait"
+    CLOSE = "close"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision, with what to tell people."""
+
+    decision: Decision
+    reason: str = ""
+    starts_clock: bool = False  # enough nodes are there now: the round's deadline begins
+
+
+def newest_of_parts(updates: Sequence[FlUpdateRow]) -> list[FlUpdateRow]:
+    """Return each part's update with the newest fence that was not rejected, by part."""
+    newest: dict[int, FlUpdateRow] = {}
+    for update in updates:
+        if update.state == UpdateState.REJECTED:
+            continue
+        known = newest.get(update.part)
+        if known is None or update.fence > known.fence:
+            newest[update.part] = update
+    return [newest[part] for part in sorted(newest)]
+
+
+def decide(
+    config: RoundsConfig,
+    *,
+    cohort: Collection[int],
+    updates: Sequence[FlUpdateRow],
+    tasks: Sequence[TaskRow],
+    deadline_us: int | None,
+    now_us: int,
+) -> Verdict:
+    """Decide about an open round.
+
+    Args:
+        config: The session's.
+        cohort: Parts that are asked.
+        updates: The round's.
+        tasks: The session's, by part.
+        deadline_us: None when its clock does not run yet.
+        now_us: Microseconds since the epoch.
+    """
+    parts = len(tasks)
+    have = [update.part for update in newest_of_parts(updates)]
+    needed = min(config.needed(parts), len(cohort))
+    if len(have) >= needed:
+        return Verdict(Decision.CLOSE)
+    lost = {task.part for task in tasks if task.state in FINAL_STATES}
+    can_come = [part for part in cohort if part not in lost and part not in have]
+    quorum = min(config.quorum, len(cohort))
+    if len(have) + len(can_come) < quorum:
+        gone = ", ".join(str(part) for part in sorted(lost & set(cohort)))
+        return Verdict(
+            Decision.FAIL, f"only {len(have) + len(can_come)} of {quorum} needed updates can come: lost parts {gone}"
+        )
+    if not can_come:
+        return Verdict(Decision.CLOSE)  # nobody else will send one
+    if deadline_us is None:
+        held = sum(task.state in HELD for task in tasks)
+        if held >= config.min_available_clients:
+            return Verdict(Decision.WAIT, starts_clock=True)
+        return Verdict(Decision.WAIT, f"waits for nodes: {held} of {config.min_available_clients} parts are held")
+    if now_us < deadline_us:
+        return Verdict(Decision.WAIT)
+    if len(have) >= quorum:
+        return Verdict(Decision.CLOSE)
+    missing = ", ".join(str(part) for part in can_come)
+    return Verdict(
+        Decision.FAIL,
+        f"{len(have)} of {quorum} needed updates came within {config.round_timeout_s:g} s; missing parts {missing}",
+    )

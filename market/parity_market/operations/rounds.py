@@ -1,0 +1,427 @@
+"""Training in rounds, in the writer: beginning, updates, closing, and what its submitter may do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+
+from parity_fl.rounds_config import RoundsConfig, cohort_of
+from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.operations.context import Market
+from parity_market.operations.steps import newest_lease
+from parity_market.store import sql, sql_rounds
+from parity_market.store.base import ReadTx, Tx
+from parity_market.store.rows import FlRoundRow, FlSessionRow, FlUpdateRow, GroupRow, TaskRow, to_us
+from parity_protocol.errors import Conflict, InvalidTransition, NotFound, StaleFence, TaskCancelled
+from parity_protocol.task import GroupState, TaskState
+
+__all__ = [
+    "NewUpdate",
+    "OpenRound",
+    "Published",
+    "begin",
+    "check_part",
+    "close",
+    "config_of",
+    "examine",
+    "forget_deadlines",
+    "freeze",
+    "load",
+    "pairs_of",
+    "pause",
+    "reopen",
+    "resume",
+    "set_clock",
+    "stop",
+    "take",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model file that nodes may fetch."""
+
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """A session with its open round."""
+
+    session: FlSessionRow
+    row: FlRoundRow
+    updates: tuple[FlUpdateRow, ...]
+    cohort: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpdate:
+    """An update whose bytes are on disk, from whoever holds the part's lease."""
+
+    number: int
+    phase: int
+    part: int
+    lease_id: str
+    fence: int
+    base: str
+    sha256: str
+    size: int
+    metrics: Mapping[str, float]
+
+
+def config_of(session: FlSessionRow, *, parts: int) -> RoundsConfig:
+    """Return a session's rounds."""
+    return RoundsConfig.from_dict(json.loads(session.settings_doc)["rounds"], parts=parts)
+
+
+def load(tx: ReadTx, group_id: str) -> OpenRound | None:
+    """Return a session and its open round; None before it began."""
+    session = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
+    if session is None:
+        return None
+    row = tx.one(sql_rounds.FL_ROUND, group_id=group_id, round=session.round, phase=session.phase)
+    if row is None:
+        raise NotFound(f"session {group_id} has no round {session.round}")
+    updates = tx.all(sql_rounds.FL_UPDATES_OF_ROUND, group_id=group_id, round=session.round, phase=session.phase)
+    return OpenRound(session, row, tuple(updates), tuple(json.loads(row.cohort_doc)))
+
+
+def begin(
+    tx: Tx,
+    market: Market,
+    group: GroupRow,
+    config: RoundsConfig,
+    settings: Mapping[str, object],
+    first: Published,
+    *,
+    seed: str,
+    now: datetime,
+) -> bool:
+    """Open round 1 with the first model; returns False when the session had begun, or its group has ended."""
+    row = tx.one(sql.GROUP, id=group.id)
+    if row is None or row.state != GroupState.RUNNING:
+        return False
+    now_us = to_us(now)
+    session = FlSessionRow(
+        group.id,
+        SessionState.RUNNING,
+        1,
+        0,
+        config.total_rounds,
+        None,
+        json.dumps(settings, separators=(",", ":")),
+        "",
+        now_us,
+        now_us,
+    )
+    if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
+        return False
+    _open_round(tx, group.id, 1, 0, first, cohort_of(config, parts=group.parts, seed=seed, number=1), now_us)
+    _tell(tx, market, group.id)
+    return True
+
+
+def _open_round(
+    tx: Tx, group_id: str, number: int, phase: int, base: Published, cohort: Sequence[int], now_us: int
+) -> None:
+    doc = json.dumps(list(cohort), separators=(",", ":"))
+    tx.insert(
+        sql_rounds.FL_ROUND_INSERT,
+        FlRoundRow(group_id, number, phase, RoundState.OPEN, base.sha256, base.size, doc, "{}", now_us, None),
+    )
+
+
+def check_part(tx: ReadTx, group_id: str, part: int, *, node_id: str, lease_id: str, fence: int) -> TaskRow:
+    """Return a part's task if the node holds its lease.
+
+    Raises:
+        NotFound: There is no such session or part.
+        TaskCancelled: The task was cancelled, or the session has failed.
+        StaleFence: The lease is not this node's current one.
+    """
+    for task in tx.all(sql.TASKS_OF_GROUP, group_id=group_id):
+        if task.part == part:
+            break
+    else:
+        raise NotFound(f"there is no part {part} of a session {group_id}")
+    if task.state is TaskState.CANCELLED:
+        raise TaskCancelled(task.message or f"task {task.id} was cancelled")
+    lease = newest_lease(tx, task)
+    if lease is None or not lease.live or (lease.id, lease.fence, lease.node_id) != (lease_id, fence, node_id):
+        raise StaleFence(f"lease {lease_id} with fence {fence} of part {part} is not current")
+    return task
+
+
+def examine(tx: ReadTx, group_id: str, node_id: str, new: NewUpdate) -> FlUpdateRow | None:
+    """Return the update that was taken under the same key before, or None when this one may come.
+
+    Raises:
+        StaleFence: The lease has moved on; ``TaskCancelled``, ``NotFound`` as of ``check_part``.
+        Conflict: It is late, for another model, or not asked for; the message says which.
+    """
+    check_part(tx, group_id, new.part, node_id=node_id, lease_id=new.lease_id, fence=new.fence)
+    known = tx.one(
+        sql_rounds.FL_UPDATE, group_id=group_id, round=new.number, phase=new.phase, part=new.part, fence=new.fence
+    )
+    if known is not None:
+        return known
+    found = load(tx, group_id)
+    if found is None:
+        raise Conflict("the session has not begun")
+    session, row = found.session, found.row
+    if (new.number, new.phase) != (session.round, session.phase) or row.state != RoundState.OPEN:
+        raise Conflict(f"late: round {new.number} phase {new.phase} is closed; nothing is paid for this update")
+    if new.base != row.base_hash:
+        raise Conflict(f"the update starts from the model {new.base[:16]}, round {row.round} from {row.base_hash[:16]}")
+    if new.part not in found.cohort:
+        raise Conflict(f"part {new.part} is not asked in round {new.number}")
+    return None
+
+
+def take(tx: Tx, group_id: str, node_id: str, new: NewUpdate, now: datetime) -> bool:
+    """Note an update that is on disk; returns False when it was known.
+
+    Raises:
+        Conflict: Another one came before under the same lease, or as of ``examine``; so the others.
+    """
+    known = examine(tx, group_id, node_id, new)
+    if known is not None:
+        if known.sha256 != new.sha256:
+            raise Conflict(f"another update of part {new.part} to round {new.number} was taken before")
+        return False
+    tx.insert(
+        sql_rounds.FL_UPDATE_INSERT,
+        FlUpdateRow(
+            group_id,
+            new.number,
+            new.phase,
+            new.part,
+            new.fence,
+            node_id,
+            new.base,
+            new.sha256,
+            new.size,
+            UpdateState.RECEIVED,
+            "",
+            json.dumps(dict(new.metrics), separators=(",", ":")),
+            to_us(now),
+        ),
+    )
+    return True
+
+
+def set_clock(tx: Tx, group_id: str, deadline: datetime | None, message: str, now: datetime) -> None:
+    """Start or stop the open round's clock."""
+    session = _session(tx, group_id)
+    _move(tx, session, now, deadline_us=None if deadline is None else to_us(deadline), message=message)
+
+
+def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
+    """Choose the open round's updates: from here on it can only close with these, also after a restart."""
+    found = load(tx, group_id)
+    if found is None:
+        raise NotFound(f"session {group_id} has not begun")
+    if found.row.state == RoundState.CLOSING:
+        return [update for update in found.updates if update.state == UpdateState.CHOSEN]
+    chosen = newest_of_parts(found.updates)
+    for update in chosen:
+        _judge(tx, update, UpdateState.CHOSEN, "", json.loads(update.metrics_doc))
+    _move_round(tx, found.row, RoundState.CLOSING, {}, None)
+    _move(tx, found.session, now, deadline_us=None, message="")
+    return chosen
+
+
+def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetime | None, now: datetime) -> None:
+    """Go on with a round whose usable updates were too few: what was rejected is out, others may still come."""
+    found = load(tx, group_id)
+    if found is None or found.row.state != RoundState.CLOSING:
+        return
+    for update in found.updates:
+        if update.state == UpdateState.CHOSEN:
+            reason = rejected.get(update.part, "")
+            state = UpdateState.REJECTED if reason else UpdateState.RECEIVED
+            _judge(tx, update, state, reason, json.loads(update.metrics_doc))
+    _move_round(tx, found.row, RoundState.OPEN, {}, None)
+    _move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
+
+
+def close(
+    tx: Tx,
+    market: Market,
+    group: GroupRow,
+    config: RoundsConfig,
+    *,
+    next_model: Published,
+    accepted: Sequence[int],
+    rejected: Mapping[int, str],
+    metrics: Mapping[str, float],
+    contributions: Mapping[int, float],
+    seed: str,
+    now: datetime,
+) -> FlSessionRow:
+    """Close the round that was frozen, and open the next one, or end the training.
+
+    Raises:
+        InvalidTransition: It is not closing (any more).
+    """
+    found = load(tx, group.id)
+    if found is None or found.row.state != RoundState.CLOSING:
+        raise InvalidTransition(f"no round of session {group.id} is closing")
+    session, now_us, took = found.session, to_us(now), set(accepted)
+    for update in found.updates:
+        if update.state != UpdateState.CHOSEN:
+            continue
+        numbers = json.loads(update.metrics_doc)
+        if update.part in contributions:
+            numbers["contribution"] = contributions[update.part]
+        is_in = update.part in took
+        reason = "" if is_in else rejected.get(update.part, "not used by the rule")
+        _judge(tx, update, UpdateState.ACCEPTED if is_in else UpdateState.REJECTED, reason, numbers)
+    _move_round(tx, found.row, RoundState.CLOSED, metrics, now_us)
+    number = session.round + 1
+    is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
+    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
+    # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
+    _open_round(tx, group.id, number, 0, next_model, cohort, now_us)
+    if is_last:
+        state = SessionState.DONE
+        closing = tx.one(sql_rounds.FL_ROUND, group_id=group.id, round=number, phase=0)
+        assert closing is not None
+        _move_round(tx, closing, RoundState.CLOSED, {}, now_us)
+    else:
+        state = SessionState(session.state)
+    moved = _move(tx, session, now, state=state, round=number, phase=0, deadline_us=None, message="")
+    _tell(tx, market, group.id)
+    return moved
+
+
+def pairs_of(tx: ReadTx, group_id: str, part: int, fence: int) -> list[tuple[int, int, str]]:
+    """Return (round, phase, sha256) of a part's accepted updates under one lease, in order."""
+    return [
+        (update.round, update.phase, update.sha256)
+        for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=group_id, part=part)
+        if update.fence == fence
+    ]
+
+
+def pause(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
+    """Let the open round wait, without a deadline; repeating it changes nothing.
+
+    Raises:
+        InvalidTransition: The session is stopping or done.
+    """
+    session = _session(tx, group_id)
+    if session.state == SessionState.PAUSED:
+        return session
+    if session.state != SessionState.RUNNING:
+        raise InvalidTransition(f"session {group_id} is {session.state}: it cannot be paused")
+    moved = _move(tx, session, now, state=SessionState.PAUSED, deadline_us=None, message="paused")
+    _tell(tx, market, group_id)
+    return moved
+
+
+def resume(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
+    """Go on where ``pause`` stopped; repeating it changes nothing.
+
+    Raises:
+        InvalidTransition: The session is stopping or done.
+    """
+    session = _session(tx, group_id)
+    if session.state == SessionState.RUNNING:
+        return session
+    if session.state != SessionState.PAUSED:
+        raise InvalidTransition(f"session {group_id} is {session.state}: there is nothing to resume")
+    moved = _move(tx, session, now, state=SessionState.RUNNING, deadline_us=None, message="")
+    _tell(tx, market, group_id)
+    return moved
+
+
+def stop(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
+    """Make the open round the last one; repeating it changes nothing."""
+    session = _session(tx, group_id)
+    if session.state in (SessionState.STOPPING, SessionState.DONE):
+        return session
+    moved = _move(tx, session, now, state=SessionState.STOPPING, deadline_us=None, message="stopping")
+    _tell(tx, market, group_id)
+    return moved
+
+
+def _session(tx: ReadTx, group_id: str) -> FlSessionRow:
+    session = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
+    if session is None:
+        raise NotFound(f"there is no session {group_id} that trains in rounds")
+    return session
+
+
+def _move(
+    tx: Tx,
+    session: FlSessionRow,
+    now: datetime,
+    *,
+    deadline_us: int | None,
+    message: str,
+    state: SessionState | None = None,
+    round: int | None = None,  # noqa: A002 - the column's name
+    phase: int | None = None,
+) -> FlSessionRow:
+    moved = session._replace(
+        state=state or session.state,
+        round=session.round if round is None else round,
+        phase=session.phase if phase is None else phase,
+        deadline_us=deadline_us,
+        message=message,
+        updated_us=to_us(now),
+    )
+    tx.run(
+        sql_rounds.FL_SESSION_MOVED,
+        key_group_id=moved.group_id,
+        state=moved.state,
+        round=moved.round,
+        phase=moved.phase,
+        deadline_us=moved.deadline_us,
+        message=moved.message,
+        updated_us=moved.updated_us,
+    )
+    return moved
+
+
+def _move_round(
+    tx: Tx, row: FlRoundRow, state: RoundState, metrics: Mapping[str, float], closed_us: int | None
+) -> None:
+    tx.run(
+        sql_rounds.FL_ROUND_MOVED,
+        key_group_id=row.group_id,
+        key_round=row.round,
+        key_phase=row.phase,
+        state=state,
+        metrics_doc=json.dumps(dict(metrics), separators=(",", ":")),
+        closed_us=closed_us,
+    )
+
+
+def _judge(tx: Tx, update: FlUpdateRow, state: UpdateState, reason: str, metrics: Mapping[str, object]) -> None:
+    tx.run(
+        sql_rounds.FL_UPDATE_JUDGED,
+        key_group_id=update.group_id,
+        key_round=update.round,
+        key_phase=update.phase,
+        key_part=update.part,
+        key_fence=update.fence,
+        state=state,
+        reason=reason[:500],
+        metrics_doc=json.dumps(dict(metrics), separators=(",", ":")),
+    )
+
+
+def _tell(tx: Tx, market: Market, group_id: str) -> None:
+    tx.after_commit(partial(market.signals.task_changed, group_id))
+
+
+def forget_deadlines(tx: Tx, now: datetime, until: timedelta) -> int:
+    """Give every running round at least ``until`` from now: nodes could not send while the market was down."""
+    later = to_us(now + until)
+    return tx.run(sql_rounds.FL_DEADLINES_FORGOTTEN, until_us=later, new_until_us=later)

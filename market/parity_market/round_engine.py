@@ -1,0 +1,444 @@
+"""Sessions that train in rounds: published models, updates on disk, and the step from one round to the next.
+
+Rows say where a session is; its files lie in a folder of its own. A round first chooses its updates in a transaction,
+then is reduced, then closed in another: a market that is killed anywhere in between does the same again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import structlog
+
+from parity_contracts.files import write_file
+from parity_fl.limits import DATA_LIMITS
+from parity_fl.rounds_config import RoundsConfig, is_in_rounds, read_rounds, session_strategy
+from parity_fl.strategy import StrategyConfig
+from parity_market.domain.federation import Session, open_session
+from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
+from parity_market.federation import Federation, Merged
+from parity_market.operations import groups, rounds
+from parity_market.operations.context import Market
+from parity_market.operations.groups import Group
+from parity_market.operations.rounds import NewUpdate, OpenRound, Published
+from parity_market.round_jobs import model_file, sync_folder, update_file
+from parity_market.round_worker import RoundWork
+from parity_market.store.base import MarketStore, ReadTx
+from parity_market.store.rows import TaskRow, to_us
+from parity_protocol.api.rounds import AcceptedUpdate, RoundStep, UpdateTaken
+from parity_protocol.clock import Clock
+from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge
+from parity_protocol.task import FederatedLearningSpec, TaskState
+
+__all__ = ["Known", "RoundEngine", "rounds_of"]
+
+log = structlog.get_logger(__name__)
+
+EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
+LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
+AFTER_RESTART = timedelta(seconds=60)  # that nodes have at least to send what they could not while the market was down
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What does not change in a session's life."""
+
+    session: Session
+    config: RoundsConfig
+    strategy: StrategyConfig
+    warnings: tuple[str, ...]
+
+
+def rounds_of(spec: object) -> bool:
+    """Return whether a task's spec is one of a session that trains in rounds."""
+    return isinstance(spec, FederatedLearningSpec) and is_in_rounds(spec.session())
+
+
+class RoundEngine:
+    """Runs rounds; ``step`` is called by a loop, the rest by routes.
+
+    Args:
+        folder: Of all sessions' files; is made.
+        work: Does the mathematics somewhere else than on the event loop.
+    """
+
+    def __init__(
+        self, store: MarketStore, federation: Federation, market: Market, clock: Clock, *, folder: Path, work: RoundWork
+    ) -> None:
+        self._store = store
+        self._federation = federation
+        self._market = market
+        self._clock = clock
+        self._folder = folder
+        self._work = work
+        self._known: dict[str, Known] = {}
+        self._new = asyncio.Event()
+        self._waiting: dict[str, asyncio.Event] = {}
+
+    def folder(self, group_id: str) -> Path:
+        """Return a session's folder."""
+        return self._folder / group_id
+
+    # -- the loop's side ------------------------------------------------------------------------------------------
+
+    def wake(self, group_id: str) -> None:
+        """Let ``wait`` for a session return."""
+        waiting = self._waiting.get(group_id)
+        if waiting is None:
+            self._new.set()
+        else:
+            waiting.set()
+
+    async def wait(self, group_id: str, seconds: float) -> None:
+        """Return when there may be something to do for a session, at the latest after ``seconds``."""
+        waiting = self._waiting.setdefault(group_id, asyncio.Event())
+        await self._first(waiting, seconds)
+        waiting.clear()
+
+    async def wait_for_sessions(self, seconds: float) -> None:
+        """Return when there may be a new session, at the latest after ``seconds``."""
+        await self._first(self._new, seconds)
+        self._new.clear()
+
+    async def _first(self, event: asyncio.Event, seconds: float) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def sleep() -> None:
+                await self._clock.sleep(seconds)
+                group.cancel_scope.cancel()
+
+            group.start_soon(sleep)
+            await event.wait()
+            group.cancel_scope.cancel()
+
+    def known(self, group: Group) -> Known:
+        """Return what a session's order and plan say.
+
+        Raises:
+            BadField: They are not those of a session that trains in rounds.
+        """
+        found = self._known.get(group.value.id)
+        if found is None:
+            spec = group.value.spec
+            if not isinstance(spec, FederatedLearningSpec) or not is_in_rounds(spec.session()):
+                raise BadField("not a session that trains in rounds", field="spec")
+            session = open_session(spec, group.row.plan_doc)
+            config = read_rounds(spec.rounds_config, total_rounds=spec.total_rounds, parts=group.row.parts)
+            strategy, warnings = session_strategy(spec.session(), config, partition_strategy=session.plan.strategy)
+            found = self._known[group.value.id] = Known(session, config, strategy, tuple(warnings))
+        return found
+
+    async def step(self, group: Group) -> bool:
+        """Take a session as far as it goes now; returns whether anything moved.
+
+        Raises:
+            ParityError: It could not be done now, or never; see ``loops.training``.
+        """
+        found = await self._store.read(partial(rounds.load, group_id=group.value.id))
+        if found is None:
+            return await self._begin(group)
+        if found.session.state in (SessionState.DONE, SessionState.PAUSED):
+            return False
+        if found.row.state == RoundState.CLOSING:
+            return await self._close(group)
+        known, now = self.known(group), self._clock.now()
+        verdict = decide(
+            known.config,
+            cohort=found.cohort,
+            updates=found.updates,
+            tasks=group.tasks,
+            deadline_us=found.session.deadline_us,
+            now_us=to_us(now),
+        )
+        match verdict.decision:
+            case Decision.CLOSE:
+                return await self._close(group)
+            case Decision.FAIL:
+                reason = f"round {found.session.round}: {verdict.reason}"
+                await self._fail(group, reason)
+                return True
+            case Decision.WAIT:
+                await self._note(group, known, found, starts_clock=verdict.starts_clock, reason=verdict.reason)
+        return False
+
+    async def _note(self, group: Group, known: Known, found: OpenRound, *, starts_clock: bool, reason: str) -> None:
+        """Start the round's clock, or say what it waits for, if that is new."""
+        now = self._clock.now()
+        deadline = now + timedelta(seconds=known.config.round_timeout_s) if starts_clock else None
+        if starts_clock or (reason and reason != found.session.message):
+            await self._store.write(lambda tx: rounds.set_clock(tx, group.value.id, deadline, reason, now))
+
+    async def _fail(self, group: Group, reason: str) -> None:
+        now = self._clock.now()
+        await self._store.write(
+            partial(groups.fail, market=self._market, group_id=group.value.id, reason=reason, now=now)
+        )
+        log.warning("group_failed", group_id=group.value.id, reason=reason)
+
+    async def _begin(self, group: Group) -> bool:
+        """Write the first model and open round 1."""
+        known, now = self.known(group), self._clock.now()
+        folder = self.folder(group.value.id)
+        dataset = await self._federation.read(
+            known.session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes
+        )
+        await anyio.to_thread.run_sync(_make_folder, folder, dataset)
+        made = await self._do(group, {"do": "begin"})
+        settings = {
+            "rounds": known.config.to_dict(),
+            "strategy": known.strategy.to_dict(),
+            "warnings": list(known.warnings),
+            "assignment_hash": known.session.plan.assignment_hash,
+        }
+        first = Published(made["sha256"], made["size"])
+        begun = await self._store.write(
+            lambda tx: rounds.begin(
+                tx, self._market, group.row, known.config, settings, first, seed=known.session.plan.seed, now=now
+            )
+        )
+        log.info("session_begun", group_id=group.value.id, rounds=known.config.total_rounds, model=first.sha256)
+        return begun
+
+    async def _close(self, group: Group) -> bool:
+        """Reduce the open round with the updates that it has now, and open the next."""
+        known, group_id, now = self.known(group), group.value.id, self._clock.now()
+        chosen = await self._store.write(partial(rounds.freeze, group_id=group_id, now=now))
+        number, phase = (await self._loaded(group_id)).row[1:3]
+        job = {
+            "do": "reduce",
+            "round": number,
+            "phase": phase,
+            "updates": [(update.part, update.sha256) for update in chosen],
+            "leave_one_out": known.config.contribution == "leave_one_out",
+        }
+        done = await self._do(group, job)
+        if "refused" in done:
+            rejected = {int(part): reason for part, reason in done["rejected"].items()}
+            return await self._again(group, known, done["refused"], rejected)
+        moved = await self._store.write(
+            lambda tx: rounds.close(
+                tx,
+                self._market,
+                group.row,
+                known.config,
+                next_model=Published(done["sha256"], done["size"]),
+                accepted=done["accepted"],
+                rejected={int(part): reason for part, reason in done["rejected"].items()},
+                metrics=done["metrics"],
+                contributions={int(part): value for part, value in done["contributions"].items()},
+                seed=known.session.plan.seed,
+                now=self._clock.now(),
+            )
+        )
+        log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
+        await anyio.to_thread.run_sync(self._tidy, group_id, number)
+        if moved.state == SessionState.DONE:
+            self._federation.wake()
+        return True
+
+    async def _again(self, group: Group, known: Known, problem: str, rejected: dict[int, str]) -> bool:
+        """Wait for other updates after a round had too few usable ones, or fail when none can come."""
+        if not rejected:
+            await self._fail(group, f"the round cannot be closed: {problem}")
+            return True
+        now = self._clock.now()
+        deadline = now + timedelta(seconds=known.config.round_timeout_s)
+        await self._store.write(lambda tx: rounds.reopen(tx, group.value.id, rejected, deadline, now))
+        log.warning("round_reopened", group_id=group.value.id, rejected=sorted(rejected), problem=problem)
+        return True
+
+    async def finish(self, group: Group) -> Merged | None:
+        """Store the final model of a session whose rounds are over; None while they are not."""
+        found = await self._store.read(partial(rounds.load, group_id=group.value.id))
+        if found is None or found.session.state != SessionState.DONE or self._is_awaited(group, found):
+            return None
+        job = {"do": "final", "round": found.row.round, "phase": found.row.phase, "rounds": found.row.round - 1}
+        done = await self._do(group, job)
+        data = await anyio.to_thread.run_sync((self.folder(group.value.id) / "final.safetensors").read_bytes)
+        cid = await self._federation.store_model(data)
+        return Merged(cid, len(data), {**done["metrics"], "final_model": found.row.base_hash})
+
+    def _is_awaited(self, group: Group, found: OpenRound) -> bool:
+        """Return whether a part may still report the session's end: what it did is paid only then."""
+        states = {task.state for task in group.tasks}
+        has_time = to_us(self._clock.now()) < found.session.updated_us + LAST_REPORTS // timedelta(microseconds=1)
+        return TaskState.VERIFYING in states or (has_time and bool(states & HELD))
+
+    async def _do(self, group: Group, job: dict[str, Any]) -> dict[str, Any]:
+        known = self.known(group)
+        return await self._work(
+            group.value.id,
+            {
+                **job,
+                "folder": str(self.folder(group.value.id)),
+                "spec": known.session.spec.to_dict(),
+                "plan": known.session.plan.to_dict(),
+                "strategy": known.strategy.to_dict(),
+            },
+        )
+
+    def _tidy(self, group_id: str, number: int) -> None:
+        """Remove the files of a closed round that nobody needs again."""
+        folder = self.folder(group_id)
+        for phase in folder.glob(f"updates/{number}-*"):
+            shutil.rmtree(phase, ignore_errors=True)
+        for kind in ("model", "state"):
+            for path in folder.glob(f"{kind}-{number}-*.safetensors"):
+                path.unlink(missing_ok=True)
+
+    async def _loaded(self, group_id: str) -> OpenRound:
+        found = await self._store.read(partial(rounds.load, group_id=group_id))
+        if found is None:
+            raise NotFound(f"session {group_id} has not begun")
+        return found
+
+    async def remove(self, group_id: str) -> None:
+        """Remove a session's files; nothing if there are none."""
+        await anyio.to_thread.run_sync(partial(shutil.rmtree, self.folder(group_id), ignore_errors=True))
+        self._known.pop(group_id, None)
+        self._waiting.pop(group_id, None)
+
+    def folders(self) -> list[str]:
+        """Return the sessions that have files here."""
+        return [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+
+    async def check(self, group: Group, task: TaskRow) -> str:
+        """Return why a part's final result is garbage, empty when it lists exactly the part's accepted updates."""
+        try:
+            result = await self._federation.result_of(task)
+        except (NotFound, InvalidInput) as exc:
+            return f"the result cannot be read: {exc.message}"
+        pairs = await self._store.read(
+            partial(rounds.pairs_of, group_id=group.value.id, part=task.part, fence=task.fence)
+        )
+        wanted = [{"round": number, "phase": phase, "sha256": digest} for number, phase, digest in pairs]
+        try:
+            listed = json.loads(result)
+        except ValueError:
+            return "the result is not a list of updates"
+        if not isinstance(listed, dict) or listed.get("updates") != wanted:
+            return f"the result must list the {len(wanted)} accepted updates of part {task.part}"
+        return "" if wanted else f"no update of part {task.part} was accepted"
+
+    # -- the nodes' side ------------------------------------------------------------------------------------------
+
+    def next_step(
+        self,
+        tx: ReadTx,
+        group_id: str,
+        part: int,
+        *,
+        node_id: str,
+        lease_id: str,
+        fence: int,
+        config: RoundsConfig,
+        mu: float,
+    ) -> RoundStep:
+        """Say what a part does now.
+
+        Raises:
+            StaleFence: The lease is not the node's current one; ``TaskCancelled``, ``NotFound`` as of ``check_part``.
+        """
+        rounds.check_part(tx, group_id, part, node_id=node_id, lease_id=lease_id, fence=fence)
+        found = rounds.load(tx, group_id)
+        total = config.total_rounds
+        if found is None:
+            return RoundStep(state="wait", round=1, phase=0, total_rounds=total, message="the first model is made")
+        session, row = found.session, found.row
+        place = {"round": row.round, "phase": row.phase, "total_rounds": total, "message": session.message}
+        if session.state == SessionState.DONE:
+            pairs = rounds.pairs_of(tx, group_id, part, fence)
+            accepted = tuple(AcceptedUpdate(round=one, phase=two, sha256=three) for one, two, three in pairs)
+            return RoundStep(state="done", accepted=accepted, **place)
+        has_sent = any(update.part == part for update in found.updates)
+        if session.state == SessionState.PAUSED or row.state != RoundState.OPEN or part not in found.cohort or has_sent:
+            return RoundStep(state="wait", **place)
+        left = None if session.deadline_us is None else (session.deadline_us - to_us(self._clock.now())) / 1e6
+        return RoundStep(
+            state="train",
+            base=row.base_hash,
+            base_size=row.base_size,
+            update_format=config.update_format,
+            proximal_mu=mu,
+            closes_in_s=left,
+            **place,
+        )
+
+    async def model(self, group_id: str) -> tuple[Path, str, int]:
+        """Return the newest model's file, its sha256 and size.
+
+        Raises:
+            NotFound: There is none.
+        """
+        found = await self._loaded(group_id)
+        path = model_file(self.folder(group_id), found.row.round, found.row.phase)
+        if not path.exists():
+            raise NotFound(f"the model of session {group_id} is not here any more")
+        return path, found.row.base_hash, found.row.base_size
+
+    async def take(self, group_id: str, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
+        """Put an update on disk and then note it.
+
+        Args:
+            new: ``sha256`` and ``size`` are filled in here.
+            body: At its end the digest has been compared with the signed one.
+
+        Raises:
+            Conflict: It is late or not wanted; as ``operations.rounds.take``.
+            TooLarge: It is longer than any update of this model.
+        """
+        most = (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
+        # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
+        known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
+        temporary = update_file(self.folder(group_id), new.number, new.phase, new.part, f".{self._market.make_id()}")
+        digest, size = sha256(), 0
+        await anyio.to_thread.run_sync(partial(temporary.parent.mkdir, parents=True, exist_ok=True))
+        try:
+            async with await anyio.open_file(temporary, "xb") as file:
+                async for piece in body:
+                    size += len(piece)
+                    if size > most:
+                        raise TooLarge(f"an update of this model has at most {most} bytes", field="body")
+                    digest.update(piece)
+                    await file.write(piece)
+            done = replace(new, sha256=digest.hexdigest(), size=size)
+            if known is None:
+                path = update_file(self.folder(group_id), new.number, new.phase, new.part, done.sha256)
+                await anyio.to_thread.run_sync(_settle, temporary, path)
+            now = self._clock.now()
+            created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+        if created:
+            self.wake(group_id)
+        return UpdateTaken(sha256=done.sha256, size=size, created=created)
+
+
+def _make_folder(folder: Path, dataset: bytes) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(folder / "dataset", dataset)
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def _shown(done: dict[str, Any]) -> dict[str, float]:
+    metrics = done["metrics"]
+    return {name: metrics[name] for name in ("accuracy", "loss", "r2") if name in metrics}

@@ -1,0 +1,142 @@
+"""What the training rounds' worker computes: models and updates are files, a job names them.
+
+Runs in the process of ``round_worker``; files are written whole or not at all, before the answer is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity_contracts.files import write_file
+from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
+
+if TYPE_CHECKING:
+    from parity_fl.rounds import RoundServer
+
+__all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file"]
+
+MAX_OPEN = 4  # sessions whose data one worker keeps in memory
+MAX_FILE_BYTES = 1 << 30
+
+_open: OrderedDict[str, RoundServer] = OrderedDict()
+
+
+def model_file(folder: Path, number: int, phase: int) -> Path:
+    """Return where the model lies that a round starts from."""
+    return folder / f"model-{number}-{phase}.safetensors"
+
+
+def state_file(folder: Path, number: int, phase: int) -> Path:
+    """Return where the strategy's state lies that a round starts from."""
+    return folder / f"state-{number}-{phase}.safetensors"
+
+
+def update_file(folder: Path, number: int, phase: int, part: int, digest: str) -> Path:
+    """Return where an update lies; by its SHA-256, so that two that come at once do not mix."""
+    return folder / "updates" / f"{number}-{phase}" / f"{part}-{digest}.safetensors"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def execute(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one job and return the answer; an error of ours is an answer too.
+
+    ``begin`` writes the first model, ``reduce`` closes a round, ``final`` writes the session's result.
+    """
+    try:
+        return {"doc": _do(job)}
+    except ParityError as exc:
+        reason = str(exc.reason) if isinstance(exc, ExecutionFailed) else ""
+        described: dict[str, Any] = {"code": exc.code, "message": exc.message, "field": exc.field, "reason": reason}
+        return {"error": described}
+    except MemoryError:
+        return {"error": {"code": "internal", "message": "the round needs more memory", "field": None, "reason": ""}}
+
+
+def _do(job: Mapping[str, Any]) -> dict[str, Any]:
+    folder = Path(job["folder"])
+    server = _server(job, folder)
+    match job["do"]:
+        case "begin":
+            return _publish(model_file(folder, 1, 0), server.first())
+        case "reduce":
+            return _reduce(server, folder, job)
+        case "final":
+            done = server.final(_read(model_file(folder, job["round"], job["phase"])), rounds=job["rounds"])
+            write_file(folder / "final.safetensors", done.model_bytes)
+            return {"metrics": done.metrics}
+        case other:
+            raise BadDocument(f"there is no job {other!a}")
+
+
+def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    from parity_fl.rounds import Refused
+
+    number, phase = job["round"], job["phase"]
+    state = state_file(folder, number, phase)
+    reduced = server.reduce(
+        _read(model_file(folder, number, phase)),
+        _read(state) if state.exists() else None,
+        {part: partial(_read, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]},
+        leave_one_out=job["leave_one_out"],
+    )
+    if isinstance(reduced, Refused):
+        return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
+    write_file(state_file(folder, number + 1, 0), reduced.state)
+    return {
+        **_publish(model_file(folder, number + 1, 0), reduced.model),
+        "accepted": list(reduced.accepted),
+        "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
+        "metrics": reduced.metrics,
+        "contributions": {str(part): value for part, value in reduced.contributions.items()},
+    }
+
+
+def _publish(path: Path, data: bytes) -> dict[str, Any]:
+    write_file(path, data)
+    return {"sha256": sha256(data).hexdigest(), "size": len(data)}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError as exc:
+        raise BadDocument(f"{path.name} cannot be read: {exc.strerror}") from exc
+
+
+def _server(job: Mapping[str, Any], folder: Path) -> RoundServer:
+    """Return a session's mathematics; its data are parsed once, since that may take longer than a round."""
+    from parity_fl.plan import PartitionPlan  # NumPy: only the process that computes loads it
+    from parity_fl.rounds import RoundServer
+    from parity_fl.spec import resolve_fl_spec
+    from parity_fl.strategy import read_strategy
+
+    key = str(folder)
+    known = _open.pop(key, None)
+    if known is None:
+        known = RoundServer(
+            resolve_fl_spec(job["spec"]),
+            PartitionPlan.from_dict(job["plan"]),
+            _read(folder / "dataset"),
+            read_strategy(job["strategy"]),
+        )
+    _open[key] = known
+    while len(_open) > MAX_OPEN:
+        _open.popitem(last=False)
+    if job["do"] == "final":
+        del _open[key]
+    return known

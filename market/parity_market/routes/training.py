@@ -1,0 +1,243 @@
+"""Training in rounds: what nodes ask and send, and what a session's submitter sees and does."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from typing import TypeAlias
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, Response
+
+from parity_market.auth import Access
+from parity_market.operations import groups, round_views, rounds
+from parity_market.operations.context import Market
+from parity_market.operations.groups import Group
+from parity_market.operations.rounds import NewUpdate
+from parity_market.routing import CURSOR, LIMIT, WAIT, Call, Endpoint, Query, whole_number
+from parity_market.store.base import ReadTx, Tx
+from parity_market.store.rows import FlSessionRow
+from parity_protocol.api import paths
+from parity_protocol.api.rounds import FlSessionReply, FlSessionsReply, RoundStep, UpdateTaken
+from parity_protocol.errors import BadField, InvalidInput, NotFound, Unreachable
+from parity_protocol.signing.http_signatures import check_body
+
+__all__ = ["ENDPOINTS"]
+
+UPLOAD_IDLE_S = 30.0  # longest silence in an update
+UPLOAD_LIMIT_S = 3_600.0
+_MAX_PART = 1 << 20
+_MAX_FENCE = 1 << 31
+_MAX_ROUND = 1 << 20
+_HASH_CHARS = 64
+
+
+async def _group(call: Call) -> Group:
+    """Return the session that the path names, for its submitter or for any node.
+
+    Raises:
+        NotFound: It is not there, or not for this caller.
+    """
+    group_id = call.path("session_id")
+    group = await call.state.store.read(partial(groups.load, group_id=group_id))
+    if not call.caller.is_node and group.row.creator != call.caller.id:
+        raise NotFound(f"there is no session {group_id} of yours here")
+    return group
+
+
+async def next_step(call: Call) -> RoundStep:
+    """Say what a part does now; with ``wait_s`` once that is more than waiting."""
+    state, node_id = call.state, call.caller.id
+    known = state.rounds.known(await _group(call))
+    ask = partial(
+        state.rounds.next_step,
+        group_id=call.path("session_id"),
+        part=call.whole("part", 0, low=0, high=_MAX_PART),
+        node_id=node_id,
+        lease_id=call.text("lease_id"),
+        fence=call.whole("fence", 0, low=0, high=_MAX_FENCE),
+        config=known.config,
+        mu=known.strategy.mu,
+    )
+    return await state.scheduler.followers.until(
+        call.path("session_id"),
+        lambda: state.store.read(ask),
+        lambda step: step.state != "wait",
+        wait_s=call.wait_s(),
+    )
+
+
+async def model(call: Call) -> Response:
+    """Return the newest global model, a safetensors file; 304 when the caller has it."""
+    await _group(call)
+    path, digest, size = await call.state.rounds.model(call.path("session_id"))
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
+    if call.request.headers.get("if-none-match", "") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, media_type="application/octet-stream", headers={**headers, "Content-Length": str(size)})
+
+
+async def send(call: Call) -> UpdateTaken:
+    """Take a part's update to a round; it is on disk when this answers."""
+    new = NewUpdate(
+        number=_whole_of(call, "round", _MAX_ROUND),
+        phase=_whole_of(call, "phase", _MAX_ROUND),
+        part=_whole_of(call, "part", _MAX_PART),
+        lease_id=call.text("lease_id"),
+        fence=call.whole("fence", 0, low=0, high=_MAX_FENCE),
+        base=call.text("base", max_chars=_HASH_CHARS),
+        sha256="",
+        size=0,
+        metrics=_said(call),
+    )
+    return await call.state.rounds.take(call.path("session_id"), call.caller.id, new, _checked(call))
+
+
+def _whole_of(call: Call, name: str, high: int) -> int:
+    text = call.path(name)
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= high):
+        raise BadField(f"{name}: expected a whole number up to {high}", field=name)
+    return int(text)
+
+
+def _said(call: Call) -> dict[str, float]:
+    """Return what a node says of its training: shown, never used to weigh or pay."""
+    said: dict[str, float] = {}
+    for name in ("loss", "samples", "steps", "train_s"):
+        text = call.text(name, max_chars=32)
+        if text:
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not math.isfinite(value):
+                raise BadField(f"{name}: expected a finite number", field=name)
+            said[name] = value
+    return said
+
+
+async def _checked(call: Call) -> AsyncIterator[bytes]:
+    """Yield the body; at its end, refuse it unless its digest is the signed one."""
+    digest = sha256()
+    stream = aiter(call.request.stream())
+    try:
+        async with asyncio.timeout(UPLOAD_LIMIT_S):
+            while True:
+                async with asyncio.timeout(UPLOAD_IDLE_S):
+                    piece = await anext(stream, None)
+                if piece is None:
+                    break
+                digest.update(piece)
+                yield piece
+    except TimeoutError as exc:
+        raise InvalidInput(f"the update was silent for {UPLOAD_IDLE_S:g} s or took too long", field="body") from exc
+    except ClientDisconnect as exc:
+        raise Unreachable("the caller went away while sending") from exc
+    assert call.signature is not None
+    check_body(call.signature, digest.digest())
+
+
+# -- for people ---------------------------------------------------------------------------------------------------
+
+
+async def show(call: Call) -> FlSessionReply:
+    """Return a session with its rounds; with ``wait_s`` once it is past ``after_round`` or has ended."""
+    state, group_id = call.state, call.path("session_id")
+    await _group(call)
+    after = call.whole("after_round", 0, low=0, high=_MAX_ROUND)
+    first = call.whole("from_round", 1, low=1, high=_MAX_ROUND)
+
+    def read(tx: ReadTx) -> FlSessionReply:
+        return round_views.session(tx, group_id, first=first)
+
+    return await state.scheduler.followers.until(
+        group_id,
+        lambda: state.store.read(read),
+        lambda found: found.round > after or found.state in ("completed", "failed", "cancelled"),
+        wait_s=call.wait_s(),
+    )
+
+
+async def listing(call: Call) -> FlSessionsReply:
+    """Return the caller's sessions that train in rounds, newest first."""
+    before, limit, me = call.text("cursor"), call.limit(), call.caller.id
+    return await call.state.store.read(lambda tx: round_views.sessions(tx, me, before=before, limit=limit))
+
+
+Change: TypeAlias = Callable[[Tx, Market, str, datetime], FlSessionRow]
+
+
+async def _change(call: Call, change: Change) -> FlSessionReply:
+    await _group(call)
+    state, group_id, now = call.state, call.path("session_id"), call.state.clock.now()
+    await state.store.write(lambda tx: change(tx, state.market, group_id, now))
+    state.rounds.wake(group_id)
+    return await state.store.read(lambda tx: round_views.session(tx, group_id, first=1))
+
+
+async def pause(call: Call) -> FlSessionReply:
+    """Let the open round wait."""
+    return await _change(call, rounds.pause)
+
+
+async def resume(call: Call) -> FlSessionReply:
+    """Go on with a paused session."""
+    return await _change(call, rounds.resume)
+
+
+async def stop(call: Call) -> FlSessionReply:
+    """Make the open round the session's last."""
+    return await _change(call, rounds.stop)
+
+
+SESSION = "{session_id}"
+PART = whole_number("part", "The part that is asked for", high=_MAX_PART)
+FENCE = whole_number("fence", "The lease's", high=_MAX_FENCE)
+LEASE = Query("lease_id", {"type": "string", "maxLength": 128}, "The lease that the part is held by")
+BASE = Query(
+    "base", {"type": "string", "maxLength": _HASH_CHARS}, "SHA-256, hex, of the model that training began with"
+)
+AFTER = whole_number("after_round", "Wait until the session is past it", high=_MAX_ROUND)
+FROM = whole_number("from_round", "Rounds are listed from this one on", high=_MAX_ROUND)
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        paths.fl_session_path(SESSION, "next"),
+        next_step,
+        Access.NODE,
+        "What a part does now",
+        RoundStep,
+        query=(PART, LEASE, FENCE, WAIT),
+    ),
+    Endpoint("GET", paths.fl_session_path(SESSION, "model"), model, Access.SIGNED, "The newest global model"),
+    Endpoint(
+        "PUT",
+        paths.fl_part_path(SESSION, "{round}", "{phase}", "{part}"),
+        send,
+        Access.NODE,
+        "Send an update",
+        UpdateTaken,
+        streams_body=True,
+        query=(LEASE, FENCE, BASE),
+    ),
+    Endpoint(
+        "GET", paths.FL_SESSIONS, listing, Access.SUBMITTER, "Your sessions", FlSessionsReply, query=(LIMIT, CURSOR)
+    ),
+    Endpoint(
+        "GET",
+        paths.fl_session_path(SESSION),
+        show,
+        Access.SUBMITTER,
+        "A session and its rounds",
+        FlSessionReply,
+        query=(AFTER, FROM, WAIT),
+    ),
+    Endpoint("POST", paths.fl_session_path(SESSION, "pause"), pause, Access.SUBMITTER, "Pause", FlSessionReply),
+    Endpoint("POST", paths.fl_session_path(SESSION, "resume"), resume, Access.SUBMITTER, "Resume", FlSessionReply),
+    Endpoint("POST", paths.fl_session_path(SESSION, "stop"), stop, Access.SUBMITTER, "Stop", FlSessionReply),
+)

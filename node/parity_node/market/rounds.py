@@ -1,0 +1,60 @@
+"""Training in rounds over HTTP: what comes next, the global model, and the part's updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from urllib.parse import urlencode
+
+from pydantic import ValidationError
+
+from parity_node.executors.rounds import Place, RoundsMarket
+from parity_node.market.http import REPLY_TIMEOUT_S, HttpMarket
+from parity_protocol.api import paths
+from parity_protocol.api.rounds import RoundStep, UpdateTaken
+from parity_protocol.errors import DigestMismatch, Unreachable
+
+__all__ = ["HttpRounds"]
+
+_SLOWEST = 64 << 10  # bytes a second: a market slower than that counts as away
+
+
+class HttpRounds(RoundsMarket):
+    """Asks the node's market; every request is signed by the device key."""
+
+    def __init__(self, market: HttpMarket) -> None:
+        self._market = market
+
+    async def next_step(self, place: Place, *, wait_s: float) -> RoundStep:
+        """See the port."""
+        query = urlencode(
+            {"part": place.part, "lease_id": place.lease_id, "fence": place.fence, "wait_s": f"{wait_s:g}"}
+        )
+        path = paths.fl_session_path(place.group_id, "next")
+        answer = await self._market.get(path, query, timeout_s=wait_s + REPLY_TIMEOUT_S)
+        try:
+            return RoundStep.model_validate_json(answer)
+        except ValidationError as exc:
+            raise Unreachable(f"the market's answer is not a RoundStep: {exc.error_count()} problems") from exc
+
+    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+        """See the port."""
+        timeout_s = REPLY_TIMEOUT_S + step.base_size / _SLOWEST
+        path = paths.fl_session_path(place.group_id, "model")
+        data = await self._market.get(path, timeout_s=timeout_s, max_bytes=max_bytes)
+        found = sha256(data).hexdigest()
+        if found != step.base:
+            raise DigestMismatch(f"the model of round {step.round} is {step.base}, {found} came")
+        return data
+
+    async def send(self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> UpdateTaken:
+        """See the port."""
+        said = {name: f"{value:.9g}" for name, value in metrics.items()}
+        query = urlencode({"lease_id": place.lease_id, "fence": place.fence, "base": step.base, **said})
+        path = paths.fl_part_path(place.group_id, step.round, step.phase, place.part)
+        timeout_s = REPLY_TIMEOUT_S + len(update) / _SLOWEST
+        answer = await self._market.put(path, query, update, timeout_s=timeout_s)
+        try:
+            return UpdateTaken.model_validate_json(answer)
+        except ValidationError as exc:
+            raise Unreachable(f"the market's answer is not an UpdateTaken: {exc.error_count()} problems") from exc
