@@ -25,6 +25,7 @@ COMMANDS = {
     "market": ("parity_cli.commands.market:market", "Run a market."),
     "wallet": ("parity_cli.commands.wallet:wallet", "A submitter's key and money."),
     "task": ("parity_cli.commands.task:task", "Submit work and follow it."),
+    "fl": ("parity_cli.commands.fl:fl", "Federated learning: simulate it, run it, follow it."),
     "data": ("parity_cli.commands.data:data", "Data by content identifier."),
     "chain": ("parity_cli.commands.chain:chain", "The embedded development chain."),
     "config": ("parity_cli.commands.config:config", "Join a market; show and check the settings."),

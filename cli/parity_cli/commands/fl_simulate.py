@@ -1,0 +1,263 @@
+"""``parity fl simulate``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parity_cli.lazy import Command
+from parity_cli.output import Output, pass_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parity_fl.simulate import RoundRecord
+
+__all__ = ["simulate"]
+
+MODELS = ("neural_network", "linear_regression", "random_forest")
+_SECTIONS = ("model", "train", "partition", "strategy")
+_ROUNDS = 20
+_RATES = {"neural_network": 0.1, "linear_regression": 0.01}
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@click.command(
+    cls=Command,
+    short_help="Run a whole federation in this process, on a file.",
+    example="""
+    parity fl simulate --data digits.csv --label target --model neural_network --nodes 10 --rounds 20
+    parity fl simulate --data digits.csv --partition non_iid --alpha 0.1 --strategy FedAdam --set strategy.server_lr=0.03
+    parity fl simulate --data digits.csv --nodes 11 --strategy FedTrimmedAvg --set strategy.pre_aggregation=nnm \\
+                       --set strategy.num_malicious=2 --attack sign_flip:2 --plot rounds.html
+    parity fl simulate --data cancer.csv --model random_forest --partition label_skew --nodes 4 --json
+    """,
+)
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV (label in the last column, or see --label) or JSON with features and labels.",
+)
+@click.option("--label", metavar="COLUMN", help="Name of the label's column in a CSV file. Default: the last one.")
+@click.option("--model", type=click.Choice(MODELS), default="neural_network", show_default=True)
+@click.option("--strategy", metavar="NAME", help="How updates are combined: FedAvg (default), FedAdam, Krum, …")
+@click.option("--partition", default="random", show_default=True, metavar="NAME", help="How the data are cut.")
+@click.option("--alpha", type=float, help="Of non_iid: the smaller, the more unequal.")
+@click.option("--nodes", type=click.IntRange(1, 1024), default=10, show_default=True, help="Nodes, one part each.")
+@click.option("--rounds", type=click.IntRange(1, 10_000), help=f"Default: {_ROUNDS}; what has no rounds takes one.")
+@click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the nodes asked in a round.")
+@click.option("--seed", default="0", show_default=True, help="Any text, or 64 hex characters; it decides everything.")
+@click.option("--min-samples", type=click.IntRange(1), default=1, show_default=True, help="Fewest rows of a part.")
+@click.option("--overlap", type=float, default=0.0, show_default=True, help="Rows borrowed from the next part.")
+@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the rows that only scores.")
+@click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat. Default: 64.")
+@click.option("--task", type=click.Choice(["classification", "regression"]), default="classification")
+@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Passes of a node in a round.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--learning-rate", type=float, help="Default: 0.1 for a network, 0.01 for a linear regression.")
+@click.option("--attack", metavar="NAME:COUNT", help="What some nodes do: sign_flip, noise, label_flip, nan, scale, …")
+@click.option("--update-format", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@click.option("--contributions", is_flag=True, help="Score every node by each round without it.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="SECTION.NAME=VALUE", help="model., train., partition., strategy."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw accuracy and loss to .html or .png."
+)
+@pass_output
+def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, seed: str, **given: Any) -> None:
+    """Run a whole federation in this process, on a file.
+
+    The models, strategies, cuts and seeds are those of the market, so a session with these settings learns the same.
+    Training parameters have defaults only here; a session on a market names them.
+    """
+    for name in _THREADS:  # before NumPy is loaded: sums over threads differ in their last bits
+        os.environ.setdefault(name, "1")
+    from parity_cli.charts import html_page, panels_of, png_image, terminal_chart
+    from parity_fl.attacks import parse_attack
+    from parity_fl.session import resolve_session
+    from parity_fl.simulate import simulate as run
+    from parity_fl.strategy import read_strategy
+
+    content, data_format = _read(data, given["label"])
+    sections = _sections(given["changes"])
+    spec = resolve_session(
+        _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
+    )
+    chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
+    strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
+    total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1
+    if plot is not None:
+        _suffix(plot)
+    with _progress(out, total, given["nodes"]) as on_round:
+        report = run(
+            spec,
+            content,
+            seed=_seed(seed),
+            strategy=strategy,
+            rounds=total,
+            fraction=given["fraction"],
+            attack=None if given["attack"] is None else parse_attack(given["attack"]),
+            update_format=given["update_format"],
+            leave_one_out=given["contributions"],
+            on_round=on_round,
+        )
+    if spec.train is None and (given["strategy"] or sections["strategy"]):
+        out.warn(f"the strategy is ignored: a {spec.model_type} like this is not averaged in rounds")
+    for warning in report.warnings:
+        out.warn(warning)
+    settings = spec.to_dict()
+    kept = ("model_type", "model_config", "train_config", "partition_config")
+    document = {
+        **report.to_dict(),
+        "settings": {name: settings[name] for name in kept if name in settings}
+        | {"strategy_config": strategy.to_dict(), "total_rounds": total},
+    }
+    if plot is not None:
+        panels = panels_of(document)
+        if _suffix(plot) == ".png":
+            plot.write_bytes(png_image(panels))
+        else:
+            plot.write_text(html_page(_title(document), panels, _facts(document)), encoding="utf-8")
+    wide = out.console.width
+    charts = (
+        [] if total == 1 or out.json else [terminal_chart(each, width=wide, height=8) for each in panels_of(document)]
+    )
+    facts = "\n".join(f"{name:<16} {value}" for name, value in _facts(document).items())
+    out.emit(document, "\n\n".join([*charts, facts]))
+
+
+def _read(path: Path, label: str | None) -> tuple[bytes, str]:
+    from parity_cli.tables import label_last
+    from parity_fl.limits import DATA_LIMITS
+    from parity_protocol.errors import BadField, TooLarge
+
+    if path.stat().st_size > DATA_LIMITS.max_bytes:
+        raise TooLarge(f"{path} has over {DATA_LIMITS.max_bytes} bytes")
+    content = path.read_bytes()
+    if path.suffix.lower() == ".json":
+        if label not in {None, "labels"}:
+            raise BadField("in a JSON file the labels are in the member labels", field="label")
+        return content, "json"
+    return content if label is None else label_last(content, label), "csv"
+
+
+def _settings(
+    given: dict[str, Any], sections: dict[str, dict[str, Any]], data: bytes, data_format: str
+) -> dict[str, Any]:
+    """Return the settings of a session, as a submitter would write them."""
+    kind = given["model"]
+    rate = given["learning_rate"] or _RATES.get(kind, 0.1)
+    train: dict[str, Any] = {"epochs": given["epochs"], "batch_size": given["batch_size"], "learning_rate": rate}
+    model: dict[str, Any] = {}
+    if kind == "neural_network":
+        model = {"hidden_layers": list(given["hidden"] or (64,)), "task": given["task"]}
+        if "hidden_size" in sections["model"]:
+            del model["hidden_layers"]
+    elif kind == "random_forest":
+        model = {"task": given["task"]}
+    else:
+        from parity_fl.data import load_dataset
+
+        model = {"input_size": load_dataset(data, data_format).features.shape[1]}
+    partition: dict[str, Any] = {
+        "strategy": given["partition"],
+        "total_parts": given["nodes"],
+        "min_samples": given["min_samples"],
+        "overlap_ratio": given["overlap"],
+        "holdout_fraction": given["holdout"],
+    }
+    if given["alpha"] is not None:
+        partition["alpha"] = given["alpha"]
+    return {
+        "model_type": kind,
+        "dataset_cid": "sha256:" + hashlib.sha256(data).hexdigest(),
+        "data_format": data_format,
+        "model_config": {**model, **sections["model"]},
+        "train_config": {**train, **sections["train"]},
+        "partition_config": {**partition, **sections["partition"]},
+    }
+
+
+def _sections(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Read every ``SECTION.NAME=VALUE``; a value that is no JSON is a text."""
+    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    for change in changes:
+        name, is_given, text = change.partition("=")
+        section, _, member = name.strip().partition(".")
+        if not is_given or section not in sections or not member:
+            raise click.BadParameter(
+                f"{change!r} is not SECTION.NAME=VALUE with one of {', '.join(_SECTIONS)}", param_hint="--set"
+            )
+        try:
+            sections[section][member] = json.loads(text)
+        except ValueError:
+            sections[section][member] = text.strip()
+    return sections
+
+
+def _seed(text: str) -> str:
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text
+    return hashlib.sha256(b"parity-fl/seed/1\x00" + text.encode()).hexdigest()
+
+
+@contextmanager
+def _progress(out: Output, total: int, nodes: int) -> Iterator[Callable[[RoundRecord], None] | None]:
+    if out.json or not out.console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out.console, transient=True) as progress:
+        bar = progress.add_task(f"rounds of {nodes} nodes", total=total)
+
+        def on_round(record: RoundRecord) -> None:
+            score = next((f"{name} {value:.4f}" for name, value in record.scores.items() if name != "loss"), "")
+            progress.update(bar, completed=record.number, description=f"rounds of {nodes} nodes  {score}")
+
+        yield on_round
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix.lower() not in {".html", ".png"}:
+        raise click.BadParameter(f"{path} must end in .html or .png", param_hint="--plot")
+    return path.suffix.lower()
+
+
+def _title(document: dict[str, Any]) -> str:
+    partition = document["partition"]
+    return (
+        f"{document['model_type']}, {document['strategy']}, {partition['total_parts']} nodes, {partition['strategy']}"
+    )
+
+
+def _facts(document: dict[str, Any]) -> dict[str, str]:
+    """Return what stands under the charts."""
+    partition, rounds = document["partition"], document["rounds"]
+    scores = ("accuracy", "r2", "mse", "loss", "oob_federated", "oob_local_mean")
+    facts = {name: f"{document[name]:.4f}" for name in scores if isinstance(document.get(name), float)}
+    sizes = partition["part_sizes"]
+    facts["strategy"] = f"{document['strategy']}, {len(rounds)} round{'s' * (len(rounds) != 1)}"
+    facts["parts"] = f"{partition['total_parts']} {partition['strategy']}, {min(sizes)} to {max(sizes)} rows"
+    if partition["redraws"] or partition["moved"]:
+        facts["repaired"] = f"{partition['redraws']} redraws, {partition['moved']} rows moved"
+    facts["hold-out"] = f"{partition['holdout_size']} rows"
+    if document["malicious"]:
+        facts["malicious"] = ", ".join(map(str, document["malicious"]))
+    rejected = sum(len(record["rejected"]) for record in rounds)
+    if rejected:
+        facts["rejected"] = f"{rejected} updates"
+    facts["assignment hash"] = document["assignment_hash"]
+    facts["model hash"] = document["model_hash"]
+    facts["seed"] = document["seed"]
+    return facts
