@@ -248,7 +248,8 @@ def _facts(document: dict[str, Any]) -> dict[str, str]:
     facts = {name: f"{document[name]:.4f}" for name in scores if isinstance(document.get(name), float)}
     sizes = partition["part_sizes"]
     facts["strategy"] = f"{document['strategy']}, {len(rounds)} round{'s' * (len(rounds) != 1)}"
-    facts["parts"] = f"{partition['total_parts']} {partition['strategy']}, {min(sizes)} to {max(sizes)} rows"
+    rows = f"{min(sizes)} rows" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} rows"
+    facts["parts"] = f"{partition['total_parts']} {partition['strategy']}, {rows}"
     if partition["redraws"] or partition["moved"]:
         facts["repaired"] = f"{partition['redraws']} redraws, {partition['moved']} rows moved"
     facts["hold-out"] = f"{partition['holdout_size']} rows"
