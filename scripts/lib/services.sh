@@ -8,8 +8,8 @@ SERVICES_FILE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/services.sh
 PATH=$PATH:$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")/.venv/bin # a uv that the bootstrap brought
 CACHE=${PARITY_SERVICES:-${XDG_CACHE_HOME:-$HOME/.cache}/parity-node/services}
 
-ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox postgres ollama gemma bore minio chromium"
-TEST_SERVICES="bubblewrap foundry kubo docker runsc registry busybox"
+ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox systemd postgres ollama gemma bore minio chromium"
+TEST_SERVICES="bubblewrap foundry kubo docker runsc registry busybox systemd"
 
 version_of() {
   case $1 in
@@ -54,6 +54,7 @@ find_docker() { in_path dockerd; }
 find_runsc() { in_path runsc; }
 find_registry() { in_path docker-registry; }
 find_busybox() { in_path busybox && ! ldd "$(in_path busybox)" >/dev/null 2>&1; } # a static one: test images hold nothing else
+find_systemd() { in_path systemd-analyze; } # looks at unit files; nothing of it is started
 find_redis() { in_path redis-server; }
 find_chromium() { in_path chromium || in_path google-chrome; }
 find_kubo() { in_path_as ipfs 0.40. version || in_cache kubo ipfs; }
@@ -133,6 +134,7 @@ why_not() {
     runsc) needs_debian runsc ;;
     registry) needs_debian docker-registry ;;
     busybox) needs_debian busybox-static ;;
+    systemd) needs_debian systemd ;;
     redis) needs_debian redis-server ;;
     postgres) needs_debian postgresql-15 ;;
     chromium) needs_debian chromium ;;
@@ -188,6 +190,7 @@ install_docker() { apt_install docker.io iptables; }
 install_runsc() { apt_install runsc; }
 install_registry() { apt_install docker-registry; }
 install_busybox() { apt_install busybox-static; }
+install_systemd() { apt_install systemd; }
 install_redis() { apt_install redis-server; }
 install_postgres() { apt_install postgresql-15; }
 install_chromium() { apt_install chromium chromium-driver; }
