@@ -20,6 +20,7 @@ __all__ = [
     "check_strategy",
     "client_learning_rate",
     "fewest_updates",
+    "parameters_of",
     "read_strategy",
     "trimmed_each_side",
 ]
@@ -200,6 +201,11 @@ def fewest_updates(config: StrategyConfig, malicious: int | None = None) -> int:
     elif config.strategy == "fedmedian":
         least = max(least, 3)
     return least
+
+
+def parameters_of(strategy: StrategyName) -> frozenset[str]:
+    """Return the members of ``StrategyConfig`` that mean something to a rule, besides those that mean it to all."""
+    return frozenset(name for name, rules in _BELONGS.items() if strategy in rules)
 
 
 def trimmed_each_side(share: float, n: int) -> int:

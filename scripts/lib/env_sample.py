@@ -23,7 +23,11 @@ from pydantic_settings import BaseSettings
 
 from parity_protocol.quantities import TokenAmount, format_duration, format_tokens
 
-MODULES = {"The node": "parity_node.settings", "The market": "parity_market.settings"}
+MODULES = {
+    "The node": "parity_node.settings",
+    "The market": "parity_market.settings",
+    "Federated learning": "parity_fl.settings",
+}
 WIDTH = 100
 
 HEADER = """\
