@@ -1,0 +1,143 @@
+"""The market's side of a histogram forest: ask all parts, check and add up their answers, ask on.
+
+It is a state machine over bytes: ``next_request`` says what to send to every part, ``absorb`` takes each part's answer, and
+the last one moves it on. It does no I/O and draws nothing, so after a crash the same answers, absorbed again in any order
+within a phase, lead to the same state. Every part must answer every phase; a part that moves to another node goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from parity_fl.histogram_agreement import check_histogram
+from parity_fl.histogram_stages import ClassesStage, Job, OutOfBag, PhaseName, Result, Stage
+from parity_fl.plan import PartitionPlan
+from parity_fl.spec import ForestConfig
+from parity_fl.trees import Forest
+from parity_protocol.errors import BadDocument, BadField, NotFinished, TooLarge
+
+__all__ = ["DEFAULT_MAX_BINS", "DEFAULT_MAX_PHASE_BYTES", "HistogramServer", "Phase"]
+
+DEFAULT_MAX_BINS: Final = 32
+DEFAULT_MAX_PHASE_BYTES: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What every part is asked next.
+
+    Attributes:
+        number: Counted from 0.
+        name: ``classes``, ``edges``, ``level`` or ``score``.
+        body: The request, the same for all parts.
+        max_answer_bytes: Longest answer that can be right.
+        wave: Of a ``level``: which pass over the open nodes this belongs to, from 0; else 0.
+    """
+
+    number: int
+    name: PhaseName
+    body: bytes
+    max_answer_bytes: int
+    wave: int
+
+
+class HistogramServer:
+    """Grows a forest from the sums of all parts' statistics.
+
+    Args:
+        config: The forest's settings.
+        plan: Cut of a partitioned session; its classes, columns and rows are expected of the parts.
+        parts: Number of parts, when there is no plan (sharded data).
+        max_bins: Most bins of a feature, from 2.
+        max_phase_bytes: Longest answer of a part; nodes are asked for in as many phases as that takes.
+
+    Raises:
+        BadField: The settings cannot work; see ``check_histogram``.
+    """
+
+    def __init__(
+        self,
+        config: ForestConfig,
+        plan: PartitionPlan | None = None,
+        *,
+        parts: int = 0,
+        max_bins: int = DEFAULT_MAX_BINS,
+        max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,
+    ) -> None:
+        if plan is not None:
+            parts = plan.total_parts
+            check_histogram(config, plan, max_bins=max_bins, max_phase_bytes=max_phase_bytes)
+        if parts < 1:
+            raise BadField("a histogram forest needs a plan or a number of parts", field="partition_config.total_parts")
+        self._parts = parts
+        self._result = Result()
+        self._stage: Stage | None = ClassesStage(Job(config, plan, parts, max_bins, max_phase_bytes))
+        self._number = 0
+        self._answers: dict[int, bytes] = {}
+
+    def next_request(self) -> Phase | None:
+        """Return what to ask all parts now; ``None`` when the forest is done. The same until all have answered."""
+        stage = self._stage
+        if stage is None:
+            return None
+        return Phase(self._number, stage.name, stage.body, stage.max_answer_bytes, stage.wave)
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Parts whose answer is missing in this phase."""
+        return () if self._stage is None else tuple(part for part in range(self._parts) if part not in self._answers)
+
+    def absorb(self, part: int, answer: bytes) -> None:
+        """Take a part's answer to the present phase. The same answer again changes nothing.
+
+        Raises:
+            TooLarge: It is longer than any right answer.
+            BadDocument: It is no answer to this phase, contradicts itself or the part's earlier answers, or differs
+                from what the part answered in this phase. The message names the part; nothing was taken.
+            ExecutionFailed: ``data_invalid``: with this last answer it is clear that the parts do not belong together.
+        """
+        if self._stage is None:
+            raise BadDocument(f"part {part}: the forest is done")
+        if not 0 <= part < self._parts:
+            raise BadDocument(f"there is no part {part} of {self._parts}")
+        if part in self._answers:
+            if self._answers[part] != answer:
+                raise BadDocument(f"part {part}: it answered this phase already, with other bytes")
+            return
+        if len(answer) > self._stage.max_answer_bytes:
+            raise TooLarge(f"part {part}: {len(answer)} bytes, at most {self._stage.max_answer_bytes} are possible")
+        try:
+            self._stage.check(part, answer)
+        except (BadDocument, TooLarge) as error:
+            if error.message.startswith("part "):
+                raise
+            raise type(error)(f"part {part}: {error.message}") from error
+        self._answers[part] = answer
+        if len(self._answers) == self._parts:
+            answers = {number: self._answers[number] for number in range(self._parts)}
+            self._stage = self._stage.close(answers, self._result)
+            self._answers = {}
+            self._number += 1
+
+    @property
+    def forest(self) -> Forest:
+        """The finished forest.
+
+        Raises:
+            NotFinished: Phases are left.
+        """
+        if self._stage is not None or self._result.forest is None:
+            raise NotFinished("the forest is still growing")
+        return self._result.forest
+
+    @property
+    def out_of_bag(self) -> OutOfBag | None:
+        """The out-of-bag score, once finished; ``None`` if it was not asked for or every tree draws every row."""
+        return self._result.out_of_bag
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The agreed classes, after the first phase; empty before, and for regression."""
+        return () if self._result.agreed is None else self._result.agreed.class_names

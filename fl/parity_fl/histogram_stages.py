@@ -1,0 +1,269 @@
+"""The stages of a histogram forest, one after another: classes, edges, levels, score.
+
+A stage says what it asks, refuses an answer that cannot be right, and turns all answers into the next stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.bootstrap import leaves_rows_out
+from parity_fl.histogram_agreement import MAX_SAID_BYTES, PartSays, agree, check_against_plan, read_classes
+from parity_fl.histogram_codec import Sparse, decode_answer, max_answer_bytes, summed
+from parity_fl.histogram_edges import Bins, EdgeSearch
+from parity_fl.histogram_phases import Agreed, ClassesRequest, EdgesRequest, ScoreRequest
+from parity_fl.histogram_trees import Grower
+from parity_fl.plan import PartitionPlan
+from parity_fl.spec import ForestConfig
+from parity_fl.trees import Forest
+from parity_protocol.errors import BadDocument
+
+__all__ = ["ClassesStage", "Job", "OutOfBag", "PhaseName", "Result", "Stage"]
+
+PhaseName: TypeAlias = Literal["classes", "edges", "level", "score"]
+_MERGE_CELLS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfBag:
+    """The forest's score on rows by the trees that did not draw them; exact, because draws belong to rows.
+
+    Attributes:
+        score: Accuracy or R²; ``None`` if undefined.
+        rows: Rows behind it.
+    """
+
+    score: float | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a server was made with."""
+
+    config: ForestConfig
+    plan: PartitionPlan | None
+    parts: int
+    max_bins: int
+    max_phase_bytes: int
+
+
+@dataclass(slots=True)
+class Result:
+    """What the stages find out on their way."""
+
+    agreed: Agreed | None = None
+    forest: Forest | None = None
+    out_of_bag: OutOfBag | None = None
+
+
+class Stage(Protocol):
+    """One phase."""
+
+    name: PhaseName
+    wave: int
+    body: bytes
+    max_answer_bytes: int
+
+    def check(self, part: int, answer: bytes) -> None:
+        """Raise ``BadDocument`` or ``TooLarge`` for an answer that cannot be right."""
+
+    def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
+        """Take the checked answers of all parts and return the next stage; ``None`` at the end."""
+
+
+class ClassesStage:
+    """Asks for classes, columns and rows."""
+
+    name: PhaseName = "classes"
+    wave = 0
+    max_answer_bytes = MAX_SAID_BYTES
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._classification = job.config.task == "classification"
+        self.body = ClassesRequest(self._classification).encode()
+
+    def check(self, part: int, answer: bytes) -> None:
+        """See ``Stage``."""
+        said = read_classes(answer, self.body, classification=self._classification)
+        if self._job.plan is not None:
+            check_against_plan(said, self._job.plan, part)
+
+    def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
+        """See ``Stage``."""
+        said = [
+            read_classes(answers[part], self.body, classification=self._classification)
+            for part in range(self._job.parts)
+        ]
+        result.agreed = agree(self._job.config, said, self._job.plan)
+        ground = _Ground(self._job, result.agreed, said)
+        return _EdgesStage.of(ground, 0, [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What later stages know: the job, what was agreed and what each part has."""
+
+    job: Job
+    agreed: Agreed
+    said: list[PartSays]
+    rows: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(one.rows for one in self.said))
+
+    @property
+    def n_features(self) -> int:
+        return self.said[0].n_features
+
+    def class_rows(self) -> tuple[tuple[int, ...], ...]:
+        """Return each part's rows by class, or all of them for regression."""
+        if not self.agreed.classification:
+            return tuple((rows,) for rows in self.rows)
+        return tuple(tuple(one.classes.get(name, 0) for name in self.agreed.class_names) for one in self.said)
+
+
+class _EdgesStage:
+    name: PhaseName = "edges"
+    wave = 0
+
+    def __init__(self, ground: _Ground, search: EdgeSearch, end: int, found: list[NDArray[np.float64]]) -> None:
+        self._ground, self._search, self._end, self._found = ground, search, end, found
+        feature, prefix = search.buckets()
+        self.body = EdgesRequest(feature, prefix, search.step).encode()
+        self._size, self._buckets = search.size, len(feature)
+        most = max(ground.rows)
+        self.max_answer_bytes = max_answer_bytes(min(self._size, self._buckets * most), self._size, most)
+
+    @classmethod
+    def of(cls, ground: _Ground, first: int, found: list[NDArray[np.float64]]) -> _EdgesStage:
+        """Search as many features from ``first`` as one phase takes."""
+        job = ground.job
+        most = max(ground.rows)
+        per_feature = max_answer_bytes(most, 1 << 40, most)
+        end = min(ground.n_features, first + max(1, job.max_phase_bytes // per_feature))
+        search = EdgeSearch(np.arange(first, end, dtype=np.int64), ground.rows, job.max_bins)
+        return cls(ground, search, end, found)
+
+    def check(self, part: int, answer: bytes) -> None:
+        """See ``Stage``."""
+        self._search.check(part, self._read(part, answer))
+
+    def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
+        """See ``Stage``."""
+        del result
+        of_part = {part: self._read(part, answer) for part, answer in answers.items()}
+        self._search.close(_total(of_part.values()), of_part)
+        if self._search.thresholds is None:
+            return _EdgesStage(self._ground, self._search, self._end, self._found)
+        found = [*self._found, *self._search.thresholds]
+        if self._end < self._ground.n_features:
+            return _EdgesStage.of(self._ground, self._end, found)
+        starts = np.cumsum([0] + [len(one) for one in found]).astype(np.int64)
+        grower = Grower(
+            self._ground.job.config,
+            self._ground.agreed,
+            Bins(np.concatenate(found), starts),
+            class_rows=self._ground.class_rows(),
+            max_phase_bytes=self._ground.job.max_phase_bytes,
+        )
+        return _LevelStage(self._ground, grower)
+
+    def _read(self, part: int, answer: bytes) -> Sparse:
+        rows = self._ground.rows[part]
+        cells = min(self._size, self._buckets * rows)
+        return decode_answer(answer, self.body, max_cells=cells, size=self._size, max_value=rows)
+
+
+class _LevelStage:
+    name: PhaseName = "level"
+
+    def __init__(self, ground: _Ground, grower: Grower) -> None:
+        self._ground, self._grower = ground, grower
+        self.wave = grower.wave
+        request = grower.next_request()
+        self.body = request.encode()
+        self._size, self._cells = prod(request.shape), grower.max_cells()
+        self.max_answer_bytes = max_answer_bytes(min(self._cells, self._size), self._size, grower.max_value)
+
+    def check(self, part: int, answer: bytes) -> None:
+        """See ``Stage``."""
+        self._grower.check(part, self._read(answer))
+
+    def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
+        """See ``Stage``."""
+        total = _total(self._read(answers[part]) for part in range(len(answers)))
+        self._grower.close(total, lambda part: self._read(answers[part]))
+        if not self._grower.done:
+            return _LevelStage(self._ground, self._grower)
+        result.forest, numbers = self._grower.forest()
+        config = self._ground.job.config
+        if not (config.oob_score and leaves_rows_out(config)):
+            return None
+        return _ScoreStage(self._ground, result.forest, numbers)
+
+    def _read(self, answer: bytes) -> Sparse:
+        return decode_answer(
+            answer, self.body, max_cells=self._cells, size=self._size, max_value=self._grower.max_value
+        )
+
+
+class _ScoreStage:
+    name: PhaseName = "score"
+    wave = 0
+    _CELLS = 4
+
+    def __init__(self, ground: _Ground, forest: Forest, numbers: NDArray[np.int64]) -> None:
+        self._ground = ground
+        self.body = ScoreRequest(ground.agreed, numbers, forest).encode()
+        self._most = max(ground.rows) << (2 * ground.agreed.target.bits)
+        self.max_answer_bytes = max_answer_bytes(self._CELLS, self._CELLS, self._most)
+
+    def check(self, part: int, answer: bytes) -> None:
+        """See ``Stage``."""
+        rows, *sums = self._read(answer)
+        limit = rows if self._ground.agreed.classification else self._most
+        if rows > self._ground.rows[part] or any(number > limit for number in sums):
+            raise BadDocument(f"part {part}: it scored more rows than it has")
+
+    def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
+        """See ``Stage``."""
+        rows, *sums = (sum(column) for column in zip(*map(self._read, answers.values()), strict=True))
+        score: float | None = None
+        if self._ground.agreed.classification:
+            score = sums[0] / rows if rows else None
+        elif rows >= 2 and rows * sums[2] > sums[1] * sums[1]:
+            score = 1.0 - sums[0] * rows / (rows * sums[2] - sums[1] * sums[1])
+        result.out_of_bag = OutOfBag(score, rows)
+        return None
+
+    def _read(self, answer: bytes) -> list[int]:
+        cells = decode_answer(answer, self.body, max_cells=self._CELLS, size=self._CELLS, max_value=self._most)
+        numbers = [0] * self._CELLS
+        for place, value in zip(cells.index.tolist(), cells.value.tolist(), strict=True):
+            numbers[place] = value
+        return numbers
+
+
+def _total(tables: Iterable[Sparse]) -> Sparse:
+    """Add up tables; whole numbers, so their order does not matter."""
+    waiting: list[Sparse] = []
+    size = 0
+    for table in tables:
+        waiting.append(table)
+        size += len(table)
+        if size > _MERGE_CELLS:  # merge now and then, so that a thousand parts do not lie in memory together
+            waiting = [_merged(waiting)]
+            size = len(waiting[0])
+    return _merged(waiting)
+
+
+def _merged(tables: list[Sparse]) -> Sparse:
+    return summed(np.concatenate([table.index for table in tables]), np.concatenate([table.value for table in tables]))
