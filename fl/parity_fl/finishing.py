@@ -17,7 +17,7 @@ from parity_fl.merge import merge_linear, merge_union
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models.linear_exact import LinearStatistics, statistics_bytes
 from parity_fl.neural_config import parameter_count
-from parity_fl.one_round import finish_exact, statistics_of
+from parity_fl.one_round import audit_sums, finish_exact, statistics_of
 from parity_fl.plan import PartitionPlan
 from parity_fl.scoring import out_of_bag, scores
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig, NeuralConfig
@@ -53,16 +53,18 @@ def check_update(spec: FlSpec, plan: PartitionPlan, update_bytes: bytes, part: i
 
 
 def audit_update(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, update_bytes: bytes, part: int) -> None:
-    """Do what ``check_update`` does, and recount a forest's trees on the data (see ``parity_fl.audit``).
+    """Do what ``check_update`` does, and recount on the data: a forest's trees (see ``parity_fl.audit``), or exact sums.
 
-    Worth its time (about that of scoring) where nodes are strangers. Other models have nothing to recount.
+    Worth its time (about that of scoring) where nodes are strangers. A line found by steps has nothing to recount.
 
     Raises:
         TooLarge: The update is over its cap.
-        BadDocument: It is not an update of this task, or its trees did not see this part's rows.
+        BadDocument: It is not an update of this task, or its trees or sums did not see this part's rows.
         ExecutionFailed: ``data_invalid``: the data are not those of the plan.
     """
     model = _open(spec, plan, update_bytes, part)
+    if isinstance(spec.model, LinearConfig) and isinstance(model, LinearStatistics):
+        audit_sums(spec.model, Table.load(spec, plan, dataset_bytes), part, model)
     if not isinstance(spec.model, ForestConfig) or not isinstance(model, Forest):
         return
     table = Table.load(spec, plan, dataset_bytes)

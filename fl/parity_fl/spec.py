@@ -84,8 +84,8 @@ class LinearConfig:
 
     Attributes:
         input_size: Number of features; required, and must equal the data's.
-        standardize: Train on features scaled to mean 0 and deviation 1, with the statistics of all training rows;
-            default true. The model is reported in the data's own units either way.
+        standardize: Train on features (in rounds: targets too) scaled to mean 0 and deviation 1, with the statistics of
+            all training rows; default true. The model is reported in the data's own units either way.
         solver: ``sgd`` (default), or ``exact``: the least-squares solution from sums over all parts, in one round.
     """
 

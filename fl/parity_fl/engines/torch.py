@@ -2,7 +2,7 @@
 
 It does what ``parity_fl.models.dense`` does, step for step: the same first weights, the same order of rows, the same
 optimizer without autograd's freedoms. Results differ by float32 rounding only, and are not bit-equal across devices.
-Needs the extra ``[torch]``; import it only through ``parity_fl.engines.large_kernel``.
+Needs the extra ``[torch]``, which is imported only when something trains: use it through ``engines.large_kernel``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
 from numpy.typing import NDArray
-from torch.nn import functional  # type: ignore[import-not-found, unused-ignore]  # an extra
 
 from parity_fl.models.dense import Problem, diverged, epoch_order
 from parity_fl.models.optimizers import ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON
 
 if TYPE_CHECKING:
+    import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
+
     from parity_fl.spec import TrainConfig
 
 __all__ = ["device_for", "train_torch"]
@@ -27,6 +27,8 @@ _GPU_ROOM: Final = 0.5  # of the free memory may hold the rows; the rest is for 
 
 def device_for(features: NDArray[np.float32]) -> torch.device:
     """Return the GPU if there is one with room for the rows, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         if features.nbytes < free * _GPU_ROOM:
@@ -49,6 +51,8 @@ def train_torch(
     Raises:
         ExecutionFailed: ``numerical_instability``: a gradient is not finite; the message names the step.
     """
+    import torch
+
     device = device_for(features)
     rows, batch = len(features), min(config.batch_size, len(features))
     inputs = torch.from_numpy(np.ascontiguousarray(features)).to(device)
@@ -81,6 +85,8 @@ def train_torch(
 
 
 def _optimizer(weights: list[torch.Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    import torch
+
     if config.optimizer == "adam":
         return torch.optim.Adam(weights, lr=config.learning_rate, betas=(ADAM_BETA_1, ADAM_BETA_2), eps=ADAM_EPSILON)
     momentum = config.momentum if config.optimizer == "momentum" else 0.0
@@ -88,6 +94,8 @@ def _optimizer(weights: list[torch.Tensor], config: TrainConfig) -> torch.optim.
 
 
 def _loss(problem: Problem, weights: list[torch.Tensor], inputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional  # type: ignore[import-not-found, unused-ignore]  # an extra
+
     out = _forward(problem, weights, inputs)
     if problem.loss == "softmax":
         return functional.cross_entropy(out, wanted)
@@ -97,6 +105,8 @@ def _loss(problem: Problem, weights: list[torch.Tensor], inputs: torch.Tensor, w
 
 
 def _forward(problem: Problem, weights: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    import torch
+
     activate = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[problem.activation]
     here = inputs
     for at in range(0, len(weights), 2):

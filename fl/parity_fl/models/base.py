@@ -142,7 +142,7 @@ def scaling_of(spec: FlSpec, features: NDArray[np.float64], truth: NDArray[np.fl
     """
     standardize = not isinstance(spec.model, ForestConfig) and spec.model.standardize
     scale = feature_scale(features, standardize=standardize)
-    if not standardize or spec.is_classification or isinstance(spec.model, LinearConfig):
+    if not standardize or spec.is_classification:
         return Scaling(scale.mean, scale.deviation)
     target = feature_scale(truth[:, None], standardize=True)
     return Scaling(scale.mean, scale.deviation, float(target.mean[0]), float(target.deviation[0]))

@@ -54,7 +54,7 @@ class LinearSgd:
         seed: bytes,
         proximal_mu: float = 0.0,
     ) -> Trained:
-        """See ``RoundModel``; minimises half the mean squared error."""
+        """See ``RoundModel``; minimises half the mean squared error; ``loss`` is in the data's own units."""
         check_weights(weights, self.shapes())
         rows = len(features)
         if rows == 0:
@@ -62,6 +62,7 @@ class LinearSgd:
         if rows != len(truth):
             raise BadField(f"feature and label count mismatch: {rows} and {len(truth)}", field="truth")
         inputs = self._inputs(features)
+        wanted = (truth - self._scaling.target_mean) / self._scaling.target_deviation
         anchor = np.append(weights["weights"].astype(np.float64), np.float64(weights["bias"][0]))
         slope, bias = anchor[:-1].copy(), float(anchor[-1])
         batch, steps = min(config.batch_size, rows), 0
@@ -71,7 +72,7 @@ class LinearSgd:
                 for number, start in enumerate(range(0, rows, batch), 1):
                     some = order[start : start + batch]
                     x = inputs[some]
-                    error = x @ slope + bias - truth[some]
+                    error = x @ slope + bias - wanted[some]
                     if not np.isfinite(error @ error):
                         diverged(epoch, number)
                     down = (error @ x) / len(some) + proximal_mu * (slope - anchor[:-1])
@@ -80,7 +81,7 @@ class LinearSgd:
                     steps += 1
             trained: Weights = {"bias": np.array([bias], dtype=np.float32), "weights": slope.astype(np.float32)}
             finite = all(np.isfinite(value).all() for value in trained.values())
-            loss = self._loss(trained, inputs, truth) if finite else float("nan")
+            loss = self.evaluate(trained, features, truth)["loss"] if finite else float("nan")
         if not np.isfinite(loss):
             diverged(config.epochs, -(-rows // batch))
         return Trained(trained, loss, rows, steps)
@@ -100,14 +101,15 @@ class LinearSgd:
         """See ``RoundModel``."""
         check_weights(weights, self.shapes())
         guess: NDArray[np.float64] = self._inputs(features) @ weights["weights"].astype(np.float64)
-        return guess + float(weights["bias"][0])
+        return (guess + float(weights["bias"][0])) * self._scaling.target_deviation + self._scaling.target_mean
 
     def own_units(self, weights: Weights) -> LinearModel:
         """Return the model in the data's own units, as it is stored and shown."""
         check_weights(weights, self.shapes())
-        own = weights["weights"].astype(np.float64) / self._scaling.deviation
-        bias = float(weights["bias"][0]) - float(own @ self._scaling.mean)
-        return LinearModel(own, bias, FeatureScale(self._scaling.mean, self._scaling.deviation))
+        scale = self._scaling
+        own = weights["weights"].astype(np.float64) * scale.target_deviation / scale.deviation
+        bias = float(weights["bias"][0]) * scale.target_deviation + scale.target_mean - float(own @ scale.mean)
+        return LinearModel(own, bias, FeatureScale(scale.mean, scale.deviation))
 
     def _inputs(self, features: Matrix) -> NDArray[np.float64]:
         if features.ndim != 2 or features.shape[1] != self._width:
@@ -117,7 +119,3 @@ class LinearSgd:
             )
         scaled: NDArray[np.float64] = (features - self._scaling.mean) / self._scaling.deviation
         return scaled
-
-    def _loss(self, weights: Weights, inputs: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
-        error = inputs @ weights["weights"].astype(np.float64) + float(weights["bias"][0]) - truth
-        return float(np.mean(error**2) / 2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from parity_fl.finishing import check_update, finish
+from parity_fl.finishing import audit_update, check_update, finish
 from parity_fl.linear import LinearModel
 from parity_fl.model import decode_model
 from parity_fl.models.base import weights_digest
@@ -13,6 +15,7 @@ from parity_fl.networks import Network
 from parity_fl.runner import plan_session, train
 from parity_fl.spec import TrainConfig, resolve_fl_spec
 from parity_fl.training import SessionModel, first_model, train_seed
+from parity_fl.update import decode_update, encode_update
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed
 
 SEED = "5a" * 32
@@ -182,6 +185,20 @@ def test_sums_of_another_part_are_refused(linear_raw, diabetes):
     check_update(spec, plan, update, 0)
     with pytest.raises(BadDocument, match="part must be"):
         check_update(spec, plan, update, 1)
+
+
+def test_the_audit_of_sums_passes_the_parts_own_and_refuses_other_rows(linear_raw, diabetes):
+    raw = exact(linear_raw, partition_config={"strategy": "random", "total_parts": 2, "min_samples": 10})
+    spec = resolve_fl_spec(raw)
+    plan = plan_session(spec, diabetes, SEED)
+    honest = decode_update(train(spec, plan, diabetes, 0).update_bytes)
+    grown = {**honest.tensors, "moment": honest.tensors["moment"] * (1 + 1e-6)}
+    lie = encode_update(replace(honest, tensors=grown))
+
+    audit_update(spec, plan, diabetes, encode_update(honest), 0)
+    check_update(spec, plan, lie, 0)
+    with pytest.raises(BadDocument, match="the sums are not those of its rows"):
+        audit_update(spec, plan, diabetes, lie, 0)
 
 
 def test_a_network_has_no_single_round(linear_raw, breast_cancer):

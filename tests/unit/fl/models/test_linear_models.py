@@ -42,9 +42,11 @@ def exact_table(rows: int = 80) -> tuple[np.ndarray, np.ndarray]:
     return features, features @ [2.0, -0.1, 30.0] + 4.0
 
 
-def test_rounds_of_averaged_sgd_reach_the_closed_form():
+@pytest.mark.parametrize("target", [(0.0, 1.0), (-60.0, 25.0)])
+def test_rounds_of_averaged_sgd_reach_the_closed_form_however_the_target_is_scaled(target):
     features, truth = exact_table()
-    model = LinearSgd(LinearConfig(3), n_features=3, scaling=scaling(features))
+    scale = Scaling(features.mean(axis=0), features.std(axis=0), *target)
+    model = LinearSgd(LinearConfig(3), n_features=3, scaling=scale)
     weights = model.init(SEED)
 
     for number in range(40):

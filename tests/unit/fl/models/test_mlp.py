@@ -245,7 +245,7 @@ def test_small_steps_stay_with_numpy_and_an_engine_that_is_not_there_is_named(mo
     assert large_kernel("numpy", 10 * LARGE_STEP) is None
     assert large_kernel("auto", LARGE_STEP - 1) is None
 
-    monkeypatch.setattr("parity_fl.engines.torch_is_there", lambda: False)
+    monkeypatch.setattr("parity_fl.engines.choice.torch_is_there", lambda: False)
 
     assert large_kernel("auto", 10 * LARGE_STEP) is None
     with pytest.raises(BadField, match="extra"):
