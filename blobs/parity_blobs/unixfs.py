@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from parity_blobs.cid import CODEC_RAW, Cid
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 MAX_NAME_BYTES = 255  # of one path segment, as file systems allow
+
+_SHORT_BYTES = 16_384  # of a node that is remembered for a while; one with 174 links has 8 KiB
 
 _TYPE_RAW, _TYPE_DIRECTORY, _TYPE_FILE, _TYPE_SHARD = 0, 1, 2, 5
 _REFUSED_TYPES = {3: "metadata nodes", 4: "symbolic links"}
@@ -90,25 +93,7 @@ def read_node(cid: Cid, block: bytes) -> Node:
     """
     if cid.codec == CODEC_RAW:
         return Node(Kind.FILE, block, len(block), (), ())
-    links, message_bytes = decode_node(block)
-    if message_bytes is None:
-        raise BadDocument(f"{cid}: a dag-pb node without UnixFS data")
-    message = _decode_message(message_bytes)
-    if message.type == _TYPE_DIRECTORY:
-        return _read_directory(cid, message, links)
-    if message.type == _TYPE_SHARD:
-        return _read_shard(cid, message, links)
-    if message.type not in (_TYPE_RAW, _TYPE_FILE):
-        raise BadDocument(f"{cid}: {_REFUSED_TYPES.get(message.type, f'UnixFS type {message.type}')} are not supported")
-    if len(message.blocksizes) != len(links):
-        raise BadDocument(f"{cid}: {len(links)} links but {len(message.blocksizes)} block sizes")
-    # Without this an exponential graph of empty leaves would cost visits but never a byte of any budget.
-    if 0 in message.blocksizes:
-        raise BadDocument(f"{cid}: a link to an empty piece of a file")
-    size = len(message.data) + sum(message.blocksizes)
-    if message.filesize is not None and message.filesize != size:
-        raise BadDocument(f"{cid}: claims {message.filesize} bytes, its parts make {size}")
-    return Node(Kind.FILE, message.data, size, links, message.blocksizes)
+    return _read_short(cid, block) if len(block) <= _SHORT_BYTES else _read(cid, block)
 
 
 def checked_name(name: str) -> str:
@@ -152,6 +137,33 @@ def encode_file_node(links: Sequence[PbLink], sizes: Sequence[int]) -> bytes:
 def encode_directory(links: Sequence[PbLink]) -> bytes:
     """Return the dag-pb block of a directory; ``links`` are sorted by the bytes of their names."""
     return encode_node(links, b"\x08\x01")
+
+
+@lru_cache(maxsize=32)  # a file's nodes are read by whoever lays it out, by the verifier and by who writes it
+def _read_short(cid: Cid, block: bytes) -> Node:
+    return _read(cid, block)
+
+
+def _read(cid: Cid, block: bytes) -> Node:
+    links, message_bytes = decode_node(block)
+    if message_bytes is None:
+        raise BadDocument(f"{cid}: a dag-pb node without UnixFS data")
+    message = _decode_message(message_bytes)
+    if message.type == _TYPE_DIRECTORY:
+        return _read_directory(cid, message, links)
+    if message.type == _TYPE_SHARD:
+        return _read_shard(cid, message, links)
+    if message.type not in (_TYPE_RAW, _TYPE_FILE):
+        raise BadDocument(f"{cid}: {_REFUSED_TYPES.get(message.type, f'UnixFS type {message.type}')} are not supported")
+    if len(message.blocksizes) != len(links):
+        raise BadDocument(f"{cid}: {len(links)} links but {len(message.blocksizes)} block sizes")
+    # Without this an exponential graph of empty leaves would cost visits but never a byte of any budget.
+    if 0 in message.blocksizes:
+        raise BadDocument(f"{cid}: a link to an empty piece of a file")
+    size = len(message.data) + sum(message.blocksizes)
+    if message.filesize is not None and message.filesize != size:
+        raise BadDocument(f"{cid}: claims {message.filesize} bytes, its parts make {size}")
+    return Node(Kind.FILE, message.data, size, links, message.blocksizes)
 
 
 def _read_directory(cid: Cid, message: _Message, links: tuple[PbLink, ...]) -> Node:
