@@ -100,8 +100,9 @@ class LinearSgd:
     def predict(self, weights: Weights, features: Matrix) -> NDArray[np.float64]:
         """See ``RoundModel``."""
         check_weights(weights, self.shapes())
-        guess: NDArray[np.float64] = self._inputs(features) @ weights["weights"].astype(np.float64)
-        return (guess + float(weights["bias"][0])) * self._scaling.target_deviation + self._scaling.target_mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            guess: NDArray[np.float64] = self._inputs(features) @ weights["weights"].astype(np.float64)
+            return (guess + float(weights["bias"][0])) * self._scaling.target_deviation + self._scaling.target_mean
 
     def own_units(self, weights: Weights) -> LinearModel:
         """Return the model in the data's own units, as it is stored and shown."""

@@ -117,14 +117,16 @@ class Mlp:
         if features.ndim != 2 or features.shape[1] != width:
             shape = "x".join(map(str, features.shape))
             raise BadField(f"feature size mismatch: expected {width} columns, got shape {shape}", field="features")
-        if self._scaling is None:
-            return np.ascontiguousarray(features, dtype=np.float32)
-        found = np.empty(features.shape, dtype=np.float32)
-        rows = max(1, _FEATURES_AT_ONCE // width)
-        for first in range(0, len(features), rows):
-            some = features[first : first + rows]
-            found[first : first + rows] = (some - self._scaling.mean) / self._scaling.deviation
-        return found
+        # What is too large for float32 becomes Inf, and is found where the gradient is.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._scaling is None:
+                return np.ascontiguousarray(features, dtype=np.float32)
+            found = np.empty(features.shape, dtype=np.float32)
+            rows = max(1, _FEATURES_AT_ONCE // width)
+            for first in range(0, len(features), rows):
+                some = features[first : first + rows]
+                found[first : first + rows] = (some - self._scaling.mean) / self._scaling.deviation
+            return found
 
     def _wanted(self, truth: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.problem.loss == "squared":

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from parity_fl import resolve_fl_spec
 from parity_fl.rounds_config import is_in_rounds
@@ -132,3 +134,26 @@ def test_the_exact_solver_is_not_in_rounds(linear_raw):
 
     assert is_in_rounds(session)
     assert not is_in_rounds({**session, "model_config": {"input_size": 10, "solver": "exact"}})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+PLACES = [
+    "model_config", "model_config.hidden_size", "model_config.hidden_layers", "model_config.input_size",
+    "model_config.output_size", "model_config.activation", "model_config.task", "model_config.standardize",
+    "train_config", "train_config.optimizer", "train_config.momentum", "train_config.batch_size",
+]  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_any_json_value_anywhere_is_accepted_or_named(neural_raw, changed, place, value):
+    try:
+        spec = resolve_fl_spec(changed(neural_raw, place, value))
+    except BadField as refused:
+        assert refused.field  # noqa: PT017 - either outcome is right, an unnamed field is not
+    else:
+        assert resolve_fl_spec(spec.to_dict()) == spec

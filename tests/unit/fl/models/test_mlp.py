@@ -9,10 +9,11 @@ from sklearn.datasets import load_diabetes, load_digits
 from parity_fl.engines import LARGE_STEP, large_kernel, torch_is_there
 from parity_fl.models.base import Scaling, weights_digest
 from parity_fl.models.layout import Layout, first_weights
+from parity_fl.models.linear_sgd import LinearSgd
 from parity_fl.models.mlp import Mlp
 from parity_fl.neural_config import NeuralConfig, parameter_count
 from parity_fl.scoring import r_squared
-from parity_fl.spec import TrainConfig
+from parity_fl.spec import LinearConfig, TrainConfig
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason
 
 SEED, OTHER = b"\x01" * 32, b"\x02" * 32
@@ -178,6 +179,19 @@ def test_divergence_names_the_step(task):
         model.train(model.init(SEED), features * 1e25, truth, TrainConfig(50, 16, 1.0), seed=OTHER)
 
     assert caught.value.reason is FailureReason.NUMERICAL_INSTABILITY
+
+
+@pytest.mark.parametrize("kind", ["network", "line"])
+def test_features_beyond_float32_are_a_named_divergence_and_no_warning(kind):
+    features, truth = two_moons(16)
+    model = (
+        Mlp(NeuralConfig((8,)), n_features=2, n_classes=2)
+        if kind == "network"
+        else LinearSgd(LinearConfig(2), n_features=2)
+    )
+
+    with pytest.raises(ExecutionFailed, match="numerical instability"):
+        model.train(model.init(SEED), features * 1e300, truth, TrainConfig(2, 4, 0.1), seed=OTHER)
 
 
 def test_no_rows_are_refused():
