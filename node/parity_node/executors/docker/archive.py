@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from parity_protocol import strict_json
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError
@@ -28,10 +29,14 @@ MAX_DEPTH = 16
 MAX_NAME_CHARS = 512
 MAX_EXTENSION_BYTES = 1 << 20  # of a long name, or of attributes, in front of a member
 MAX_DOCUMENT_BYTES = 4 << 20  # of the manifest, and of an image's configuration
-_PLAIN = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
+_PLAIN = frozenset({tarfile.REGTYPE})
 _IN_LAYERS = frozenset({*_PLAIN, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE})
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_SKIPPABLE = b"\x2a\x4d\x18"  # and 0x50 … 0x5f before it: a frame that zstd passes over, whatever is in it
 _COPY_BYTES = 1 << 20
+_SIZE, _KIND = slice(124, 136), 156  # of a header's block
+_NUMBER = re.compile(rb" *[0-7]+[ \0]*")
+_WITH_CONTENT = _PLAIN | {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def rewrite_archive(source: Path, target: Path, *, image: str, max_bytes: int) -
     """
     try:
         with source.open("rb") as file:
-            _refuse_compressed(file.read(2), "the archive")
+            _refuse_compressed(file.read(4), "the archive")
         with tarfile.open(source, mode="r:", tarinfo=_Header) as tar:
             members = _members(tar)
             entry = _entry(_document(tar, members, "manifest.json"), image)
@@ -82,13 +87,50 @@ def rewrite_archive(source: Path, target: Path, *, image: str, max_bytes: int) -
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose extensions are bounded: the standard library reads a long name whole, whatever size it claims."""
+    """A header that the engine's reader and this one take for the same, with extensions of a bounded size.
+
+    The two differ in the corners: where a number begins with zero bytes, where a header is broken, where a size comes from
+    an extension. What one of them reads as content is a member for the other, such as a sparse file of a terabyte. So
+    there is one form of a size, a broken header ends everything, and no extension says how long or how sparse a file is.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read one header; the standard library takes a broken one for the end of the archive."""
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as exc:  # type: ignore[attr-defined]  # not in the type stubs
+            raise tarfile.ReadError(f"a broken header: {exc}") from exc
+        kind = buf[_KIND : _KIND + 1]
+        if _NUMBER.fullmatch(buf[_SIZE]) is None:
+            raise tarfile.ReadError("a size that is not written in octal digits")
+        if kind not in _WITH_CONTENT and found.size:
+            raise tarfile.ReadError(f"a member of kind {kind!r} with content")
+        if kind == tarfile.AREGTYPE:  # a folder, if the name that an extension gives it ends in a slash
+            raise tarfile.ReadError("a member in the form of before 1988")
+        return found
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.XGLTYPE:
+            raise tarfile.ReadError("attributes for all members")
         if self.type not in _IN_LAYERS and self.size > MAX_EXTENSION_BYTES:
-            raise tarfile.HeaderError("a header's extension is too large")
-        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in the type stubs
+            raise tarfile.ReadError("a header's extension is too large")
+        if self.type in {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}:
+            self._refuse_lengths(archive)
+        try:
+            found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in the type stubs
+        except tarfile.InvalidHeaderError as exc:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a broken extension: {exc}") from exc
         return found
+
+    def _refuse_lengths(self, archive: tarfile.TarFile) -> None:
+        file = archive.fileobj
+        assert file is not None
+        at = file.tell()
+        records = file.read(self.size)
+        file.seek(at)
+        if b" size=" in records or b"GNU.sparse." in records:
+            raise tarfile.ReadError("attributes that say how long or how sparse a file is")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +224,7 @@ def _check_config(config: bytes, layers: int) -> None:
 
 def _check_layer(file: IO[bytes], name: str, max_bytes: int) -> None:
     """Look through one layer: what would grow when it is unpacked, or lie elsewhere, is refused."""
-    _refuse_compressed(file.read(2), name)
+    _refuse_compressed(file.read(4), name)
     file.seek(0)
     total = 0
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as layer:
@@ -200,7 +242,9 @@ def _check_layer(file: IO[bytes], name: str, max_bytes: int) -> None:
 
 
 def _refuse_compressed(head: bytes, what: str) -> None:
-    kind = _COMPRESSED.get(head)
+    kind = _COMPRESSED.get(head[:2])
+    if head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50:
+        kind = "zstd"
     if kind is not None:
         raise _bad(f"{what} is compressed ({kind}): only plain archives are taken, as `docker save` writes them")
 

@@ -100,7 +100,57 @@ def sparse_layer() -> bytes:
     return bytes(data) + bytes(1024)
 
 
+def header(name: bytes, size: bytes, *, kind: bytes = b"0", is_whole: bool = True) -> bytes:
+    """Return a header as a hostile program writes it."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[100:124] = b"0000644\x000000000\x000000000\x00"
+    block[124:136], block[136:148], block[156:157] = size, b"00000000000\0", kind
+    block[257:265], block[148:156] = b"ustar\x0000", b"        "
+    block[148:156] = b"%06o\0 " % (sum(block) + (not is_whole))
+    return bytes(block)
+
+
+def attributes(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:
+    text = b""
+    for key, value in records:
+        body = b" " + key + b"=" + value + b"\n"
+        length = len(body) + 2 if len(body) < 98 else len(body) + 3
+        text += b"%d" % length + body
+    return header(b"x", b"%011o\0" % len(text), kind=kind) + text.ljust(512, b"\0")
+
+
+SPARSE = attributes(
+    (b"GNU.sparse.size", b"%d" % (1 << 40)), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.map", b"0,512")
+)
+HUGE = SPARSE + header(b"bomb", b"00000001000\0") + bytes(512)
+END = bytes(1024)
+COVER = header(b"cover", b"%011o\0" % len(HUGE))
+
+# What the engine's reader takes for a file of a terabyte, and Python's for the content of another one, or for nothing.
+TWO_READINGS = {
+    "a size that begins with zero bytes": header(b"a", b"\0\x00000001000\0") + COVER + HUGE + END,
+    "an empty size in the attributes": attributes((b"size", b"")) + header(b"a", b"00000001000\0") + COVER + HUGE + END,
+    "a size for all members": attributes((b"size", b"0"), kind=b"g")
+    + attributes((b"comment", b"x"))
+    + header(b"a", b"00000001000\0")
+    + COVER
+    + HUGE
+    + END,
+    "a folder with content": header(b"a/", b"00000001000\0", kind=b"5") + COVER + HUGE + END,
+    "a folder of before 1988": header(b"a/", b"00000001000\0", kind=b"\0") + COVER + HUGE + END,
+    "a header that one of them cannot read": header(b"a", b"\x80" + bytes(11))
+    + header(b"b", b"0" * 11 + b"\xff")
+    + HUGE
+    + END,
+    "a broken header": header(b"a", b"00000000000\0") + header(b"b", b"00000000000\0", is_whole=False) + HUGE + END,
+    "sparse by its attributes": HUGE + END,
+    "a frame that zstd passes over": header(b"P*M\x18\xf0\x01", b"00000000000\0") + END,
+}
+
 HOSTILE = {
+    **{name: archive(*image(layer=layer)) for name, layer in TWO_READINGS.items()},
+    **{f"{name}, outside": layer for name, layer in TWO_READINGS.items()},
     "no manifest": archive(*image()[1:]),
     "manifest of nothing": archive(*image([])),
     "manifest that is none": archive(*image({"Config": 1})),
