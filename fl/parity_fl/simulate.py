@@ -18,14 +18,19 @@ from numpy.typing import NDArray
 from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
 from parity_fl.attacks import Attack
 from parity_fl.finishing import finish
+from parity_fl.histogram import part_rows, run_local
+from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights, weights_digest
 from parity_fl.plan import PartitionPlan
 from parity_fl.round_bodies import decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
+from parity_fl.scoring import scores as holdout_scores
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import client_learning_rate
+from parity_fl.table import Table
 from parity_fl.training import SessionModel
+from parity_fl.trees import as_forest_features, predict
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, TooFewUpdates
 
 __all__ = ["MAX_ROUNDS", "RoundRecord", "SimulationReport", "simulate"]
@@ -174,6 +179,8 @@ def simulate(
             raise BadField("attacks are on updates in rounds: this model has none", field="attack")
         if rounds != 1:
             raise BadField(f"this model is made in one round, got {rounds}", field="rounds")
+        if isinstance(spec.model, ForestConfig) and spec.model.mode == "histogram":
+            return _histogram(spec, spec.model, plan, data, on_round)
         return _in_one_round(spec, plan, data, on_round)
     return _Federation(
         SessionModel.load(spec, plan, data),
@@ -320,14 +327,53 @@ def _in_one_round(
     spec: FlSpec, plan: PartitionPlan, data: bytes, on_round: Callable[[RoundRecord], None] | None
 ) -> SimulationReport:
     """What nodes and market do for a forest or the exact solver: every part once, then one merge."""
-    everybody = tuple(range(plan.total_parts))
+    everybody = range(plan.total_parts)
     done = finish(spec, plan, data, [train(spec, plan, data, part).update_bytes for part in everybody])
     scores = {
         name: float(value)
         for name, value in done.metrics.items()
         if name in _NAMED and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    record = RoundRecord(number=1, cohort=everybody, accepted=everybody, rejected={}, scores=scores)
+    return _reported(spec, plan, done.model_bytes, scores, {}, on_round)
+
+
+def _histogram(
+    spec: FlSpec,
+    config: ForestConfig,
+    plan: PartitionPlan,
+    data: bytes,
+    on_round: Callable[[RoundRecord], None] | None,
+) -> SimulationReport:
+    """Grow a forest level by level, by the same bytes that would travel."""
+    table = Table.load(spec, plan, data)
+    run = run_local(config, [part_rows(table, plan, part) for part in range(plan.total_parts)], plan)
+    held = table.assignment.holdout
+    inputs = as_forest_features(table.dataset.features[held])
+    guess = predict(run.forest, inputs, classification=spec.is_classification)
+    found = holdout_scores(table.truth[held], guess, classification=spec.is_classification)
+    if run.out_of_bag is not None:
+        found["oob_federated"] = run.out_of_bag.score
+    model = encode_model(TrainedModel(run.forest, run.class_names, plan.n_features, table.dataset.feature_names))
+    told = {
+        "phases": float(run.phases),
+        "bytes_down": float(run.bytes_down),
+        "bytes_up_max": float(max(run.bytes_up)),
+    }
+    scores = {name: value for name, value in found.items() if value is not None}
+    return _reported(spec, plan, model, scores, told, on_round)
+
+
+def _reported(
+    spec: FlSpec,
+    plan: PartitionPlan,
+    model: bytes,
+    scores: dict[str, float],
+    metrics: dict[str, float],
+    on_round: Callable[[RoundRecord], None] | None,
+) -> SimulationReport:
+    """Return the report of a model that all parts made together in one round."""
+    everybody = tuple(range(plan.total_parts))
+    record = RoundRecord(1, everybody, everybody, rejected={}, scores=scores, metrics=metrics)
     if on_round is not None:
         on_round(record)
     return SimulationReport(
@@ -338,5 +384,5 @@ def _in_one_round(
         rounds=(record,),
         malicious=(),
         warnings=(),
-        model_hash=sha256(done.model_bytes).hexdigest(),
+        model_hash=sha256(model).hexdigest(),
     )

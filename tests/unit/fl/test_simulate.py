@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,7 +21,7 @@ from parity_fl.rounds import RoundServer, RoundTrainer
 from parity_fl.runner import finish, plan_session, train
 from parity_fl.session import resolve_session
 from parity_fl.simulate import simulate
-from parity_fl.spec import FlSpec
+from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import StrategyConfig
 from parity_fl.table import Table
 from parity_fl.training import SessionModel
@@ -164,6 +165,20 @@ def test_a_forest_is_what_nodes_and_market_make_of_it() -> None:
     assert report.scores["oob_federated"] == made.metrics["oob_federated"]
     assert report.strategy == "union"
     assert len(report.rounds) == 1
+
+
+def test_a_histogram_forest_of_many_nodes_is_that_of_one() -> None:
+    def grown(parts: int) -> FlSpec:
+        spec = forest(parts)
+        assert isinstance(spec.model, ForestConfig)
+        return replace(spec, model=replace(spec.model, mode="histogram"))
+
+    one, four = (simulate(grown(parts), DIGITS, seed=SEED) for parts in (1, 4))
+
+    assert one.model_hash == four.model_hash
+    assert one.scores == four.scores
+    assert four.accuracy > 0.75
+    assert four.rounds[0].metrics["phases"] > 3
 
 
 def test_the_exact_solver_is_least_squares_on_all_training_rows(diabetes: bytes) -> None:
