@@ -26,9 +26,9 @@ from parity_fl.strategy import StrategyConfig
 from parity_fl.table import contradiction
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.training import SessionModel, train_seed
-from parity_protocol.errors import BadDocument, ParityError
+from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates
 
-__all__ = ["Reduced", "RoundServer", "RoundTrainer", "TrainedRound"]
+__all__ = ["Reduced", "Refused", "RoundServer", "RoundTrainer", "TrainedRound"]
 
 _MAX_STATE_BYTES: Final = 4 << 30
 _MAX_SCORED_PARTS: Final = 64  # beyond that, leaving out each in turn would take longer than the round
@@ -53,6 +53,19 @@ class Reduced:
     rejected: dict[int, str]
     metrics: dict[str, float]
     contributions: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A round that cannot be closed with the updates that came.
+
+    Attributes:
+        reason: In words.
+        rejected: What is wrong with some of them, by part; others may still come.
+    """
+
+    reason: str
+    rejected: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,7 @@ class RoundServer:
         updates: Mapping[int, Callable[[], bytes]],
         *,
         leave_one_out: bool = False,
-    ) -> Reduced:
+    ) -> Reduced | Refused:
         """Close a round: what it returns follows from the arguments alone.
 
         Args:
@@ -108,7 +121,6 @@ class RoundServer:
             leave_one_out: Score each part by the round without it.
 
         Raises:
-            TooFewUpdates: Too few are usable.
             BadDocument: ``base`` or ``state`` is not one of ours.
         """
         shapes = self._made.model.shapes()
@@ -138,7 +150,10 @@ class RoundServer:
             kept = encode_tensors(rule.state(), {}) if keep else b""
             return done.weights, kept, done.accepted, done.rejected, done.metrics
 
-        made, kept, accepted, rejected, metrics = combine(good, keep=True)
+        try:
+            made, kept, accepted, rejected, metrics = combine(good, keep=True)
+        except TooFewUpdates as exc:
+            return Refused(exc.message, bad)
         contributions: dict[int, float] = {}
         scores = self.scores(made)
         if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:

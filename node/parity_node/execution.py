@@ -412,6 +412,7 @@ class ExecutionRunner:
             folder=make_private_dir(folder),
             limits=live.limits,
             slot=live.slot,
+            group_id=str(manifest.group_id or ""),
         )
 
     def _keep_lease(self, live: Running, sent_at: float) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "examine",
     "forget_deadlines",
     "freeze",
+    "holds_part",
     "load",
     "pairs_of",
     "pause",
@@ -154,6 +155,11 @@ def check_part(tx: ReadTx, group_id: str, part: int, *, node_id: str, lease_id: 
     if lease is None or not lease.live or (lease.id, lease.fence, lease.node_id) != (lease_id, fence, node_id):
         raise StaleFence(f"lease {lease_id} with fence {fence} of part {part} is not current")
     return task
+
+
+def holds_part(tasks: Sequence[TaskRow], node_id: str) -> bool:
+    """Return whether a node was the last to hold one of a session's parts."""
+    return any(task.last_node == node_id for task in tasks)
 
 
 def examine(tx: ReadTx, group_id: str, node_id: str, new: NewUpdate) -> FlUpdateRow | None:

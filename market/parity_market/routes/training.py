@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -18,6 +19,7 @@ from parity_market.operations import groups, round_views, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
+from parity_market.round_engine import rounds_of
 from parity_market.routing import CURSOR, LIMIT, WAIT, Call, Endpoint, Query, whole_number
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
@@ -37,16 +39,24 @@ _HASH_CHARS = 64
 
 
 async def _group(call: Call) -> Group:
-    """Return the session that the path names, for its submitter or for any node.
+    """Return the session that the path names, for its submitter or a node that holds a part of it.
 
     Raises:
-        NotFound: It is not there, or not for this caller.
+        NotFound: It is not there, or not for this caller: the answers are the same on purpose.
     """
-    group_id = call.path("session_id")
-    group = await call.state.store.read(partial(groups.load, group_id=group_id))
-    if not call.caller.is_node and group.row.creator != call.caller.id:
-        raise NotFound(f"there is no session {group_id} of yours here")
-    return group
+    group_id, caller = call.path("session_id"), call.caller
+
+    def read(tx: ReadTx) -> Group | None:
+        group = groups.load(tx, group_id)
+        if caller.is_node:
+            return group if rounds.holds_part(group.tasks, caller.id) else None
+        return group if group.row.creator == caller.id else None
+
+    with suppress(NotFound):
+        group = await call.state.store.read(read)
+        if group is not None and rounds_of(group.value.spec):
+            return group
+    raise NotFound(f"there is no session {group_id} of yours here")
 
 
 async def next_step(call: Call) -> RoundStep:
@@ -94,6 +104,7 @@ async def send(call: Call) -> UpdateTaken:
         size=0,
         metrics=_said(call),
     )
+    await _group(call)
     return await call.state.rounds.take(call.path("session_id"), call.caller.id, new, _checked(call))
 
 

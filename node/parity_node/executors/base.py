@@ -47,6 +47,7 @@ class Job:
     folder: Path  # this execution's own; exists, empty, mode 0700
     limits: Limits
     slot: int = 0  # 0 … slots - 1, held by one execution at a time
+    group_id: str = ""  # of the session that it is a part of; empty for a task by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ import json
 import math
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +21,14 @@ import anyio
 from pydantic import JsonValue
 
 from parity_fl.limits import DATA_LIMITS
+from parity_fl.rounds_config import is_in_rounds
 from parity_fl.session import SessionPlan, resolve_session
 from parity_fl.spec import FlSpec
 from parity_node.data import InputSource
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog, boot_id, same_process, start_time
+from parity_node.executors.rounds import RoundLoop, RoundsMarket, place_of
 from parity_node.executors.sandbox.env import child_env
 from parity_node.executors.trial import Trial
 from parity_node.waiting import within
@@ -55,6 +59,7 @@ class _Run:
     child: Child
     limits: Limits
     started_at: float  # Clock.monotonic()
+    rounds: RoundLoop | None = None  # of a session that trains in rounds
     stopped: bool = False
     result: ExecutionResult | None = None
 
@@ -64,9 +69,13 @@ class FederatedExecutor:
 
     Args:
         exec_dir: Where the trial's log is written.
+        rounds: Where rounds are asked for; without it sessions that train in rounds are refused.
     """
 
-    def __init__(self, *, exec_dir: Path, inputs: InputSource, clock: Clock) -> None:
+    def __init__(
+        self, *, exec_dir: Path, inputs: InputSource, clock: Clock, rounds: RoundsMarket | None = None
+    ) -> None:
+        self._rounds = rounds
         self._exec_dir = exec_dir
         self._inputs = inputs
         self._clock = clock
@@ -104,7 +113,16 @@ class FederatedExecutor:
             await self._inputs.fetch(spec.dataset_cid, folder.path / "dataset", max_bytes=most)
         except ExecutionFailed as exc:
             raise ExecutionFailed(exc.reason, f"failed to fetch data: {exc.message}") from exc
-        folder.write_job({"spec": spec.to_dict(), "plan": plan.partition.to_dict(), "part": job.part}, job.limits)
+        members: dict[str, object] = {
+            "spec": spec.to_dict(),
+            "plan": plan.partition.to_dict(),
+            "part": job.part,
+            "rounds": is_in_rounds(job.spec.session()) if isinstance(job.spec, FederatedLearningSpec) else False,
+            "lease": {"group_id": job.group_id, "lease_id": job.lease_id, "fence": job.fence},
+        }
+        if members["rounds"] and (self._rounds is None or not job.group_id):
+            raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node cannot ask for rounds")
+        folder.write_job(members, job.limits)
         return Handle("federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
 
     async def start(self, handle: Handle) -> Handle:
@@ -112,9 +130,12 @@ class FederatedExecutor:
         key = _key(handle)
         if key not in self._runs:
             folder = folder_of(handle)
-            _, limits = folder.read_job()
-            child = self._spawn(folder.log, [str(folder.path)], cwd=folder.path)
-            self._runs[key] = _Run(child, limits, self._clock.monotonic())
+            members, limits = folder.read_job()
+            if members.get("rounds") is True:
+                self._runs[key] = self._begin_rounds(folder, members, limits)
+            else:
+                child = self._spawn(folder.log, [str(folder.path)], cwd=folder.path)
+                self._runs[key] = _Run(child, limits, self._clock.monotonic())
         pid = self._runs[key].child.pid
         found: dict[str, JsonValue] = {"pid": pid, "pid_started": start_time(pid), "boot_id": boot_id()}
         return Handle(handle.executor, handle.version, {**handle.state, **found})
@@ -133,7 +154,12 @@ class FederatedExecutor:
         left_s = run.started_at + run.limits.wall_time_s - self._clock.monotonic()
         is_late = False
         try:
-            await within(self._clock, max(0.0, left_s), run.child.wait)
+            if run.rounds is not None:
+                await within(self._clock, max(0.0, left_s), run.rounds.run)
+                with anyio.CancelScope(shield=True):
+                    await _end(run.child)  # it has nothing left to do
+            else:
+                await within(self._clock, max(0.0, left_s), run.child.wait)
         except TimeoutError:
             is_late = True
             with anyio.CancelScope(shield=True):
@@ -171,16 +197,32 @@ class FederatedExecutor:
     async def cleanup(self, handle: Handle) -> None:
         """Stop training if it still runs, and remove its folder; see the port."""
         await self.stop(handle)
-        self._runs.pop(_key(handle), None)
+        run = self._runs.pop(_key(handle), None)
+        if run is not None and run.rounds is not None:
+            run.rounds.close()
         await folder_of(handle).remove()
 
     async def logs(self, handle: Handle, offset: int) -> bytes:
         """Return progress, a JSON object a line, from ``offset`` on; see the port."""
         return await folder_of(handle).read_log(offset)
 
+    def _begin_rounds(self, folder: JobFolder, members: Mapping[str, JsonValue], limits: Limits) -> _Run:
+        """Start a trainer that stays for all rounds, with a line to it."""
+        assert self._rounds is not None
+        ours, theirs = socket.socketpair()
+        try:
+            child = self._spawn(folder.log, [str(folder.path)], cwd=folder.path, stdin=theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        loop = RoundLoop(self._rounds, place_of(members), ours, folder.path, clock=self._clock)
+        return _Run(child, limits, self._clock.monotonic(), loop)
+
     # -- the child -----------------------------------------------------------------------------------------------
 
-    def _spawn(self, log: Path, arguments: list[str], *, cwd: Path) -> Child:
+    def _spawn(self, log: Path, arguments: list[str], *, cwd: Path, stdin: int = subprocess.DEVNULL) -> Child:
         output = OutputLog(log, _MAX_LOG_BYTES)
         try:
             return Child(
@@ -188,6 +230,7 @@ class FederatedExecutor:
                 env=child_env(home=str(cwd)),
                 cwd=cwd,
                 output=output,
+                stdin=stdin,
                 new_group=True,
             )
         except BaseException:
@@ -244,6 +287,8 @@ def _result(folder: JobFolder, run: _Run, ended: Exit, usage: Usage, *, is_late:
 
     if run.stopped:
         return failed(FailureReason.INTERRUPTED, "the task was stopped")
+    if run.rounds is not None and run.rounds.ended is not None:
+        return run.rounds.ended.result(usage, log=folder.log)
     if is_late:
         return failed(FailureReason.TIMEOUT, f"training did not end within its {run.limits.wall_time_s:g} s")
     outcome = _read_outcome(folder)

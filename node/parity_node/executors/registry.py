@@ -12,6 +12,7 @@ from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
 from parity_node.inputs import TaskInputs
 from parity_node.keys import DEVICE_KEY_FILE, OPERATOR_KEY_FILE
+from parity_node.market.rounds import HttpRounds
 from parity_protocol.task import TaskKind
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
                 enabled=settings.runner_shell_enabled,
                 hidden=hidden,
             ),
-            FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock),
+            FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock, rounds=HttpRounds(market)),
         ],
         (by_cid, inputs),
         docker,

@@ -82,6 +82,11 @@ def _train(folder: JobFolder) -> dict[str, object]:
     spec, plan = resolve_fl_spec(job["spec"]), PartitionPlan.from_dict(job["plan"])
     _say(event="loading", bytes=len(data), part=part, model_type=spec.model_type)
 
+    if job.get("rounds") is True:
+        from parity_node.executors.round_training import train_rounds
+
+        return train_rounds(spec, plan, data, part, folder.path, say=_say)
+
     from parity_fl.runner import train  # NumPy comes with it, after the limits
 
     _say(event="training", rows=plan.part_size(part) if 0 <= part < plan.total_parts else 0)
@@ -122,7 +127,21 @@ def _try() -> list[str]:
         members = {**session, "model_type": model_type, "model_config": settings}
         spec = resolve_session(members, session_id="trial", round_id="1")
         train(spec, plan_session(spec, data, "0" * 64), data, 0)
-    return sorted(models)
+    return sorted([*models, _try_rounds({**session, "model_type": "neural_network"}, data)])
+
+
+def _try_rounds(session: dict[str, object], data: bytes) -> str:
+    """Train one round of a tiny network, and return its model type."""
+    from parity_fl.rounds import RoundServer, RoundTrainer
+    from parity_fl.runner import plan_session
+    from parity_fl.session import resolve_session
+    from parity_fl.strategy import StrategyConfig
+
+    spec = resolve_session({**session, "model_config": {"hidden_size": 2}}, session_id="trial", round_id="1")
+    plan = plan_session(spec, data, "0" * 64)
+    first = RoundServer(spec, plan, data, StrategyConfig()).first()
+    RoundTrainer(spec, plan, data, 0).train(first, number=1)
+    return spec.model_type
 
 
 def _rlimits(limits: Limits) -> dict[int, int]:

@@ -160,6 +160,25 @@ class HttpMarket(MarketClient, MarketDirectory):
         answer = await self._send("POST", target, _pieces(path, size), headers, timeout_s=timeout_s)
         return _parse(UploadReply, answer)
 
+    async def get(
+        self, path: str, query: str = "", *, timeout_s: float = REPLY_TIMEOUT_S, max_bytes: int = MAX_REPLY_BYTES
+    ) -> bytes:
+        """Return what a signed GET answers.
+
+        Raises:
+            ParityError: As the market refused it, or ``Unreachable``.
+        """
+        target = f"{path}?{query}" if query else path
+        headers = self.signed_headers("GET", path, query, b"")
+        return await self._send("GET", target, b"", headers, timeout_s=timeout_s, max_bytes=max_bytes)
+
+    async def put(self, path: str, query: str, body: bytes, *, timeout_s: float = REPLY_TIMEOUT_S) -> bytes:
+        """Return what a signed PUT of bytes answers; raises as ``get``."""
+        target = f"{path}?{query}" if query else path
+        headers = self.signed_headers("PUT", path, query, body)
+        headers["Content-Type"] = "application/octet-stream"
+        return await self._send("PUT", target, body, headers, timeout_s=timeout_s)
+
     async def _post(self, path: str, request: BaseModel, reply: type[M], *, timeout_s: float = REPLY_TIMEOUT_S) -> M:
         body = request.model_dump_json(by_alias=True).encode()
         headers = self.signed_headers("POST", path, "", body)
@@ -196,6 +215,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         headers: dict[str, str],
         *,
         timeout_s: float = REPLY_TIMEOUT_S,
+        max_bytes: int = MAX_REPLY_BYTES,
     ) -> bytes:
         request = self._client.build_request(
             method,
@@ -206,7 +226,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         )
         peer = f"the market at {self.url}"
         try:
-            answer = await exchange(self._client, request, limit_s=timeout_s, max_bytes=MAX_REPLY_BYTES, peer=peer)
+            answer = await exchange(self._client, request, limit_s=timeout_s, max_bytes=max_bytes, peer=peer)
         except InvalidInput as exc:
             raise Unreachable(exc.message) from exc
         if not 200 <= answer.status < 300:

@@ -127,7 +127,9 @@ async def test_the_plan_cuts_every_row_once(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"total_rounds": 2}, "spec.total_rounds"),
+        ({"model_type": "random_forest", "model_config": {}, "total_rounds": 2}, "spec.total_rounds"),
+        ({"total_rounds": 2, "rounds_config": {"quorum": 4}}, "rounds_config.quorum"),
+        ({"total_rounds": 2, "strategy_config": {"strategy": "krum", "num_malicious": 1}}, "min_available_clients"),
         ({"model_type": "transformer"}, "model_type"),
         ({"train_config": {}}, "train_config.epochs"),
         ({"model_config": {"input_size": 3}}, "model_config.input_size"),

@@ -31,6 +31,7 @@ async def _alices(served: Served) -> tuple[Signer, Signer, dict[str, str], str]:
     (manifest,) = (await served.call("POST", paths.LEASE_POLL, poll, by=node)).json()["manifests"]
     ids = {
         "{task_id}": made["id"],
+        "{session_id}": made["id"],
         "{root_id}": made["id"],
         "{group_id}": made["id"],
         "{node_id}": node.keyid,
@@ -78,9 +79,10 @@ async def test_an_owner_reads_all_of_it(served: Served) -> None:
             if reply.status_code != 200:
                 refused[one.path] = reply.status_code
 
-    # A group it is not, and what is not finished has neither result nor receipt; the blob is no folder.
+    # A group or a session it is not, and what is not finished has neither result nor receipt; the blob is no folder.
     assert set(refused) <= {
         "/api/v1/groups/{group_id}",
+        *(paths.fl_session_path("{session_id}", leaf) for leaf in ("", "next", "model")),
         "/api/v1/tasks/{task_id}/result",
         "/api/v1/tasks/{task_id}/receipt",
         "/ipfs/{cid}/{path}",

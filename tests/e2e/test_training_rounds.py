@@ -1,0 +1,92 @@
+"""Federated training in rounds between real processes: two nodes, three rounds, one model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from parity_cli.demo.stack import PARITY
+from parity_cli.testing.town import REWARD, Town
+from parity_fl.model import decode_model
+from parity_protocol.api.tasks import GroupReply
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]
+
+PARTS = 2
+
+
+def digits() -> bytes:
+    found = load_digits()
+    lines = [",".join([*(f"p{at}" for at in range(64)), "target"])]
+    lines += [
+        ",".join([*(f"{value:g}" for value in row), str(label)])
+        for row, label in zip(found.data, found.target, strict=True)
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def network(cid: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "type": "federated_learning",
+        "model_type": "neural_network",
+        "dataset_cid": cid,
+        "data_format": "csv",
+        "model_config": {"hidden_size": 32, "output_size": 10},
+        "train_config": {"epochs": 3, "batch_size": 32, "learning_rate": 0.1},
+        "partition_config": {"strategy": "stratified", "total_parts": PARTS, "min_samples": 10},
+        "total_rounds": 3,
+        **changes,
+    }
+
+
+@pytest.fixture
+async def trainers(town: Town) -> AsyncIterator[Town]:
+    nodes = town.nodes[:PARTS]
+    for node in nodes:
+        town.stack.start_node(node, [*PARITY, "node", "run"], RUNNER_DISK_FLOOR="0")
+    await town.stack.until(lambda: town.stack.online(nodes), "the nodes")
+    yield town
+    town.stop(*nodes)
+
+
+async def stored(town: Town) -> str:
+    file = town.stack.folder / "digits.csv"
+    await anyio.Path(file).write_bytes(digits())
+    return (await town.market.data.add(file)).cid
+
+
+async def ended(town: Town, group_id: str, within_s: float = 60.0) -> GroupReply:
+    found: list[GroupReply] = []
+
+    async def has_ended() -> bool:
+        found[:] = [await town.market.group(group_id, wait_s=1.0)]
+        return found[0].state != "running"
+
+    await town.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
+    return found[0]
+
+
+async def test_two_nodes_train_a_network_in_three_rounds_and_are_paid(trainers: Town) -> None:
+    town = trainers
+    cid = await stored(town)
+
+    made = await town.market.submit(network(cid), 2 * REWARD)
+    group = await ended(town, made.id)
+
+    assert group.state == "completed", group.message
+    assert group.metrics["rounds"] == 3
+    assert group.metrics["accuracy"] > 0.9
+    model = decode_model((await town.market.result(made.id)).data or b"")
+    right = np.array(model.predict_labels(load_digits().data.astype(float))) == load_digits().target.astype(str)
+    assert right.mean() > 0.9
+    assert {task.state for task in group.tasks} == {"completed"}
+    for task in group.tasks:
+        listed = json.loads((await town.market.result(task.id)).data or b"")
+        assert [update["round"] for update in listed["updates"]] == [1, 2, 3]
+    await town.paid([task.id for task in group.tasks])
