@@ -74,7 +74,7 @@ def run_local(
     max_bins: int = DEFAULT_MAX_BINS,
     max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,
 ) -> HistogramRun:
-    """Grow a forest over parts in this process, by the same bytes that would travel.
+    """Make a forest of mode histogram or leaf_refit in this process, by the same bytes that would travel.
 
     Args:
         config: The forest's settings.
@@ -88,7 +88,7 @@ def run_local(
         ExecutionFailed: ``data_invalid``: the data cannot be used.
     """
     server = HistogramServer(config, plan, parts=len(parts), max_bins=max_bins, max_phase_bytes=max_phase_bytes)
-    nodes = [HistogramPart(rows) for rows in parts]
+    nodes = [HistogramPart(rows, config) for rows in parts]
     phases, down, up = 0, 0, [0] * len(parts)
     while (phase := server.next_request()) is not None:
         phases += 1

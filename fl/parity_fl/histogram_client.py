@@ -1,4 +1,4 @@
-"""A part's side of a histogram forest: an answer to each request, from its rows alone."""
+"""A part's side of a forest in phases: an answer to each request, from its rows alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Final, NoReturn, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_fl.bootstrap import split_trees
+from parity_fl.forest_refit import encode_sums, encode_trees, leaf_counts, leaf_sums
 from parity_fl.histogram_codec import Sparse, encode_answer, request_digest, summed
 from parity_fl.histogram_draws import row_draws
 from parity_fl.histogram_edges import Bins, count_digits, float_keys
@@ -20,10 +22,13 @@ from parity_fl.histogram_phases import (
     EdgesRequest,
     GrowingTrees,
     LevelRequest,
+    RefitRequest,
     ScoreRequest,
+    TreesRequest,
     decode_request,
 )
-from parity_fl.trees import votes
+from parity_fl.spec import ForestConfig
+from parity_fl.trees import Forest, votes
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = ["HistogramPart", "PartRows", "histogram_client"]
@@ -75,14 +80,23 @@ class HistogramPart:
     """Answers the requests of one session, and remembers between them what makes the next answer cheaper.
 
     Answers equal ``histogram_client``'s as long as the requests are of one growing forest.
+
+    Args:
+        rows: The part's.
+        config: The settings that the submitter signed. With them, a request that draws otherwise is refused, and the
+            part grows trees of its own for mode ``leaf_refit``.
+
+    Raises:
+        ExecutionFailed: ``data_invalid``: there are no rows, or a target does not fit a 32-bit float.
     """
 
-    def __init__(self, rows: PartRows) -> None:
+    def __init__(self, rows: PartRows, config: ForestConfig | None = None) -> None:
         if not len(rows.truth):
             _refuse("empty training data")
         if not rows.class_names and np.abs(rows.truth).max() > np.finfo(np.float32).max:
             _refuse("a label is too large for a forest (over 3.4e38)")
         self._rows = rows
+        self._config = config
         self._keys: NDArray[np.uint32] | None = None
         self._walks: dict[int, _Walk] = {}
         self._cached = 0  # draws in them
@@ -94,6 +108,8 @@ class HistogramPart:
     def answer(self, request: bytes) -> bytes:
         """Return the answer to ``request``; see ``histogram_client`` for errors."""
         asked = decode_request(request, n_features=self._rows.features.shape[1])
+        if self._config is not None and not isinstance(asked, (ClassesRequest, EdgesRequest)):
+            _check_signed(asked.agreed, self._config)
         match asked:
             case ClassesRequest():
                 return self._classes(asked, request)
@@ -106,6 +122,10 @@ class HistogramPart:
                 return encode_answer(request, self._level(asked))
             case ScoreRequest():
                 return encode_answer(request, self._score(asked))
+            case TreesRequest():
+                return encode_trees(request, self._own_trees(asked.agreed))
+            case RefitRequest():
+                return self._refit(asked, request)
             case _ as never:
                 assert_never(never)
 
@@ -214,6 +234,31 @@ class HistogramPart:
             said = [len(known), int(((known - guess) ** 2).sum()), int(known.sum()), int((known * known).sum())]
         return summed(np.arange(len(said), dtype=np.int64), np.array(said, dtype=np.int64))
 
+    def _own_trees(self, agreed: Agreed) -> Forest:
+        if self._config is None:
+            raise ExecutionFailed(FailureReason.SPEC_INVALID, "own trees need the forest's signed settings")
+        from parity_fl.forest import train_forest  # scikit-learn comes with it; only nodes train
+
+        parts, part = len(agreed.row_offsets), self._rows.part
+        if part >= parts:
+            _refuse(f"the session has {parts} parts, this is part {part}")
+        numbers = self._agreed_truth(agreed)
+        return train_forest(
+            self._rows.features.astype(np.float64),
+            numbers.astype(np.float64) if agreed.classification else self._rows.truth,
+            self._config,
+            n_classes=len(agreed.class_names),
+            part=part,
+            n_trees=split_trees(self._config.num_trees, parts)[part],
+        ).forest
+
+    def _refit(self, asked: RefitRequest, request: bytes) -> bytes:
+        if asked.agreed.classification:
+            return encode_answer(
+                request, leaf_counts(asked.forest, self._rows.features, self._agreed_truth(asked.agreed))
+            )
+        return encode_sums(request, *leaf_sums(asked.forest, self._rows.features, self._rows.truth))
+
     def _row_ids(self, agreed: Agreed) -> NDArray[np.uint32]:
         if self._rows.row_ids is not None:
             return self._rows.row_ids
@@ -233,6 +278,13 @@ class HistogramPart:
             unknown = self._rows.class_names[int(self._rows.truth[int(np.argmin(numbers))])]
             _refuse(f"class {unknown[:64]!a} was not agreed in this session")
         return numbers
+
+
+def _check_signed(agreed: Agreed, config: ForestConfig) -> None:
+    signed = (config.task == "classification", config.random_state, config.subsample, config.bootstrap_samples)
+    asked = (agreed.classification, agreed.random_state, agreed.subsample, agreed.bootstrap)
+    if signed != asked:
+        raise ExecutionFailed(FailureReason.SPEC_INVALID, "the market asks for other draws than the session's")
 
 
 def _added(index: NDArray[np.int64], amount: NDArray[np.int64], size: int) -> Sparse:

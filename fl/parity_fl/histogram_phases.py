@@ -5,6 +5,8 @@ classes       which classes (or range of targets), how many rows and columns
 edges         rows per digit of the keys in some buckets (``parity_fl.histogram_edges``)
 level         draws per class (or sums of targets) by bin of the tried features, for some nodes of some trees
 score         how the finished forest does on the rows that a tree did not draw
+trees         (leaf_refit) the part's own trees
+refit         (leaf_refit) the part's rows in every leaf of all parts' trees
 ============  ==================================================================================================
 
 A request carries everything that its answer depends on besides the part's rows: a node that takes over a part in the
@@ -44,9 +46,11 @@ __all__ = [
     "EdgesRequest",
     "GrowingTrees",
     "LevelRequest",
+    "RefitRequest",
     "Request",
     "ScoreRequest",
     "TargetScale",
+    "TreesRequest",
     "decode_request",
 ]
 
@@ -220,7 +224,35 @@ class ScoreRequest:
         return encode_tensors(tensors, {"format": _FORMAT, "kind": "score", **_members(self.agreed)})
 
 
-Request: TypeAlias = ClassesRequest | EdgesRequest | LevelRequest | ScoreRequest
+@dataclass(frozen=True, slots=True)
+class TreesRequest:
+    """Asks for the part's own trees over the agreed classes."""
+
+    agreed: Agreed
+
+    def encode(self) -> bytes:
+        """Return the request's bytes."""
+        offsets = np.array(self.agreed.row_offsets, dtype=np.uint32)
+        return encode_tensors({"row_offsets": offsets}, {"format": _FORMAT, "kind": "trees", **_members(self.agreed)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefitRequest:
+    """Asks where the part's rows end in all parts' trees."""
+
+    agreed: Agreed
+    forest: Forest
+
+    def encode(self) -> bytes:
+        """Return the request's bytes."""
+        offsets = np.array(self.agreed.row_offsets, dtype=np.uint32)
+        return encode_tensors(
+            {**forest_tensors(self.forest), "row_offsets": offsets},
+            {"format": _FORMAT, "kind": "refit", **_members(self.agreed)},
+        )
+
+
+Request: TypeAlias = ClassesRequest | EdgesRequest | LevelRequest | ScoreRequest | TreesRequest | RefitRequest
 
 
 def decode_request(data: bytes, *, n_features: int) -> Request:
@@ -243,18 +275,23 @@ def decode_request(data: bytes, *, n_features: int) -> Request:
         case "score":
             agreed = _agreed(tensors, metadata)
             number = take(tensors, "tree", "U32", 1).astype(np.int64)
-            rest = {name: tensor for name, tensor in tensors.items() if name not in {"tree", "row_offsets"}}
-            forest = forest_from_tensors(
-                rest,
-                n_features=n_features,
-                n_outputs=max(1, len(agreed.class_names)),
-                classification=agreed.classification,
-            )
+            forest = _forest(tensors, agreed, n_features)
             if len(number) != forest.n_trees or (number >= MAX_TREES).any():
                 _fail("it must number its trees")
             return ScoreRequest(agreed, number, forest)
+        case "trees":
+            return TreesRequest(_agreed(tensors, metadata))
+        case "refit":
+            agreed = _agreed(tensors, metadata)
+            return RefitRequest(agreed, _forest(tensors, agreed, n_features))
         case _:
             raise BadDocument("not a request of a histogram forest: unknown kind")
+
+
+def _forest(tensors: Mapping[str, Tensor], agreed: Agreed, n_features: int) -> Forest:
+    own = {name: tensor for name, tensor in tensors.items() if name not in {"tree", "row_offsets"}}
+    outputs = max(1, len(agreed.class_names))
+    return forest_from_tensors(own, n_features=n_features, n_outputs=outputs, classification=agreed.classification)
 
 
 def _edges(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], n_features: int) -> EdgesRequest:

@@ -1,4 +1,4 @@
-"""The market's side of a histogram forest: ask all parts, check and add up their answers, ask on.
+"""The market's side of a forest in phases: ask all parts, check and add up their answers, ask on.
 
 It is a state machine over bytes: ``next_request`` says what to send to every part, ``absorb`` takes each part's answer, and
 the last one moves it on. It does no I/O and draws nothing, so after a crash the same answers, absorbed again in any order
@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from parity_fl.forest_refit_stages import trees_stage
 from parity_fl.histogram_agreement import check_histogram
-from parity_fl.histogram_stages import ClassesStage, Job, OutOfBag, PhaseName, Result, Stage
+from parity_fl.histogram_stages import ClassesStage, Job, OutOfBag, PhaseName, Result, Stage, edges_stage
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
@@ -20,6 +21,7 @@ from parity_protocol.errors import BadDocument, BadField, NotFinished, TooLarge
 
 __all__ = ["DEFAULT_MAX_BINS", "DEFAULT_MAX_PHASE_BYTES", "HistogramServer", "Phase"]
 
+_AFTER_CLASSES: Final = {"histogram": edges_stage, "leaf_refit": trees_stage}
 DEFAULT_MAX_BINS: Final = 32
 DEFAULT_MAX_PHASE_BYTES: Final = 32 << 20
 
@@ -30,7 +32,7 @@ class Phase:
 
     Attributes:
         number: Counted from 0.
-        name: ``classes``, ``edges``, ``level`` or ``score``.
+        name: ``classes``, ``edges``, ``level`` or ``score``; for leaf_refit ``classes``, ``trees`` or ``refit``.
         body: The request, the same for all parts.
         max_answer_bytes: Longest answer that can be right.
         wave: Of a ``level``: which pass over the open nodes this belongs to, from 0; else 0.
@@ -44,7 +46,7 @@ class Phase:
 
 
 class HistogramServer:
-    """Grows a forest from the sums of all parts' statistics.
+    """Makes a forest of mode ``histogram`` or ``leaf_refit``.
 
     Args:
         config: The forest's settings.
@@ -68,12 +70,16 @@ class HistogramServer:
     ) -> None:
         if plan is not None:
             parts = plan.total_parts
-            check_histogram(config, plan, max_bins=max_bins, max_phase_bytes=max_phase_bytes)
+            if config.mode == "histogram":
+                check_histogram(config, plan, max_bins=max_bins, max_phase_bytes=max_phase_bytes)
+        if config.mode not in _AFTER_CLASSES:
+            raise BadField(f"mode {config.mode} has no phases", field="model_config.mode")
         if parts < 1:
             raise BadField("a histogram forest needs a plan or a number of parts", field="partition_config.total_parts")
         self._parts = parts
         self._result = Result()
-        self._stage: Stage | None = ClassesStage(Job(config, plan, parts, max_bins, max_phase_bytes))
+        job = Job(config, plan, parts, max_bins, max_phase_bytes)
+        self._stage: Stage | None = ClassesStage(job, _AFTER_CLASSES[config.mode])
         self._number = 0
         self._answers: dict[int, bytes] = {}
 
@@ -129,12 +135,15 @@ class HistogramServer:
             NotFinished: Phases are left.
         """
         if self._stage is not None or self._result.forest is None:
-            raise NotFinished("the forest is still growing")
+            raise NotFinished("the forest is not finished: phases are left")
         return self._result.forest
 
     @property
     def out_of_bag(self) -> OutOfBag | None:
-        """The out-of-bag score, once finished; ``None`` if it was not asked for or every tree draws every row."""
+        """The out-of-bag score, once finished.
+
+        ``None`` if it was not asked for, every tree draws every row, or leaves know all rows (leaf_refit).
+        """
         return self._result.out_of_bag
 
     @property

@@ -1,11 +1,11 @@
-"""The stages of a histogram forest, one after another: classes, edges, levels, score.
+"""The stages of a forest in phases, one after another; of a histogram forest: classes, edges, levels, score.
 
 A stage says what it asks, refuses an answer that cannot be right, and turns all answers into the next stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, Protocol, TypeAlias
@@ -24,9 +24,9 @@ from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
 from parity_protocol.errors import BadDocument
 
-__all__ = ["ClassesStage", "Job", "OutOfBag", "PhaseName", "Result", "Stage"]
+__all__ = ["ClassesStage", "Ground", "Job", "OutOfBag", "PhaseName", "Result", "Stage", "edges_stage"]
 
-PhaseName: TypeAlias = Literal["classes", "edges", "level", "score"]
+PhaseName: TypeAlias = Literal["classes", "edges", "level", "score", "trees", "refit"]
 _MERGE_CELLS = 1 << 22
 
 
@@ -85,8 +85,8 @@ class ClassesStage:
     wave = 0
     max_answer_bytes = MAX_SAID_BYTES
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, then: Callable[[Ground], Stage]) -> None:
+        self._job, self._then = job, then
         self._classification = job.config.task == "classification"
         self.body = ClassesRequest(self._classification).encode()
 
@@ -103,13 +103,12 @@ class ClassesStage:
             for part in range(self._job.parts)
         ]
         result.agreed = agree(self._job.config, said, self._job.plan)
-        ground = _Ground(self._job, result.agreed, said)
-        return _EdgesStage.of(ground, 0, [])
+        return self._then(Ground(self._job, result.agreed, said))
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
-    """What later stages know: the job, what was agreed and what each part has."""
+class Ground:
+    """What later stages know: the job, what was agreed, what each part has and, in part order, its rows."""
 
     job: Job
     agreed: Agreed
@@ -121,6 +120,7 @@ class _Ground:
 
     @property
     def n_features(self) -> int:
+        """Columns of the data."""
         return self.said[0].n_features
 
     def class_rows(self) -> tuple[tuple[int, ...], ...]:
@@ -130,11 +130,16 @@ class _Ground:
         return tuple(tuple(one.classes.get(name, 0) for name in self.agreed.class_names) for one in self.said)
 
 
+def edges_stage(ground: Ground) -> Stage:
+    """Return the first stage of a histogram forest after the classes."""
+    return _EdgesStage.of(ground, 0, [])
+
+
 class _EdgesStage:
     name: PhaseName = "edges"
     wave = 0
 
-    def __init__(self, ground: _Ground, search: EdgeSearch, end: int, found: list[NDArray[np.float64]]) -> None:
+    def __init__(self, ground: Ground, search: EdgeSearch, end: int, found: list[NDArray[np.float64]]) -> None:
         self._ground, self._search, self._end, self._found = ground, search, end, found
         feature, prefix = search.buckets()
         self.body = EdgesRequest(feature, prefix, search.step).encode()
@@ -143,7 +148,7 @@ class _EdgesStage:
         self.max_answer_bytes = max_answer_bytes(min(self._size, self._buckets * most), self._size, most)
 
     @classmethod
-    def of(cls, ground: _Ground, first: int, found: list[NDArray[np.float64]]) -> _EdgesStage:
+    def of(cls, ground: Ground, first: int, found: list[NDArray[np.float64]]) -> _EdgesStage:
         """Search as many features from ``first`` as one phase takes."""
         job = ground.job
         most = max(ground.rows)
@@ -185,7 +190,7 @@ class _EdgesStage:
 class _LevelStage:
     name: PhaseName = "level"
 
-    def __init__(self, ground: _Ground, grower: Grower) -> None:
+    def __init__(self, ground: Ground, grower: Grower) -> None:
         self._ground, self._grower = ground, grower
         self.wave = grower.wave
         request = grower.next_request()
@@ -220,7 +225,7 @@ class _ScoreStage:
     wave = 0
     _CELLS = 4
 
-    def __init__(self, ground: _Ground, forest: Forest, numbers: NDArray[np.int64]) -> None:
+    def __init__(self, ground: Ground, forest: Forest, numbers: NDArray[np.int64]) -> None:
         self._ground = ground
         self.body = ScoreRequest(ground.agreed, numbers, forest).encode()
         self._most = max(ground.rows) << (2 * ground.agreed.target.bits)

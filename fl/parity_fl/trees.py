@@ -30,7 +30,15 @@ from parity_fl.limits import FOREST_LIMITS, ForestLimits
 from parity_fl.tensors import Tensor, take
 from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
 
-__all__ = ["Forest", "as_forest_features", "forest_from_tensors", "forest_tensors", "predict", "votes"]
+__all__ = [
+    "Forest",
+    "as_forest_features",
+    "forest_from_tensors",
+    "forest_tensors",
+    "leaf_numbers",
+    "predict",
+    "votes",
+]
 
 _ROWS_PER_STEP: Final = 8192
 _SUM_TOLERANCE: Final = 1e-3  # float32 shares over up to a thousand classes
@@ -142,7 +150,7 @@ def votes(
         voting = np.arange(rows) if skip is None else np.flatnonzero(~skip(tree))
         for start in range(0, len(voting), _ROWS_PER_STEP):
             some = voting[start : start + _ROWS_PER_STEP]
-            leaves = _leaves(forest, tree, features[some])
+            leaves = leaf_numbers(forest, tree, features[some])
             total[some] += share * forest.value[leaves].astype(np.float64)
             weight[some] += share
     return total, weight
@@ -171,7 +179,7 @@ _TENSORS: Final[Mapping[str, tuple[str, int]]] = {
 }
 
 
-def _leaves(forest: Forest, tree: int, features: NDArray[np.float32]) -> NDArray[np.int64]:
+def leaf_numbers(forest: Forest, tree: int, features: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the node where each row ends, as an index into the forest's arrays, shape ``(n,)``."""
     first = int(forest.tree_starts[tree])
     node = np.full(len(features), first, dtype=np.int64)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
 
-from parity_fl import resolve_fl_spec
+from parity_fl import FlSpec, resolve_fl_spec
 from parity_fl.histogram import HistogramPart, HistogramServer, PartRows, histogram_client, part_rows, run_local
 from parity_fl.histogram_codec import Sparse, decode_answer, encode_answer
 from parity_fl.histogram_phases import decode_request
@@ -21,8 +23,8 @@ CANCER = load_breast_cancer()
 DIABETES = load_diabetes()
 DIGITS = load_digits()
 CANCER_NAMES = ("0", "1")
-SMALL = ForestConfig(num_trees=12, max_depth=6)
-REGRESSION = ForestConfig(num_trees=10, max_depth=6, task="regression", criterion="squared_error")
+SMALL = ForestConfig(mode="histogram", num_trees=12, max_depth=6)
+REGRESSION = ForestConfig(mode="histogram", num_trees=10, max_depth=6, task="regression", criterion="squared_error")
 
 
 def rows_of(features, truth, rows, names, part) -> PartRows:
@@ -31,6 +33,11 @@ def rows_of(features, truth, rows, names, part) -> PartRows:
 
 def cut(features, truth, pieces, names) -> list[PartRows]:
     return [rows_of(features, truth, np.asarray(rows), names, part) for part, rows in enumerate(pieces)]
+
+
+def as_histogram(spec: FlSpec) -> ForestConfig:
+    assert isinstance(spec.model, ForestConfig)
+    return replace(spec.model, mode="histogram")
 
 
 def dirichlet(truth, parts: int, alpha: float, seed: int) -> list[np.ndarray]:
@@ -71,7 +78,9 @@ def cancer_halves() -> list[PartRows]:
 @pytest.mark.parametrize("criterion", ["gini", "entropy"])
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_any_cut_gives_the_same_bytes_as_one_part(criterion, bootstrap):
-    config = ForestConfig(num_trees=8, max_depth=5, criterion=criterion, bootstrap_samples=bootstrap, subsample=0.7)
+    config = ForestConfig(
+        mode="histogram", num_trees=8, max_depth=5, criterion=criterion, bootstrap_samples=bootstrap, subsample=0.7
+    )
     everything = np.arange(len(CANCER.target))
     by_class = np.argsort(CANCER.target, kind="stable")
 
@@ -133,7 +142,7 @@ def test_very_uneven_parts_score_within_half_a_point_of_the_central_forest(data)
     central = RandomForestClassifier(100, max_depth=10, random_state=0).fit(train, truth).score(test, held)
 
     parts = cut(train, truth, dirichlet(truth, 10, 0.1, 0), names)
-    grown = run_local(ForestConfig(random_state=0, oob_score=False), parts)
+    grown = run_local(ForestConfig(mode="histogram", random_state=0, oob_score=False), parts)
 
     assert np.mean(predict(grown.forest, as_forest_features(test), classification=True) == held) >= central - 0.005
 
@@ -141,7 +150,7 @@ def test_very_uneven_parts_score_within_half_a_point_of_the_central_forest(data)
 def test_one_tree_without_draws_is_the_best_split_at_every_node():
     features = np.array([[0.0, 5.0], [1.0, 3.0], [2.0, 5.0], [3.0, 3.0], [4.0, 5.0], [5.0, 3.0]])
     truth = np.array([0, 0, 0, 1, 1, 1])
-    config = ForestConfig(num_trees=1, max_features=2, bootstrap_samples=False, oob_score=False)
+    config = ForestConfig(mode="histogram", num_trees=1, max_features=2, bootstrap_samples=False, oob_score=False)
 
     forest = run_local(config, cut(features, truth, [[0, 3, 4], [1, 2, 5]], ("a", "b"))).forest
 
@@ -156,7 +165,13 @@ def test_regression_leaf_is_the_mean_of_its_draws():
     features = np.array([[0.0], [1.0], [10.0], [11.0]])
     truth = np.array([1.0, 3.0, -20.0, -22.0])
     config = ForestConfig(
-        num_trees=1, max_depth=1, bootstrap_samples=False, oob_score=False, task="regression", criterion="squared_error"
+        mode="histogram",
+        num_trees=1,
+        max_depth=1,
+        bootstrap_samples=False,
+        oob_score=False,
+        task="regression",
+        criterion="squared_error",
     )
 
     forest = run_local(config, cut(features, truth, [[0, 2], [1, 3]], ())).forest
@@ -171,7 +186,7 @@ def test_a_node_tries_further_features_when_the_first_do_not_separate_its_draws(
     features[:, 3] = np.arange(40)
     features[0, :] = 1
     truth = (np.arange(40) >= 20).astype(int)
-    config = ForestConfig(num_trees=20, max_features=1, min_samples_leaf=5, oob_score=False)
+    config = ForestConfig(mode="histogram", num_trees=20, max_features=1, min_samples_leaf=5, oob_score=False)
 
     forest = run_local(config, cut(features, truth, [range(40)], ("a", "b"))).forest
 
@@ -180,7 +195,7 @@ def test_a_node_tries_further_features_when_the_first_do_not_separate_its_draws(
 
 def test_constant_features_leave_roots_that_know_the_class_shares():
     truth = np.array([0] * 30 + [1] * 10)
-    config = ForestConfig(num_trees=2, bootstrap_samples=False, oob_score=False)
+    config = ForestConfig(mode="histogram", num_trees=2, bootstrap_samples=False, oob_score=False)
 
     forest = run_local(config, cut(np.ones((40, 3)), truth, [range(20), range(20, 40)], ("a", "b"))).forest
 
@@ -189,7 +204,7 @@ def test_constant_features_leave_roots_that_know_the_class_shares():
 
 
 def test_min_samples_and_depth_bound_the_trees(cancer_halves):
-    config = ForestConfig(num_trees=5, max_depth=3, min_samples_leaf=20, min_samples_split=100)
+    config = ForestConfig(mode="histogram", num_trees=5, max_depth=3, min_samples_leaf=20, min_samples_split=100)
 
     forest = run_local(config, cancer_halves).forest
 
@@ -261,9 +276,9 @@ def test_partitioned_session_grows_from_the_plans_parts(breast_cancer, forest_ra
         0, as_forest_features(table.dataset.features[training]), table.truth[training], plan.class_names, training
     )
 
-    federated = run_local(spec.model, parts, plan)
+    federated = run_local(as_histogram(spec), parts, plan)
 
-    assert as_bytes(federated.forest) == as_bytes(run_local(spec.model, [together]).forest)
+    assert as_bytes(federated.forest) == as_bytes(run_local(as_histogram(spec), [together]).forest)
 
 
 def test_shards_agree_on_classes_that_no_part_has_all_of():
@@ -273,7 +288,7 @@ def test_shards_agree_on_classes_that_no_part_has_all_of():
         PartRows(1, as_forest_features(features[10:]), np.repeat([1.0, 0.0], 5), ("11", "9")),
     ]
 
-    run = run_local(ForestConfig(num_trees=5, bootstrap_samples=False, oob_score=False), shards)
+    run = run_local(ForestConfig(mode="histogram", num_trees=5, bootstrap_samples=False, oob_score=False), shards)
 
     assert run.class_names == ("9", "10", "11")  # in the order of numbers
     guess = predict(run.forest, as_forest_features(features), classification=True)
@@ -303,7 +318,7 @@ def test_overlap_is_refused_at_creation(breast_cancer, forest_raw, changed):
     plan = plan_session(spec, breast_cancer, "5a" * 32)
 
     with pytest.raises(BadField, match="overlap_ratio must be 0 for mode histogram"):
-        HistogramServer(spec.model, plan)
+        HistogramServer(as_histogram(spec), plan)
 
 
 def test_node_that_cannot_fit_a_phase_is_refused_at_creation(breast_cancer, forest_raw):
@@ -311,7 +326,7 @@ def test_node_that_cannot_fit_a_phase_is_refused_at_creation(breast_cancer, fore
     plan = plan_session(spec, breast_cancer, "5a" * 32)
 
     with pytest.raises(BadField, match="one node's table can take"):
-        HistogramServer(spec.model, plan, max_phase_bytes=500)
+        HistogramServer(as_histogram(spec), plan, max_phase_bytes=500)
 
 
 # -- parts that lie ----------------------------------------------------------------------------------------------
@@ -380,7 +395,7 @@ def test_part_that_claims_other_rows_than_the_plan_gave_it_is_refused(breast_can
     spec = resolve_fl_spec(forest_raw)
     plan = plan_session(spec, breast_cancer, "5a" * 32)
     table = Table.load(spec, plan, breast_cancer)
-    server = HistogramServer(spec.model, plan)
+    server = HistogramServer(as_histogram(spec), plan)
     rows = part_rows(table, plan, 1)
     swapped = PartRows(1, rows.features, 1 - rows.truth, rows.class_names, rows.row_ids)
 
