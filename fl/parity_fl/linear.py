@@ -18,7 +18,15 @@ from parity_fl.spec import TrainConfig
 from parity_fl.tensors import Tensor, take
 from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
 
-__all__ = ["FeatureScale", "LinearModel", "feature_scale", "linear_from_tensors", "linear_tensors", "train_linear"]
+__all__ = [
+    "FeatureScale",
+    "LinearModel",
+    "feature_scale",
+    "linear_from_tensors",
+    "linear_tensors",
+    "scale_from",
+    "train_linear",
+]
 
 _MAX_WEIGHT: Final = 1e30  # far above any model that can be scored, far below what overflows a sum of squares
 
@@ -66,6 +74,15 @@ def feature_scale(features: NDArray[np.float64], *, standardize: bool) -> Featur
         return FeatureScale(np.zeros(width), np.ones(width))
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = features.mean(axis=0), features.std(axis=0)
+    return scale_from(mean, deviation)
+
+
+def scale_from(mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> FeatureScale:
+    """Return the scale of columns with these statistics, each of shape ``(d,)``; a constant column keeps deviation 1.
+
+    Raises:
+        ExecutionFailed: ``numerical_instability``: a statistic is not finite.
+    """
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(deviation)))
     if len(bad):
         raise ExecutionFailed(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.linear import LinearModel
-from parity_fl.models.base import RoundModel, Weights, round_model, scaling_of, weights_digest
+from parity_fl.models.base import RoundModel, Scaling, Weights, round_model, scaling_of, weights_digest
 from parity_fl.models.linear_sgd import LinearSgd
 from parity_fl.networks import Network
 from parity_fl.neural_config import NeuralConfig
@@ -48,13 +48,16 @@ class RoundUpdate:
 class SessionModel:
     """A session's data and model. Loading parses the data once, for all rounds."""
 
-    def __init__(self, spec: FlSpec, plan: PartitionPlan, table: Table, *, kernel: str = "auto") -> None:
+    def __init__(
+        self, spec: FlSpec, plan: PartitionPlan, table: Table, *, scaling: Scaling | None = None, kernel: str = "auto"
+    ) -> None:
         """Make the model fit the table.
 
         Args:
             spec: Resolved settings of a model that trains in rounds.
             plan: The session's plan.
             table: The data as the plan cuts them.
+            scaling: What all parts agreed on (``merged_scaling``), where nobody has all rows; else it is computed.
             kernel: See ``round_model``.
 
         Raises:
@@ -63,7 +66,7 @@ class SessionModel:
         """
         self.spec, self.plan, self.table = spec, plan, table
         rows = table.training_rows()
-        self.scaling = scaling_of(spec, table.dataset.features[rows], table.truth[rows])
+        self.scaling = scaling or scaling_of(spec, table.dataset.features[rows], table.truth[rows])
         self.model: RoundModel = round_model(
             spec,
             n_features=plan.n_features,
