@@ -14,7 +14,7 @@ so that it is late and not lost; half precision loses a thousandth at most and d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,28 @@ _LARGEST_CODED: Final = 2.0**120  # its scale, times 127, is still a float32
 _SMALLEST: Final = 1e-30  # a block whose largest value is below is all zeros: its scale would have no inverse
 
 
+class CodedTensor:
+    """A tensor in 8 bits that rules read a slice at a time: decoding all of it for every slice would cost seconds."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, coded: NDArray[np.int8], scales: Flat) -> None:
+        self.shape = coded.shape
+        self._coded, self._scales = coded.reshape(-1), scales
+
+    def reshape(self, _flat: int) -> CodedTensor:
+        """Return the flat tensor: -1 is the only argument."""
+        return CodedTensor(self._coded, self._scales)
+
+    def __len__(self) -> int:
+        return len(self._coded)
+
+    def __getitem__(self, at: slice) -> Flat:
+        begin, end, _ = at.indices(len(self._coded))
+        first = begin // _BLOCK
+        return _from_int8(self._coded[first * _BLOCK : end], self._scales[first:])[begin - first * _BLOCK :]
+
+
 def encode_weights(weights: Weights, update_format: UpdateFormat = "fp32") -> bytes:
     """Return a model's file; equal models give equal bytes."""
     return encode_tensors(pack(weights, update_format), {})
@@ -68,12 +90,11 @@ def decode_weights(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int =
         BadDocument: It is not one of this model: other names, shapes or types, or values that are not finite.
         TooLarge: Over ``max_bytes``.
     """
-    found = mapped_delta(data, shapes, max_bytes=max_bytes)
-    for name, tensor in found.items():
-        if not _is_finite(tensor):
-            raise BadDocument(f"tensor {name} has NaN or Inf values")
-        found[name] = tensor.astype(np.float32, copy=False)
-    return found
+    tensors, _ = decode_tensors(data, max_bytes=min(max_bytes, largest_body(shapes)))
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not _is_finite(tensor):
+            raise BadDocument(f"tensor {ascii(name)[1:-1][:80]} has NaN or Inf values")
+    return unpack(tensors, shapes)
 
 
 def encode_delta(
@@ -109,13 +130,13 @@ def mapped_delta(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = M
     """Read an update's names, types and shapes and leave its values where they are; for rules, which check them.
 
     Args:
-        data: A view of a mapped file costs no memory, unless the body is in 8-bit numbers: write such a body as
-            float32 when it comes in.
+        data: A view of a mapped file costs no memory.
         shapes: What the session's model has.
         max_bytes: Cap on its length.
 
     Returns:
-        Read-only; float32, or float16 as it came.
+        Read-only; float32, or float16 as it came. What came in 8 bits is decoded piece by piece: it has a shape, a type
+        and, flat, slices, and that is all that rules use.
 
     Raises:
         BadDocument: It is not one of this model.
@@ -159,7 +180,7 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True)
     Args:
         tensors: From ``pack``, or from somebody else.
         shapes: What must come out.
-        widen: Make float16 to float32; else it is left as it is.
+        widen: Make everything arrays of float32; else float16 is left as it is, and 8 bits are decoded when read.
 
     Raises:
         BadDocument: Names, types or shapes differ, or a scale is not a finite number of at least 0.
@@ -174,7 +195,8 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True)
             raise BadDocument(f"tensor {name} must be F32, F16 or I8 of shape {shape}")
         if tensor.dtype == np.int8:
             expected.add(name + _SCALE)
-            found[name] = _from_int8(name, tensor, tensors.get(name + _SCALE))
+            scales = _scales(name, tensor, tensors.get(name + _SCALE))
+            found[name] = _from_int8(tensor, scales) if widen else cast("Flat", CodedTensor(tensor, scales))
         else:
             found[name] = tensor.astype(np.float32, copy=False) if widen else tensor
     if set(tensors) != expected:
@@ -206,21 +228,26 @@ def _code(rows: Flat, out: NDArray[np.int8]) -> Flat:
     return scale
 
 
-def _from_int8(name: str, coded: Tensor, scales: Tensor | None) -> Flat:
+def _scales(name: str, coded: Tensor, scales: Tensor | None) -> Flat:
     blocks = -(-coded.size // _BLOCK)
     if scales is None or scales.dtype != np.float32 or scales.shape != (blocks,):
         raise BadDocument(f"tensor {name}{_SCALE} must be F32 of shape ({blocks},)")
     low, high = _range(scales)
     if not (low >= 0 and high <= _LARGEST_CODED):
         raise BadDocument(f"tensor {name}{_SCALE} must be finite and at least 0")
-    flat = coded.reshape(-1)
-    if len(flat) and flat.min() < -_LARGEST:
+    if coded.size and coded.min() < -_LARGEST:
         raise BadDocument(f"tensor {name} must hold whole numbers from -{_LARGEST} to {_LARGEST}")
+    return scales
+
+
+def _from_int8(coded: Tensor, scales: Flat) -> Flat:
+    """Return the values of ``coded``, whose first one begins a block."""
+    flat = coded.reshape(-1)
     out = np.empty(len(flat), dtype=np.float32)
     whole = len(flat) // _BLOCK * _BLOCK
     np.multiply(flat[:whole].reshape(-1, _BLOCK), scales[: whole // _BLOCK, None], out=out[:whole].reshape(-1, _BLOCK))
     if whole < len(flat):
-        np.multiply(flat[whole:], scales[-1], out=out[whole:])
+        np.multiply(flat[whole:], scales[whole // _BLOCK], out=out[whole:])
     return out.reshape(coded.shape)
 
 

@@ -225,6 +225,17 @@ def test_a_mapped_body_is_not_copied(update_format: UpdateFormat, kind: Any, tmp
         view.release()
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0, 5000), (0, 1), (1023, 1025), (1024, 2048), (2047, 5000), (4999, 5000)])
+def test_a_slice_of_eight_bits_is_the_slice_of_the_whole(begin: int, end: int) -> None:
+    weights = {"w": np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)}
+    body = encode_weights(weights, "int8")
+
+    flat = mapped_delta(memoryview(body), {"w": (50, 100)})["w"].reshape(-1)
+
+    assert (len(flat), flat.dtype) == (5000, np.float32)
+    np.testing.assert_array_equal(flat[begin:end], decode_delta(body, {"w": (50, 100)})["w"].reshape(-1)[begin:end])
+
+
 @pytest.mark.serial
 def test_forty_megabytes_are_encoded_and_decoded_within_their_bars() -> None:
     weights = {"w": np.random.default_rng(0).standard_normal((2500, 4000), dtype=np.float32)}
