@@ -24,9 +24,12 @@ class Answer(NamedTuple):
 
 
 async def exchange(
-    client: httpx.AsyncClient, request: httpx.Request, *, limit_s: float, max_bytes: int, peer: str
+    transport: httpx.AsyncBaseTransport, request: httpx.Request, *, limit_s: float, max_bytes: int, peer: str
 ) -> Answer:
     """Send ``request`` and read its answer, whatever its status.
+
+    It goes to the transport itself: what a client adds (cookies, redirects, authentication, hooks) is not wanted between
+    our own programs, and looking for cookies alone takes as long as the parsing of a small answer.
 
     Args:
         request: Should ask for ``Accept-Encoding: identity``: nothing is decompressed here.
@@ -41,7 +44,7 @@ async def exchange(
     """
     try:
         with anyio.fail_after(limit_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
-            response = await client.send(request, stream=True)
+            response = await transport.handle_async_request(request)
             try:
                 body = await _capped(response, max_bytes, peer)
             finally:
@@ -59,7 +62,8 @@ async def _capped(response: httpx.Response, max_bytes: int, peer: str) -> bytes:
     if encoding != "identity":
         raise BadDocument(f"the answer of {peer} is compressed ({encoding[:32]!r}), which nobody asked for")
     data = bytearray()
-    async for chunk in response.aiter_bytes():  # which decodes nothing now
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for chunk in response.stream:
         data += chunk
         if len(data) > max_bytes:
             raise TooLarge(f"the answer of {peer} is over {max_bytes} bytes")

@@ -81,9 +81,10 @@ class MarketHttp:
         self.url = url
         self.authority = urlsplit(url).netloc  # replaced by what the market's signed document says
         self._clock = clock
-        self._client = httpx.AsyncClient(
+        self._transport = transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS)
+        self._client = httpx.AsyncClient(  # makes requests; the transport sends them
             base_url=url,
-            transport=transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS),
+            transport=self._transport,
             trust_env=False,  # a proxy from the environment would see, and could hold back, signed requests
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
@@ -132,7 +133,7 @@ class MarketHttp:
         if session is not None:
             request.headers.update(self.signature(request, session, body=content, upload=body))
         peer = f"the market at {self.url}"
-        answer = await exchange(self._client, request, limit_s=limit_s, max_bytes=MAX_REPLY_BYTES, peer=peer)
+        answer = await exchange(self._transport, request, limit_s=limit_s, max_bytes=MAX_REPLY_BYTES, peer=peer)
         if not 200 <= answer.status < 300:
             raise error_of_answer(
                 answer.status,

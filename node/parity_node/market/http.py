@@ -87,9 +87,10 @@ class HttpMarket(MarketClient, MarketDirectory):
         self._clock = clock
         self._identity = identity
         self._authority = urlsplit(url).netloc
-        self._client = httpx.AsyncClient(
+        self._transport = transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS)
+        self._client = httpx.AsyncClient(  # makes requests; the transport sends them
             base_url=url,
-            transport=transport or KeepAliveTransport(verify=verify, max_connections=MAX_CONNECTIONS),
+            transport=self._transport,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
@@ -226,7 +227,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         )
         peer = f"the market at {self.url}"
         try:
-            answer = await exchange(self._client, request, limit_s=timeout_s, max_bytes=max_bytes, peer=peer)
+            answer = await exchange(self._transport, request, limit_s=timeout_s, max_bytes=max_bytes, peer=peer)
         except InvalidInput as exc:
             raise Unreachable(exc.message) from exc
         if not 200 <= answer.status < 300:
