@@ -28,6 +28,7 @@ FIGURES = {
     "docker": "containers",
     "celery": "celery_peer",
     "shell": "shell",
+    "fl": "fl",
 }
 """Name on the command line → module of this folder."""
 

@@ -1,0 +1,61 @@
+"""How good federated forests are under the worst cut, and what they send."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from sklearn.ensemble import RandomForestClassifier
+from threadpoolctl import threadpool_limits
+
+from benchmarks.figures import Aim, Figure
+from benchmarks.fl_tables import forest, seed_of, table
+from parity_fl.runner import plan_session
+from parity_fl.simulate import simulate
+from parity_fl.table import Table
+
+__all__ = ["forests"]
+
+SKEWED = {"strategy": "non_iid", "alpha": 0.1, "total_parts": 10}
+
+
+def forests(seeds: int) -> list[Figure]:
+    """Return union and histogram forests of 10 nodes, Dirichlet 0.1, beside scikit-learn's of all rows."""
+    found: list[Figure] = []
+    with threadpool_limits(1):
+        for name in ("digits", "breast cancer"):
+            found += _of(name, table(name), seeds)
+    return found
+
+
+def _of(name: str, data: bytes, seeds: int) -> list[Figure]:
+    central, union, histogram, up = [], [], [], 0.0
+    differ = 0
+    for number in range(1, seeds + 1):
+        seed = seed_of(number)
+        central.append(_sklearn(data, seed, number))
+        union.append(simulate(forest(SKEWED, "union"), data, seed=seed).accuracy or 0.0)
+        many = simulate(forest(SKEWED, "histogram"), data, seed=seed)
+        one = simulate(forest({"strategy": "random", "total_parts": 1}, "histogram"), data, seed=seed)
+        histogram.append(many.accuracy or 0.0)
+        differ += many.model_hash != one.model_hash
+        up = max(up, many.rounds[0].metrics["bytes_up_max"])
+    what = f"forest, {name}"
+    gap = 100 * mean(there - here for there, here in zip(central, histogram, strict=True))
+    how = f"{seeds} seeds, 100 trees of depth 10, 10 nodes, Dirichlet 0.1"
+    return [
+        Figure(f"{what}, scikit-learn's of all rows", round(100 * mean(central), 2), "%", note=f"{seeds} seeds"),
+        Figure(f"{what}, union", round(100 * mean(union), 2), "%", note=how),
+        Figure(f"{what}, histogram", round(100 * mean(histogram), 2), "%", note=how),
+        Figure("  points lost", round(gap, 3), "points", Aim(0.5, "at most"), "histogram behind scikit-learn's"),
+        Figure("  not the bytes of one node", differ, "forests", Aim(0, "at most"), "10 nodes against one node"),
+        Figure("  sent by a node", round(up / 1e6, 2), "MB", note="histogram, the node that sends most"),
+    ]
+
+
+def _sklearn(data: bytes, seed: str, number: int) -> float:
+    spec = forest({"strategy": "random", "total_parts": 1}, "union")
+    found = Table.load(spec, plan_session(spec, data, seed), data)
+    rows, held = found.assignment.parts[0], found.assignment.holdout
+    model = RandomForestClassifier(100, max_depth=10, random_state=number, n_jobs=1)
+    model.fit(found.dataset.features[rows], found.truth[rows])
+    return float(model.score(found.dataset.features[held], found.truth[held]))
