@@ -260,7 +260,8 @@ def _result_text(found: Result) -> str:
     from parity_cli.screens.cells import measure
     from parity_protocol.quantities import format_bytes
 
-    if found.kind == "task" and found.output is not None and found.files is None and not found.metrics:
+    # What it printed, alone; a model is no text: its header alone has zero bytes, and is described by its metrics.
+    if found.kind == "task" and found.output is not None and found.files is None and "\0" not in found.output:
         return found.output.removesuffix("\n")
     lines = [found.output.removesuffix("\n")] if found.files is not None and found.output else []
     lines += [f"{printable(name):<24} {measure(value)}" for name, value in sorted(found.metrics.items())]

@@ -72,6 +72,7 @@ class FakeTask:
     size: int | None = None
     cid: str | None = None
     fence: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
     log: str = ""
     receipt: Receipt | None = None
     manifest_hash: str = "0x" + "11" * 32
@@ -412,6 +413,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
             if data is not None and len(data) <= MAX_INLINE_RESULT_BYTES
             else None,
             "exit_code": 0,
+            "metrics": task.metrics,
             "failure": task.failure,
             "message": task.message,
             "node_id": self.node_id,

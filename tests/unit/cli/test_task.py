@@ -252,6 +252,21 @@ def test_following_the_logs_of_a_waiting_task_says_that_it_waits(
     assert f"parity task why {task_id}" in done.err
 
 
+@pytest.mark.parametrize(("content", "first_line"), [(b"hello\n", "hello"), (b"\x08\0\0{}", "cpu_seconds")])
+def test_what_a_task_printed_is_its_result_whatever_was_measured(
+    parity: Parity, joined: FakeMarket, content: bytes, first_line: str
+) -> None:
+    joined.finish_after = None
+    task_id = parity("task", "submit", "--reward", "0.1", "--", "echo", "hello").out.strip()
+    only_task(joined).metrics = {"cpu_seconds": 0.5}
+    anyio.run(joined.finish, only_task(joined), content)
+
+    shown = parity("task", "result", task_id).out
+
+    assert shown.split()[0] == first_line
+    assert (shown == "hello\n") is (first_line == "hello")
+
+
 def test_a_result_goes_to_a_new_file_only(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
     joined.finish_after = None
     content = bytes(range(256)) * 1_000
