@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["cache"]
 
 ASK_TIMEOUT_S = 120.0  # an engine may take its time to remove images
-_SHOWN_NAME = 24  # characters of a CID or an image's id; --json shows all
+_SHOWN_NAME = 24  # characters of a CID; --json shows all
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{12})[0-9a-f]{52}")  # twelve digits are enough for `pin`
+_FROM_ARCHIVE = "parity/"  # names that the node itself gives
 _CAPS = {"data": "RUNNER_CACHE_MAX_BYTES", "image": "RUNNER_IMAGE_CACHE_MAX_BYTES", "result": "RUNNER_RESULT_MAX_BYTES"}
 
 
@@ -146,7 +149,10 @@ def _list_screen(document: dict[str, Any], now: float) -> RenderableType:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("kind", "name", "size", "last used", ""):
-        table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
+        is_name = heading == "name"  # the only one that gives way on a narrow terminal
+        table.add_column(
+            heading, justify="right" if heading == "size" else "left", no_wrap=not is_name, overflow="fold"
+        )
     for item in document["items"]:
         age = timedelta(seconds=max(0, round(now - datetime.fromisoformat(item["used_at"]).timestamp())))
         marks = ", ".join(word for word in ("pinned", "in_use") if item[word]).replace("_", " ")
@@ -180,8 +186,10 @@ def _gc_screen(document: dict[str, Any]) -> RenderableType:
 
 def _short(item: Mapping[str, Any]) -> str:
     name = str(item["name"])
-    short = name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 1] + "…"
-    return f"{item['label']}  {short}" if item["kind"] == "image" and item["label"] else short
+    if item["kind"] != "image":
+        return name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 1] + "…"
+    image, label = (_DIGEST.sub(r"\1", text) for text in (name, str(item["label"])))
+    return f"{'an archive' if label.startswith(_FROM_ARCHIVE) else label}  {image}".lstrip()
 
 
 def _rfc3339(seconds: float) -> str:

@@ -85,6 +85,23 @@ def test_gc_prints_what_it_frees_and_spares_the_young(parity: Parity, kept: list
     assert told.out.splitlines()[-1].endswith("would be freed")
 
 
+def test_long_names_of_images_leave_room_for_the_other_columns(parity: Parity, home: Home, kept: list[str]) -> None:
+    ledger = home.path / "node" / "cache" / "images.json"
+    document = json.loads(ledger.read_text())
+    for number, name in enumerate(
+        ("parity/" + "b" * 64 + ":latest", "registry.example:5000/tools/line@sha256:" + "c" * 64)
+    ):
+        document["images"].append(document["images"][0] | {"id": "sha256:" + f"{number}f" * 32, "reference": name})
+    ledger.write_text(json.dumps(document))
+
+    lines = parity("node", "cache", "list").out.splitlines()
+
+    assert lines[0].split() == ["kind", "name", "size", "last", "used"]
+    images = [line for line in lines if line.startswith("image ") and "5.0 MiB" in line and "ago" in line]
+    assert len(images) == 3
+    assert ("an archive  0f0f0f0f0f0f" in images[1], "c" * 13 in images[2]) == (True, False)
+
+
 def test_image_can_be_pinned_by_its_reference_or_the_beginning_of_its_id(parity: Parity, kept: list[str]) -> None:
     assert parity("node", "cache", "pin", kept[-1]).code == 0
     pinned = [item["pinned"] for item in parity("node", "cache", "list", "--json").json["items"]]
