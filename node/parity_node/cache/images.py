@@ -37,8 +37,11 @@ class ImageEngine(Protocol):
         """Return the id of the image that ``reference`` names, or None when the engine has none."""
         ...
 
-    async def remove_image(self, image_id: str) -> bool:
-        """Remove an image unless a container uses it; return whether it is gone."""
+    async def remove_image(self, image_id: str, reference: str) -> bool:
+        """Give back an image that was brought as ``reference``; return False while a container uses it.
+
+        MUST leave every other name of it, and with that the image.
+        """
         ...
 
 
@@ -132,7 +135,7 @@ class ImageCache:
         await self.trim()
         if self.used_bytes > self.max_bytes and known is None:
             used, limit = self.used_bytes, self.max_bytes
-            if self._engine is None or await self._engine.remove_image(image_id):
+            if self._engine is None or await self._engine.remove_image(image_id, reference):
                 self.removed(image_id)
             raise StorageFull(
                 f"image {reference} has {size_bytes} bytes: with it the images would take {used}, "
@@ -208,7 +211,7 @@ class ImageCache:
             if self._engine is None:
                 break
             try:
-                if not await self._engine.remove_image(row.id):
+                if not await self._engine.remove_image(row.id, row.reference):
                     continue
             except ParityError as exc:
                 log.warning("image_not_removed", image=row.id, error=exc.message)

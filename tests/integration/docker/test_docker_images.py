@@ -131,8 +131,25 @@ async def test_a_pull_moves_no_name_of_the_operators(runner, engine, registry):
 
     assert runner.output(result) == "name-theirs"
     assert await runner.executor.engine.find_image(f"{registry}/name:1") == own
-    assert not await runner.executor.engine.remove_image(own), "it has the operator's name"
-    assert await runner.executor.engine.remove_image(theirs)
+
+
+async def test_an_image_that_the_operator_named_too_is_theirs_and_keeps_its_names(runner, engine, registry):
+    name = f"{registry}/shared"
+    exact = f"{name}@{push(engine, fresh_image(engine, 'shared'), registry, 'shared')}"
+    handle = await runner.start(DockerSpec(image=exact, command=("true",)))
+    await runner.executor.wait(handle)
+    await runner.executor.cleanup(handle)
+    api = runner.executor.engine
+    brought = (await api.image(exact)).id
+    engine.call("POST", f"/images/{brought}/tag?repo=parity/mine&tag=1")
+
+    is_given_back = await api.remove_image(brought, exact)
+
+    assert is_given_back
+    assert await api.find_image("parity/mine:1") == brought == await api.find_image(exact)
+    engine.call("DELETE", "/images/parity/mine:1")
+    assert await api.remove_image(brought, exact)
+    assert await api.find_image(brought) is None
 
 
 async def test_an_image_of_the_operators_own_cannot_be_run_by_its_name(runner, engine, registry):

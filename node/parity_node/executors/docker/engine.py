@@ -26,7 +26,6 @@ __all__ = ["DEFAULT_SOCKET", "Container", "Engine", "EngineFacts", "Image", "soc
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 LEAST_VERSION = (20, 10)
-OWN_NAMES = "parity/"  # what the names begin with that this node gives to images
 _MAX_CALLS = 32  # at the same time; each has a thread
 _MAX_MESSAGE = 500
 
@@ -243,19 +242,20 @@ class Engine:
         except NotFound:
             return None
 
-    async def remove_image(self, image_id: str) -> bool:
-        """Remove an image, unless a container uses it or somebody gave it a name; return whether it is gone.
+    async def remove_image(self, image_id: str, reference: str) -> bool:
+        """Give back an image that this node brought as ``reference``; return False while a container uses it.
 
-        What this node brings has no name, or one below ``parity/``: another one is the operator's, who wants it kept.
+        Nothing else that names it is touched: an image that somebody else named too is theirs from now on.
         """
         try:
             found = await self._call(lambda client: client.inspect_image(image_id))
-            names = found.get("RepoTags") or ()
-            if any(not name.startswith(OWN_NAMES) for name in names):
-                return False
-            for name in (*names, *(found.get("RepoDigests") or ())):
+            names = {*(found.get("RepoTags") or ()), *(found.get("RepoDigests") or ())}
+            own = {name for name in names if _familiar(name) == _familiar(reference)}
+            if names - own:
+                # A digest's name is shared by whoever pulled it; a tag is ours alone.
+                own = {name for name in own if "@" not in name}
+            for name in own or (() if names else (image_id,)):
                 await self._call(partial(_remove_image, name=name))
-            await self._call(partial(_remove_image, name=image_id))
         except NotFound:
             return True
         except Conflict:
@@ -426,6 +426,11 @@ def _events(client: Any, answer: Any) -> Iterator[dict[str, Any]]:
 
 def _remove_image(client: Any, *, name: str) -> None:
     client.remove_image(name, noprune=False)
+
+
+def _familiar(reference: str) -> str:
+    """Return a reference as the engine lists it."""
+    return reference.removeprefix("docker.io/").removeprefix("library/")
 
 
 def _own_labels(labels: Mapping[str, str] | None) -> dict[str, str]:

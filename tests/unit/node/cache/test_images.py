@@ -37,7 +37,7 @@ class Engine:
     async def find_image(self, reference: str) -> str | None:
         return self.names.get(reference)
 
-    async def remove_image(self, image_id: str) -> bool:
+    async def remove_image(self, image_id: str, reference: str) -> bool:
         if self.is_away:
             raise Unreachable("the engine does not answer")
         if image_id in self.busy:
