@@ -19,6 +19,7 @@ from parity_blobs.tls import context_for
 from parity_client import following
 from parity_client.config import Home
 from parity_client.data import Content, Data
+from parity_client.federated import FlSessions
 from parity_client.http import MarketHttp, Retry, parse_reply, retrying
 from parity_client.orders import DEFAULT_VALIDITY, amount_of, make_submission, market_domain, spec_text
 from parity_client.proof import VerifiedReceipt, verify_proof
@@ -188,6 +189,11 @@ class Client:
         if self._data is None:
             raise Conflict("the client is not open: use it as `async with Client(...) as market`")
         return self._data
+
+    @property
+    def sessions(self) -> FlSessions:
+        """Federated sessions that train in rounds: ``list``, ``show``, ``follow``, ``pause``, ``resume``, ``stop``."""
+        return FlSessions(self._open_http, self._signed_call)
 
     async def status(self) -> MarketStatus:
         """Return the market's counts."""

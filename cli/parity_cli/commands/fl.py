@@ -7,6 +7,7 @@ import click
 from parity_cli.lazy import LazyGroup
 
 _SIMULATE = "parity_cli.commands.fl_simulate"
+_SESSIONS = "parity_cli.commands.fl_sessions"
 
 
 @click.group(
@@ -14,6 +15,14 @@ _SIMULATE = "parity_cli.commands.fl_simulate"
     short_help="Federated learning: simulate it, run it, follow it.",
     lazy={
         "simulate": (f"{_SIMULATE}:simulate", "Run a whole federation in this process, on a file."),
+        "run": (f"{_SESSIONS}:run_session", "Submit a session, follow it, and keep its model."),
+        "sessions": (f"{_SESSIONS}:sessions", "List your sessions."),
+        "show": (f"{_SESSIONS}:show", "Show a session, round by round."),
+        "watch": (f"{_SESSIONS}:watch", "Follow a session live."),
+        "model": (f"{_SESSIONS}:model", "Write a session's model to a file."),
+        "pause": (f"{_SESSIONS}:pause", "Let a session wait."),
+        "resume": (f"{_SESSIONS}:resume", "Go on with a paused session."),
+        "stop": (f"{_SESSIONS}:stop", "End a session after the open round."),
         "plot": ("parity_cli.commands.fl_plot:plot", "Draw accuracy and loss by round."),
     },
 )

@@ -1,0 +1,262 @@
+"""``parity fl run|sessions|show|watch|model|pause|resume|stop``: sessions that train in rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parity_cli.bridge import run_async
+from parity_cli.lazy import Command
+from parity_cli.output import Output, pass_output
+from parity_cli.place import client_of, market_option, wallet_option
+from parity_cli.secrets_input import passphrase_option
+from parity_protocol.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from parity_client import Client
+    from parity_protocol.api.rounds import FlSessionReply
+
+__all__ = ["model", "pause", "resume", "run_session", "sessions", "show", "stop", "watch"]
+
+MAX_SPEC_BYTES = 65_536
+_BEGIN_S = 0.5  # between two looks for a session that has not begun
+_BEGIN_TRIES = 240
+
+
+def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Make a command of an async function that takes (out, client, …): adds the options that choose the client."""
+
+    @market_option
+    @wallet_option
+    @passphrase_option
+    @pass_output
+    @wraps(function)
+    def command(
+        out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None, **arguments: Any
+    ) -> Any:
+        async def act() -> Any:
+            async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
+                return await function(out, client, **arguments)
+
+        return run_async(act)
+
+    return command
+
+
+@click.command(
+    "run",
+    cls=Command,
+    short_help="Submit a session, follow it, and keep its model.",
+    example="""
+    parity fl run session.json --reward 10 -o model.safetensors
+    parity fl run --data digits.csv --model neural_network --hidden 64 --parts 5 --rounds 20 --reward 10 \\
+        --epochs 5 --batch-size 32 --learning-rate 0.1 --strategy FedAdam --partition non_iid --alpha 0.5
+    """,
+)
+@click.argument("spec", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--reward", required=True, metavar="TOKENS", help="What it pays in all, in whole tokens.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A CSV or JSON file.")
+@click.option("--dataset", metavar="CID", help="Data that are at the market already.")
+@click.option("--model", "model_type", type=click.Choice(["neural_network", "linear_regression"]))
+@click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat for more.")
+@click.option("--parts", type=click.IntRange(1), default=2, show_default=True, help="Parts of the data, each a task.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds. Default: FL_NUM_ROUNDS, or 3.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes of a node over its rows in a round; required.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a step; required.")
+@click.option("--learning-rate", type=float, help="Of the nodes; required.")
+@click.option("--strategy", help="FedAvg, FedProx, FedAdam, Krum … Default: FL_STRATEGY, or FedAvg.")
+@click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
+@click.option("--alpha", type=float, help="Of the partition non_iid.")
+@click.option("--min-samples", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of a part.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--no-wait", is_flag=True, help="Submit only.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
+@_with_client
+async def run_session(out: Output, client: Client, **given: Any) -> None:
+    """Submit a session, print each round as it closes, and keep the finished model.
+
+    SPEC is a JSON file; without it the options say what to train.
+    """
+    spec = _read_spec(given["spec"]) if given["spec"] is not None else await _spec_of(client, given)
+    made = await client.submit(spec, given["reward"])
+    out.say(f"submitted session {made.id} ({len(made.task_ids)} parts)")
+    out.context.update({"id": made.id, "task_ids": list(made.task_ids)})
+    if given["no_wait"]:
+        out.emit({"id": made.id, "task_ids": list(made.task_ids)}, made.id)
+        return
+    found = await _follow(out, client, made.id)
+    document = found.model_dump(mode="json")
+    if given["output"] is not None and found.result_cid is not None:
+        await client.data.get(found.result_cid, given["output"])
+        document["path"] = str(given["output"])
+        out.say(f"model  {given['output']}, verified against {found.result_cid}")
+    _raise_unless_completed(found)
+    out.emit(document, lambda: _screen(found))
+
+
+@click.command(cls=Command, short_help="List your sessions.", example="parity fl sessions --limit 5")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option("--cursor", help="Where the next page begins, as the last one told.")
+@_with_client
+async def sessions(out: Output, client: Client, limit: int, cursor: str | None) -> None:
+    """List your sessions that train in rounds, newest first."""
+    from parity_cli.screens.sessions import sessions_screen
+
+    page = await client.sessions.list(limit=limit, cursor=cursor)
+    out.emit(page.model_dump(mode="json"), lambda: sessions_screen(page.sessions))
+    if page.next_cursor and not out.json:
+        out.say(f"more: parity fl sessions --limit {limit} --cursor {page.next_cursor}")
+
+
+@click.command(cls=Command, short_help="Show a session, round by round.", example="parity fl show 3f0c…")
+@click.argument("session_id")
+@click.option("--from-round", type=click.IntRange(1), default=1, show_default=True)
+@_with_client
+async def show(out: Output, client: Client, session_id: str, from_round: int) -> None:
+    """Show a session: each round's scores, who took part, contributions and bytes."""
+    found = await client.sessions.show(session_id, from_round=from_round)
+    out.emit(found.model_dump(mode="json"), lambda: _screen(found))
+
+
+@click.command(cls=Command, short_help="Follow a session live.", example="parity fl watch 3f0c…")
+@click.argument("session_id")
+@_with_client
+async def watch(out: Output, client: Client, session_id: str) -> None:
+    """Print each round as it closes, until the session has ended. Exit status 70 if it failed."""
+    found = await _follow(out, client, session_id)
+    _raise_unless_completed(found)
+    out.emit(found.model_dump(mode="json"))
+
+
+@click.command(
+    cls=Command, short_help="Write a session's model to a file.", example="parity fl model 3f0c… -o model.safetensors"
+)
+@click.argument("session_id")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@_with_client
+async def model(out: Output, client: Client, session_id: str, output: Path) -> None:
+    """Write the finished model, or while the session runs the newest global one."""
+    from parity_protocol.quantities import format_bytes
+
+    found = await client.sessions.show(session_id)
+    document: dict[str, Any] = {"id": session_id, "path": str(output), "round": found.round - 1}
+    if found.result_cid is not None:
+        await client.data.get(found.result_cid, output)
+        out.emit({**document, "cid": found.result_cid}, f"{output}, verified against {found.result_cid}")
+        return
+    data = await client.sessions.model(session_id)
+    try:
+        with output.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise InvalidInput(f"{output} exists already", hint="Choose another --output.", field="output") from None
+    out.emit(document, f"{output}  {format_bytes(len(data))}, the global model after round {found.round - 1}")
+
+
+def _verb(name: str, short: str, text: str) -> click.Command:
+    @click.command(name, cls=Command, short_help=short, example=f"parity fl {name} 3f0c…", help=text)
+    @click.argument("session_id")
+    @_with_client
+    async def command(out: Output, client: Client, session_id: str) -> None:
+        found: FlSessionReply = await getattr(client.sessions, name)(session_id)
+        out.emit(found.model_dump(mode="json"), f"{found.id}: {found.state}, round {found.round}/{found.total_rounds}")
+
+    return command
+
+
+pause = _verb("pause", "Let a session wait.", "Let the open round wait; nodes keep their parts.")
+resume = _verb("resume", "Go on with a paused session.", "Go on where `parity fl pause` stopped.")
+stop = _verb(
+    "stop", "End a session after the open round.", "Make the open round the last one; its model is the result."
+)
+
+
+async def _follow(out: Output, client: Client, session_id: str) -> FlSessionReply:
+    """Print rounds as they close; return the session when it has ended."""
+    import anyio
+
+    from parity_cli.screens.sessions import round_line
+
+    for _ in range(_BEGIN_TRIES):
+        try:
+            await client.sessions.show(session_id)
+            break
+        except NotFound:
+            if (await client.group(session_id)).state != "running":
+                raise
+            await anyio.sleep(_BEGIN_S)
+    last = None
+    said = ""
+    async for found, closed in client.sessions.follow(session_id):
+        last = found
+        for one in closed:
+            out.say(round_line(one, total=found.total_rounds))
+        if found.message and found.message != said:
+            said = found.message
+            out.say(said)
+    assert last is not None
+    return await client.sessions.show(session_id)
+
+
+def _raise_unless_completed(found: FlSessionReply) -> None:
+    from parity_client.results import raise_unless_completed
+
+    raise_unless_completed(found.id, found.state, None, found.message)
+
+
+def _screen(found: FlSessionReply) -> Any:
+    from parity_cli.screens.sessions import session_screen
+
+    return session_screen(found)
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    from parity_protocol import strict_json
+
+    spec = strict_json.loads(path.read_bytes(), max_bytes=MAX_SPEC_BYTES)
+    if not isinstance(spec, dict):
+        raise InvalidInput(f"{path} must hold one JSON object", field="spec")
+    return {"type": "federated_learning", **spec}
+
+
+async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec that the options ask for; data that are given as a file are stored first."""
+    from parity_fl.settings import load_fl_settings
+
+    if given["model_type"] is None or (given["data"] is None) == (given["dataset"] is None):
+        raise click.UsageError("give a SPEC file, or --model and one of --data and --dataset")
+    if given["model_type"] == "neural_network" and not given["hidden"]:
+        raise click.UsageError("a neural network needs --hidden")
+    defaults = load_fl_settings()
+    path: Path | None = given["data"]
+    cid = given["dataset"] if path is None else (await client.data.add(path)).cid
+    data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
+    strategy = {"strategy": given["strategy"]} if given["strategy"] else defaults.strategy().to_dict()
+    training = {"epochs": given["epochs"], "batch_size": given["batch_size"], "learning_rate": given["learning_rate"]}
+    cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
+    model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
+    if given["model_type"] == "linear_regression" and path is not None:
+        model_settings["input_size"] = len(_first_line(path).split(",")) - 1
+    return {
+        "type": "federated_learning",
+        "model_type": given["model_type"],
+        "dataset_cid": cid,
+        "data_format": data_format,
+        "model_config": model_settings,
+        "train_config": {name: value for name, value in training.items() if value is not None},
+        "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
+        "strategy_config": json.loads(json.dumps(strategy)),
+        "rounds_config": {"min_available_clients": min(given["parts"], defaults.fl_min_available_clients)},
+        "total_rounds": given["rounds"] or defaults.fl_num_rounds,
+        "seed": given["seed"],
+    }
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline(1 << 20)

@@ -1,0 +1,96 @@
+"""The screens of sessions that train in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from parity_cli.output import printable
+from parity_cli.screens.cells import cell, measure
+from parity_protocol.api.rounds import FlRoundReply, FlSessionReply
+from parity_protocol.quantities import format_bytes
+
+__all__ = ["round_line", "session_screen", "sessions_screen"]
+
+_SCORES = ("accuracy", "r2", "loss")
+_SHORT = 8
+
+
+def round_line(one: FlRoundReply, *, total: int) -> str:
+    """Return one closed round for a running display."""
+    scores = "  ".join(f"{name} {one.metrics[name]:.4f}" for name in _SCORES if _is_number(one.metrics.get(name)))
+    taken = sum(update.state == "accepted" for update in one.updates)
+    rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
+    line = f"round {one.round}/{total}  {scores}  {taken} of {len(one.cohort)} updates"
+    return printable("; ".join([line, *rejected]))
+
+
+def sessions_screen(sessions: Sequence[FlSessionReply]) -> RenderableType:
+    """Return the list of sessions, one line each."""
+    if not sessions:
+        return Text("no sessions yet: parity fl run --help")
+    table = Table(box=None, pad_edge=False)
+    for name in ("ID", "STATE", "ROUND", "BEGAN"):
+        table.add_column(name, no_wrap=True)
+    for one in sessions:
+        done = min(one.round, one.total_rounds)
+        table.add_row(one.id, cell(one.state), f"{done}/{one.total_rounds}", f"{one.created_at:%Y-%m-%d %H:%M}")
+    return table
+
+
+def session_screen(found: FlSessionReply) -> RenderableType:
+    """Return a session: its rounds, then what each part gave."""
+    head = [
+        f"session  {found.id}",
+        f"state    {found.state}, round {min(found.round, found.total_rounds)}/{found.total_rounds}",
+    ]
+    if found.message:
+        head.append(f"message  {printable(found.message)}")
+    warnings = found.settings.get("warnings")
+    head += [f"note     {printable(str(one))}" for one in warnings] if isinstance(warnings, list) else []
+    if found.result_cid:
+        head.append(f"model    {found.result_cid}")
+    head += [f"{name:<8} {measure(found.metrics[name])}" for name in _SCORES if name in found.metrics]
+    table = Table(box=None, pad_edge=False)
+    for name in ("ROUND", "STATE", "ACCURACY", "R2", "LOSS", "UPDATES", "BYTES"):
+        table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
+    for one in found.rounds:
+        taken = sum(update.state == "accepted" for update in one.updates)
+        table.add_row(
+            str(one.round),
+            cell(one.state),
+            *(_number(one.metrics.get(name)) for name in _SCORES),
+            f"{taken}/{len(one.cohort)}",
+            format_bytes(sum(update.size for update in one.updates)),
+        )
+    return Group(Text("\n".join(head)), Text(""), table, Text(""), _parts(found))
+
+
+def _parts(found: FlSessionReply) -> RenderableType:
+    """Return what each part gave over all rounds that are shown."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("PART", "NODE", "ACCEPTED", "REJECTED", "CONTRIBUTION"):
+        table.add_column(name, justify="left" if name == "NODE" else "right", no_wrap=True)
+    updates = [update for one in found.rounds for update in one.updates]
+    for part in sorted({update.part for update in updates}):
+        mine = [update for update in updates if update.part == part]
+        scored = [value for update in mine if _is_number(value := update.metrics.get("contribution"))]
+        table.add_row(
+            str(part),
+            mine[-1].node_id[:_SHORT],
+            str(sum(update.state == "accepted" for update in mine)),
+            str(sum(update.state == "rejected" for update in mine)),
+            f"{sum(float(str(value)) for value in scored):+.4f}" if scored else "",
+        )
+    return table
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) and not isinstance(value, bool) else ""

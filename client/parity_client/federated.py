@@ -1,0 +1,98 @@
+"""Sessions that train in rounds: list, follow, pause, resume, stop, and the newest model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from parity_client.http import MarketHttp, parse_reply
+from parity_protocol.api import paths
+from parity_protocol.api.rounds import FlRoundReply, FlSessionReply, FlSessionsReply
+
+if TYPE_CHECKING:
+    from parity_client.session import Session
+
+__all__ = ["FlSessions"]
+
+FOLLOW_S = 25.0  # that one question waits at the market
+ENDED = frozenset({"completed", "failed", "cancelled"})
+
+SignedCall = Callable[[Callable[["Session"], Awaitable[bytes]]], Awaitable[bytes]]
+
+
+class FlSessions:
+    """The submitter's sessions at one market; ``Client.sessions``. An id is the group's that a submission became.
+
+    Args:
+        http: The market.
+        signed: Sends with a session's key, and again where that is safe.
+    """
+
+    def __init__(self, http: Callable[[], MarketHttp], signed: SignedCall) -> None:
+        self._http = http
+        self._signed = signed
+
+    async def list(self, *, limit: int = 50, cursor: str | None = None) -> FlSessionsReply:
+        """Return sessions, newest first, without their rounds."""
+        query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        return parse_reply(FlSessionsReply, await self._get(paths.FL_SESSIONS, query))
+
+    async def show(
+        self, session_id: str, *, from_round: int = 1, after_round: int = 0, wait_s: float = 0.0
+    ) -> FlSessionReply:
+        """Return a session with at most 200 rounds, from ``from_round`` on.
+
+        Args:
+            session_id: The group's id.
+            from_round: First round that is listed.
+            after_round: With ``wait_s``: answer once the session is past this round or has ended.
+            wait_s: Seconds to wait for that.
+
+        Raises:
+            NotFound: There is no such session of yours, or it has not begun.
+        """
+        query = {"from_round": str(from_round), "after_round": str(after_round)}
+        path = paths.fl_session_path(session_id)
+        return parse_reply(FlSessionReply, await self._get(path, query, wait_s=wait_s))
+
+    async def follow(self, session_id: str) -> AsyncIterator[tuple[FlSessionReply, tuple[FlRoundReply, ...]]]:
+        """Yield the session and the rounds that have closed since, until it has ended."""
+        shown = 0
+        while True:
+            found = await self.show(session_id, from_round=shown + 1, after_round=shown + 1, wait_s=FOLLOW_S)
+            closed = tuple(one for one in found.rounds if one.state == "closed" and one.round > shown)
+            shown = max([shown, *(one.round for one in closed)])
+            yield found, closed
+            if found.state in ENDED:
+                return
+
+    async def pause(self, session_id: str) -> FlSessionReply:
+        """Let the open round wait."""
+        return await self._post(session_id, "pause")
+
+    async def resume(self, session_id: str) -> FlSessionReply:
+        """Go on with a paused session."""
+        return await self._post(session_id, "resume")
+
+    async def stop(self, session_id: str) -> FlSessionReply:
+        """Make the open round the last one."""
+        return await self._post(session_id, "stop")
+
+    async def model(self, session_id: str) -> bytes:
+        """Return the newest global model, a safetensors file, while the session runs.
+
+        Raises:
+            NotFound: It has ended: its result is the finished model.
+        """
+        return await self._get(paths.fl_session_path(session_id, "model"), {})
+
+    async def _get(self, path: str, query: dict[str, str], *, wait_s: float = 0.0) -> bytes:
+        asked = query | ({"wait_s": f"{wait_s:.3f}"} if wait_s else {})
+        return await self._signed(
+            lambda session: self._http().send("GET", path, query=asked, session=session, wait_s=wait_s)
+        )
+
+    async def _post(self, session_id: str, verb: str) -> FlSessionReply:
+        path = paths.fl_session_path(session_id, verb)
+        answer = await self._signed(lambda session: self._http().send("POST", path, session=session))
+        return parse_reply(FlSessionReply, answer)
