@@ -19,7 +19,7 @@ from parity_fl.finishing import FinalModel, Metric
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
 from parity_fl.plan import PartitionPlan
-from parity_fl.round_bodies import decode_delta, decode_weights, encode_delta, encode_weights
+from parity_fl.round_bodies import decode_weights, encode_delta, encode_weights, mapped_delta
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec, TrainConfig
 from parity_fl.strategy import StrategyConfig
@@ -108,7 +108,7 @@ class RoundServer:
         self,
         base: bytes,
         state: bytes | None,
-        updates: Mapping[int, Callable[[], bytes]],
+        updates: Mapping[int, Callable[[], bytes | memoryview]],
         *,
         leave_one_out: bool = False,
     ) -> Reduced | Refused:
@@ -117,7 +117,7 @@ class RoundServer:
         Args:
             base: The round's model file.
             state: ``Reduced.state`` of the round before; None in the first.
-            updates: By part, what reads its body; called several times, one body in memory at a time.
+            updates: By part, what reads or maps its body; called several times, one body in memory at a time.
             leave_one_out: Score each part by the round without it.
 
         Raises:
@@ -129,7 +129,7 @@ class RoundServer:
         good: list[int] = []
         for part in sorted(updates):
             try:
-                decode_delta(updates[part](), shapes)
+                mapped_delta(updates[part](), shapes)  # names and shapes; values are the rule's to check
                 good.append(part)
             except ParityError as exc:
                 bad[part] = f"malformed: {exc.message}"
@@ -144,7 +144,7 @@ class RoundServer:
             def each() -> Iterator[Update]:
                 for part in parts:
                     # The market's own count of rows: what a node says of itself weighs nothing.
-                    yield Update(part, float(self._plan.part_size(part)), decode_delta(updates[part](), shapes))
+                    yield Update(part, float(self._plan.part_size(part)), mapped_delta(updates[part](), shapes))
 
             done = rule.aggregate(weights, each, len(parts))
             kept = encode_tensors(rule.state(), {}) if keep else b""
@@ -153,7 +153,7 @@ class RoundServer:
         try:
             made, kept, accepted, rejected, metrics = combine(good, keep=True)
         except TooFewUpdates as exc:
-            return Refused(exc.message, bad)
+            return Refused(exc.message, {**bad, **exc.rejected})
         contributions: dict[int, float] = {}
         scores = self.scores(made)
         if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:

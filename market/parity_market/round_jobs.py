@@ -84,13 +84,14 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     from parity_fl.rounds import Refused
+    from parity_fl.spool import map_file
 
     number, phase = job["round"], job["phase"]
     state = state_file(folder, number, phase)
     reduced = server.reduce(
         _read(model_file(folder, number, phase)),
         _read(state) if state.exists() else None,
-        {part: partial(_read, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]},
+        {part: partial(map_file, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]},
         leave_one_out=job["leave_one_out"],
     )
     if isinstance(reduced, Refused):

@@ -29,6 +29,7 @@ same request can succeed later; ``hint()`` says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
@@ -319,6 +320,12 @@ class TooFewUpdates(Unprocessable):
 
     code = "too_few_updates"
     next_step = "Ask for more participants, or choose a smaller `num_malicious`."
+
+    def __init__(
+        self, message: str = "", *, hint: str = "", field: str = "", rejected: Mapping[int, str] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, field=field)
+        self.rejected = dict(rejected or {})  # reason by part: others may still come
 
 
 # -- somebody does not answer ------------------------------------------------------------------------------------

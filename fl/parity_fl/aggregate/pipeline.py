@@ -225,12 +225,14 @@ def _bounds(config: StrategyConfig, n: int, m: int, rejected: Mapping[int, str])
     reasons = "; ".join(f"part {part}: {reason}" for part, reason in list(rejected.items())[:3])
     detail = f" ({reasons})" if reasons else ""
     if m == 0:
-        raise TooFewUpdates(f"no usable update among {n}{detail}")
+        raise TooFewUpdates(f"no usable update among {n}{detail}", rejected=rejected)
     if config.strategy in {"fedtrimmedavg", "fedmedian"}:
         # What was rejected would have been cut from one side.
         least = max(fewest_updates(config), 2 * caught + 1)
         if n < least:
-            raise TooFewUpdates(f"{shown} needs {least} updates, got {n}, {m} of them usable{detail}")
+            raise TooFewUpdates(
+                f"{shown} needs {least} updates, got {n}, {m} of them usable{detail}", rejected=rejected
+            )
         planned = trimmed_each_side(config.cut_share, n)
         cut = min(max(trimmed_each_side(config.cut_share, m), planned - caught), (m - 1) // 2)
         return max(0, min(f, (m - 1) // 2)), cut
@@ -240,7 +242,8 @@ def _bounds(config: StrategyConfig, n: int, m: int, rejected: Mapping[int, str])
     if m < fewest_updates(config, left):
         raise TooFewUpdates(
             f"{shown} needs {fewest_updates(config, left)} updates to tolerate {left} malicious ones,"
-            f" got {m} usable of {n}{detail}"
+            f" got {m} usable of {n}{detail}",
+            rejected=rejected,
         )
     return left, 0
 

@@ -107,8 +107,10 @@ def test_more_bad_updates_than_were_to_be_tolerated_end_the_round_with_a_reason(
     for update in updates[2 : 2 + n - 2]:
         update.delta["w"][:] = np.nan
 
-    with pytest.raises(TooFewUpdates, match="part 2: not_finite"):
+    with pytest.raises(TooFewUpdates, match="part 2: not_finite") as caught:
         run(strategy, updates)
+
+    assert list(caught.value.rejected) == list(range(2, n))
 
 
 @pytest.mark.parametrize("strategy", ALL)
