@@ -1,0 +1,382 @@
+"""Sessions that train in rounds at the market: opened, closed, resumed after a kill, or failed with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity_contracts.chain.memory import MemoryChain
+from parity_fl.codec import encode_delta
+from parity_fl.model import decode_model
+from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_market.loops.rounds import Rounds
+from parity_market.loops.training import Training
+from parity_market.operations import groups, leases, round_views, rounds
+from parity_market.operations.groups import Group
+from parity_market.operations.rounds import NewUpdate
+from parity_market.store import sql
+from parity_market.testing.builders import final_report, new_node
+from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
+from parity_protocol.api.rounds import FlSessionReply, RoundStep
+from parity_protocol.errors import Conflict, InvalidTransition, StaleFence, TaskCancelled, TooLarge
+from parity_protocol.lease import Lease
+from parity_protocol.testing.clock import FakeClock
+
+ROWS = 90
+DATA = "a,b,target\n" + "".join(f"{i / 10},{(i * 7) % 13},{3 * i / 10 - (i * 7) % 13 + 1}\n" for i in range(ROWS))
+NODES = ("n1", "n2", "n3")
+TIMEOUT_S = 60.0
+
+
+def spec(cid: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_type": "linear_regression",
+        "dataset_cid": cid,
+        "data_format": "csv",
+        "model_config": {"input_size": 2},
+        "train_config": {"epochs": 3, "batch_size": 8, "learning_rate": 0.05},
+        "partition_config": {"strategy": "random", "total_parts": 3, "min_samples": 2},
+        "total_rounds": 3,
+        "strategy_config": {"strategy": "FedAdam", "server_lr": 0.3},
+        "rounds_config": {"round_timeout_s": TIMEOUT_S, "quorum": 2, "update_format": "fp32"},
+        **changes,
+    }
+
+
+class Play:
+    """A session and nodes that hold its parts, driven by hand."""
+
+    def __init__(self, rig: Rig, group_id: str) -> None:
+        self.rig = rig
+        self.id = group_id
+        self.leases: dict[int, Lease] = {}
+        self.trainers: dict[int, RoundTrainer] = {}
+
+    @classmethod
+    async def begin(cls, rig: Rig, *, hold: tuple[int, ...] = (0, 1, 2), **changes: Any) -> Play:
+        cid = await rig.upload(DATA.encode())
+        play = cls(rig, (await rig.submit_session(spec(cid, **changes))).id)
+        await play.step()
+        for part in hold:
+            await play.hold(part, NODES[part])
+        await play.step()
+        return play
+
+    async def group(self) -> Group:
+        return await self.rig.store.read(partial(groups.load, group_id=self.id))
+
+    async def hold(self, part: int, node: str) -> None:
+        self.rig.bench.now = self.rig.state.clock.now()
+        self.leases[part] = await self.rig.bench.lease(node, (await self.group()).tasks[part].id)
+
+    async def step(self) -> bool:
+        return await self.rig.state.rounds.step(await self.group())
+
+    async def next(self, part: int) -> RoundStep:
+        engine, lease = self.rig.state.rounds, self.leases[part]
+        known = engine.known(await self.group())
+        return await self.rig.store.read(
+            partial(
+                engine.next_step,
+                group_id=self.id,
+                part=part,
+                node_id=lease.node_id,
+                lease_id=lease.lease_id,
+                fence=lease.fence,
+                config=known.config,
+                mu=0.0,
+            )
+        )
+
+    async def body(self, part: int) -> tuple[RoundStep, bytes]:
+        step = await self.next(part)
+        path, _, _ = await self.rig.state.rounds.model(self.id)
+        if part not in self.trainers:
+            session = self.rig.state.rounds.known(await self.group()).session
+            self.trainers[part] = RoundTrainer(session.spec, session.plan, DATA.encode(), part)
+        return step, self.trainers[part].train(path.read_bytes(), number=step.round).update
+
+    async def send(self, part: int, step: RoundStep | None = None, body: bytes | None = None, base: str = "") -> bool:
+        if step is None or body is None:
+            step, body = await self.body(part)
+        lease = self.leases[part]
+        new = NewUpdate(step.round, step.phase, part, lease.lease_id, lease.fence, base or step.base, "", 0, {})
+        return (await self.rig.state.rounds.take(self.id, lease.node_id, new, pieces(body))).created
+
+    async def round(self, *parts: int) -> None:
+        for part in parts:
+            await self.send(part)
+        assert await self.step()
+
+    async def show(self) -> FlSessionReply:
+        return await self.rig.store.read(partial(round_views.session, group_id=self.id, first=1))
+
+    async def report(self, part: int, document: dict[str, Any] | None = None) -> None:
+        step = await self.next(part)
+        listed = [update.model_dump() for update in step.accepted]
+        result = json.dumps(document or {"updates": listed}).encode()
+        order_hash = (await self.group()).tasks[part].order_hash
+        self.rig.bench.now = self.rig.state.clock.now()
+        done = final_report(NODES[part], self.leases[part], order_hash=order_hash, result=result, at=self.rig.bench.now)
+        item = await self.rig.bench.report(NODES[part], done)
+        assert item.task_state == "verifying", item
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), 100):
+        yield body[at : at + 100]
+
+
+async def straight(play: Play, count: int) -> str:
+    """Return the hash of the model that an undisturbed session of the same order would have after ``count`` rounds."""
+    known = play.rig.state.rounds.known(await play.group())
+    session = known.session
+    server = RoundServer(session.spec, session.plan, DATA.encode(), known.strategy)
+    trainers = [RoundTrainer(session.spec, session.plan, DATA.encode(), part) for part in range(3)]
+    base, state = server.first(), None
+    for number in range(1, count + 1):
+        bodies = [trainer.train(base, number=number).update for trainer in trainers]
+        found = server.reduce(base, state, {part: (lambda body=body: body) for part, body in enumerate(bodies)})  # type: ignore[misc]
+        assert isinstance(found, Reduced)
+        base, state = found.model, found.state
+    return sha256(base).hexdigest()
+
+
+# -- the way to a model ---------------------------------------------------------------------------------------------
+
+
+async def test_each_round_starts_from_the_model_of_the_last_and_the_final_one_is_the_groups_result(rig: Rig) -> None:
+    play = await Play.begin(rig)
+
+    for _ in range(3):
+        await play.round(0, 1, 2)
+    for part in range(3):
+        await play.report(part)
+    await Rounds(rig.state).step()
+
+    shown = await play.show()
+    assert shown.state == "completed"
+    assert [one.round for one in shown.rounds] == [1, 2, 3]
+    assert shown.metrics["final_model"] == await straight(play, 3)
+    group = await play.group()
+    assert {str(task.state) for task in group.tasks} == {"completed"}
+    assert shown.result_cid is not None
+    model = decode_model(await rig.state.federation.read(shown.result_cid, group.row.creator, max_bytes=1 << 20))
+    assert model.n_features == 2
+    assert rig.state.rounds.folders() == []
+
+
+@pytest.mark.parametrize("killed_after", ["begin", "two updates", "freeze", "reduce"])
+async def test_a_market_that_is_killed_in_a_round_goes_on_there_and_ends_with_the_same_bits(
+    tmp_path: Path, clock: FakeClock, killed_after: str
+) -> None:
+    chain = MemoryChain(clock, DEPLOYMENT)
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        await rig.bench.open(*NODES)
+        play = await Play.begin(rig)
+        await play.round(0, 1, 2)
+        if killed_after != "begin":
+            await play.send(0)
+            await play.send(1)
+        if killed_after in ("freeze", "reduce"):
+            await play.send(2)
+            await rig.store.write(partial(rounds.freeze, group_id=play.id, now=clock.now()))
+        if killed_after == "reduce":
+            group = await play.group()
+            chosen = [(one.part, one.sha256) for one in (await play.show()).rounds[1].updates]
+            job = {"do": "reduce", "round": 2, "phase": 0, "updates": chosen, "leave_one_out": False}
+            await rig.state.rounds._do(group, job)
+
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        play.rig = rig
+        await Training(rig.state).start_up()
+        sent = {one.part for one in (await play.show()).rounds[1].updates}
+        for part in {0, 1, 2} - sent:
+            await play.send(part)
+        assert await play.step()
+        await play.round(0, 1, 2)
+
+        assert (await play.show()).state == "done"
+        final = await rig.store.read(partial(rounds.load, group_id=play.id))
+        assert final is not None
+        assert final.row.base_hash == await straight(play, 3)
+
+
+async def test_a_node_that_takes_over_a_part_joins_in_the_same_round(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig, rounds_config={"round_timeout_s": 600.0, "quorum": 3, "update_format": "fp32"})
+    await play.round(0, 1, 2)
+    await clock.advance(timedelta(seconds=31))  # nobody has renewed
+    await rig.store.write(partial(leases.reap, market=rig.state.market, now=clock.now()))
+
+    with pytest.raises(StaleFence):
+        await play.next(0)
+    for part, node in ((0, "n2"), (1, "n3"), (2, "n1")):
+        await play.hold(part, node)
+    step = await play.next(0)
+    await play.round(0, 1, 2)
+
+    assert (step.state, step.round) == ("train", 2)
+    assert (await play.show()).round == 3
+
+
+# -- who is late, wrong or missing -----------------------------------------------------------------------------------
+
+
+async def test_an_update_is_taken_once_and_another_one_under_its_name_is_refused(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    step, body = await play.body(0)
+    other = (await play.body(1))[1]
+
+    assert [await play.send(0, step, body), await play.send(0, step, body)] == [True, False]
+
+    with pytest.raises(Conflict, match="another update"):
+        await play.send(0, step, other)
+    await play.send(1)
+    await play.send(2)
+    assert await play.step()
+    assert {one.state for one in (await play.show()).rounds[0].updates} == {"accepted"}
+
+
+async def test_a_late_update_is_refused_with_the_reason_and_is_not_in_the_model(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig)
+    step, body = await play.body(2)
+    await play.send(0)
+    await play.send(1)
+    assert not await play.step()
+    await clock.advance(timedelta(seconds=TIMEOUT_S))
+
+    assert await play.step()
+    with pytest.raises(Conflict, match="late: round 1"):
+        await play.send(2, step, body)
+
+    assert [one.part for one in (await play.show()).rounds[0].updates] == [0, 1]
+
+
+async def test_an_update_for_another_model_or_that_is_too_long_is_refused(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    step, body = await play.body(0)
+
+    with pytest.raises(Conflict, match="starts from the model"):
+        await play.send(0, step, body, base="ab" * 32)
+    with pytest.raises(TooLarge):
+        await play.send(0, step, body * 5_000)
+
+    assert (await play.show()).rounds[0].updates == ()
+
+
+async def test_a_session_fails_with_the_missing_parts_named_when_its_quorum_does_not_come(
+    rig: Rig, clock: FakeClock
+) -> None:
+    play = await Play.begin(rig)
+    await play.send(1)
+    await clock.advance(timedelta(seconds=TIMEOUT_S))
+
+    await play.step()
+
+    group = await play.group()
+    assert group.value.state == "failed"
+    assert "1 of 2 needed updates came within 60 s; missing parts 0, 2" in group.row.message
+    assert {str(task.state) for task in group.tasks} == {"cancelled"}
+    with pytest.raises(TaskCancelled):
+        await play.next(1)
+
+
+async def test_a_round_does_not_run_out_while_nodes_are_still_to_come(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig, hold=(0,))
+    await clock.advance(timedelta(hours=5))
+
+    await play.step()
+
+    shown = await play.show()
+    assert (shown.state, shown.closes_at) == ("running", None)
+    assert "1 of 2 parts are held" in shown.message
+
+
+async def test_an_update_that_is_not_finite_leaves_the_model_as_it_is_without_it(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    step, _ = await play.body(2)
+    session = rig.state.rounds.known(await play.group()).session
+    shapes = RoundServer(session.spec, session.plan, DATA.encode(), rig.state.rounds.known(await play.group()).strategy)
+    weights = {name: value * float("nan") for name, value in shapes._made.model.init(b"0" * 32).items()}
+
+    await play.send(0)
+    await play.send(1)
+    await play.send(2, step, encode_delta(weights, "fp32")[0])
+    assert await play.step()
+
+    updates = {one.part: one for one in (await play.show()).rounds[0].updates}
+    assert updates[2].state == "rejected"
+    assert "finite" in updates[2].reason
+    assert updates[0].state == updates[1].state == "accepted"
+
+
+async def test_a_round_with_too_few_usable_updates_opens_again_for_the_others(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig, hold=(0, 1), strategy_config={"strategy": "FedMedian"}, rounds_config={"quorum": 3})
+    await play.hold(2, "n3")
+    step, _ = await play.body(2)
+    await play.send(0)
+    await play.send(1)
+    await play.send(2, step, b"rubbish")
+
+    assert await play.step()
+
+    shown = await play.show()
+    assert (shown.state, shown.round) == ("running", 1)
+    assert {one.part: one.state for one in shown.rounds[0].updates} == {0: "received", 1: "received", 2: "rejected"}
+    assert shown.closes_at is not None
+
+
+# -- what its submitter may do ---------------------------------------------------------------------------------------
+
+
+async def test_a_paused_session_closes_no_round_and_has_no_deadline(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig)
+    await rig.store.write(partial(rounds.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
+    await clock.advance(timedelta(days=1))
+
+    assert not await play.step()
+    waiting = await play.show()
+    await rig.store.write(partial(rounds.resume, market=rig.state.market, group_id=play.id, now=clock.now()))
+    await play.step()
+
+    assert (waiting.state, waiting.closes_at) == ("paused", None)
+    assert (await play.show()).state == "running"
+
+
+async def test_a_stopped_session_ends_with_the_open_rounds_model(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig)
+    await rig.store.write(partial(rounds.stop, market=rig.state.market, group_id=play.id, now=clock.now()))
+
+    await play.round(0, 1, 2)
+
+    assert (await play.next(0)).state == "done"
+    with pytest.raises(InvalidTransition):
+        await rig.store.write(partial(rounds.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
+
+
+async def test_a_part_is_paid_only_for_a_list_of_its_own_accepted_updates(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig, total_rounds=2)
+    await play.round(0, 1, 2)
+    await play.round(0, 1, 2)
+    for part in (0, 1):
+        await play.report(part)
+    await play.report(2, {"updates": [{"round": 1, "phase": 0, "sha256": "ab" * 32}]})
+
+    loop = Rounds(rig.state)
+    await loop.step()
+
+    group = await play.group()
+    assert [str(task.state) for task in group.tasks] == ["completed", "completed", "cancelled"]
+    assert group.value.state == "completed"
+    earned = [
+        await rig.store.read(lambda tx, task=task: tx.one(sql.EARNING_OF_TASK, task_id=task.id)) for task in group.tasks
+    ]
+    assert [row is not None for row in earned] == [True, True, False]
+    assert new_node("n3").node_id == group.tasks[2].last_node
