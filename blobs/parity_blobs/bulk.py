@@ -1,8 +1,7 @@
-"""A large file from a socket to the disk on a thread of its own, which hashes each leaf in between.
+"""A large file from a socket to the disk on two threads: one receives, one hashes and writes what hashed right.
 
 Through the event loop a byte costs more than its hash: a new object for each piece, a copy to join the pieces, and a
-dozen Python calls for each. Here one buffer is used again and again, small enough to stay in a processor's cache, and
-every call that touches bytes releases the interpreter.
+dozen Python calls for each. Here four buffers go round, and every call that touches bytes releases the interpreter.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from queue import SimpleQueue
 from typing import Protocol
 
 from parity_blobs.http_transport import TakenOver
@@ -25,8 +25,9 @@ from parity_protocol.errors import Unreachable
 
 __all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "write_at"]
 
-MIN_BULK_BYTES = 4 << 20  # below it a thread is not worth starting
+MIN_BULK_BYTES = 4 << 20  # below it two threads are not worth starting
 
+_BUFFERS = 4  # each as large as the largest leaf
 _TICK_S = 0.25  # after which a wait for bytes looks up
 _NEWS_S = 0.02  # between two looks of the event loop at what was written
 _IOV_MAX = 512  # below every platform's
@@ -58,7 +59,7 @@ class Bulk:
 
     Args:
         room: The file, and the position in it where the first leaf's content goes.
-        pace: Used by the thread, and meanwhile by nobody else.
+        pace: Used by one of the threads, and meanwhile by nobody else.
 
     Attributes:
         written: Leaves that are in the file and that nobody has looked at yet; the caller takes them from the left.
@@ -75,8 +76,10 @@ class Bulk:
         self._news = asyncio.Event()
         self._told = 0.0
         self._is_stopped = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="blob-bulk")
-        self._running: Future[None] | None = None
+        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._full: SimpleQueue[memoryview | Exception] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="blob-bulk")
+        self._keeping: Future[None] | None = None
 
     async def news(self) -> AsyncIterator[deque[CheckedLeaf]]:
         """Start, and return now and then when ``written`` may hold more; the last time when nothing will follow.
@@ -88,44 +91,52 @@ class Bulk:
         """
         tick = min(_TICK_S, self._pace.stall_s)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(tick), int(tick % 1 * 1e6)))
-        self._running = running = self._pool.submit(self._run, tick)
-        running.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._news.set))
+        size = max(leaf.size for leaf in self._leaves)
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(bytearray(size)))
+        self._pool.submit(self._receive, tick)
+        self._keeping = keeping = self._pool.submit(self._keep)
+        keeping.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._news.set))
         while True:
             await self._news.wait()
             self._news.clear()
-            is_over = running.done()  # before what was written is looked at
+            is_over = keeping.done()  # before what was written is looked at
             yield self.written
             if is_over:
                 break
-        running.result()
+        keeping.result()
 
     async def stop(self) -> None:
         """End it, wherever it is, and return when nothing is written any more; idempotent.
 
         Waits for one write at most, since the socket is shut first.
         """
-        self._is_stopped = True
-        with suppress(OSError):  # the peer was faster
-            self._sock.shutdown(socket.SHUT_RDWR)
-        if self._running is not None and not self._running.done():
-            await asyncio.wait([asyncio.wrap_future(self._running)])
-        self._pool.shutdown()
+        self._halt()
+        if self._keeping is not None and not self._keeping.done():
+            await asyncio.wait([asyncio.wrap_future(self._keeping)])
+        self._pool.shutdown()  # the other thread has nothing left to wait for
         self._sock.close()
 
-    # -- on the thread ---------------------------------------------------------------------------------------------
+    def _halt(self) -> None:
+        self._is_stopped = True
+        self._free.put(None)
+        with suppress(OSError):  # the peer was faster
+            self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _run(self, tick_s: float) -> None:
-        buffer = memoryview(bytearray(max(leaf.size for leaf in self._leaves)))
-        for leaf in self._leaves:
-            content = buffer[: leaf.size]
-            self._fill(content, tick_s)
-            checked = CheckedLeaf.of(leaf.cid, content)
-            if self._is_stopped:
-                return
-            write_at(self._fd, [content], self._at)
-            self._at += leaf.size
-            self.written.append(checked)
-            self._tell()
+    # -- on threads ------------------------------------------------------------------------------------------------
+
+    def _receive(self, tick_s: float) -> None:
+        try:
+            for leaf in self._leaves:
+                buffer = self._free.get()
+                if buffer is None:
+                    break
+                self._fill(buffer[: leaf.size], tick_s)
+                self._full.put(buffer)
+        except Exception as exc:  # noqa: BLE001 - raised by the other thread, after every leaf before it
+            self._full.put(exc)
+        else:
+            self._full.put(Unreachable(f"{self._pace.url}: given up"))
 
     def _fill(self, rest: memoryview, tick_s: float) -> None:
         """Receive until ``rest`` is full."""
@@ -151,6 +162,24 @@ class Bulk:
                 raise Unreachable(f"{self._pace.url}: the connection was closed without a whole answer")
             self._pace.count(count)
             rest = rest[count:]
+
+    def _keep(self) -> None:
+        try:
+            for leaf in self._leaves:
+                buffer = self._full.get()
+                if isinstance(buffer, Exception):
+                    raise buffer
+                if self._is_stopped:
+                    return
+                content = buffer[: leaf.size]
+                checked = CheckedLeaf.of(leaf.cid, content)
+                write_at(self._fd, [content], self._at)
+                self._at += leaf.size
+                self.written.append(checked)
+                self._free.put(buffer)
+                self._tell()
+        finally:
+            self._halt()
 
     def _tell(self) -> None:
         now = time.monotonic()

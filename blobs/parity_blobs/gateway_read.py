@@ -132,6 +132,9 @@ class GatewayReader:
         Raises:
             ParityError: As ``GatewayHttp.open``.
         """
+        if fetch.partial is not None and not fetch.walk.has(fetch.cid):
+            # Perhaps a large file, and a CAR that is given up after its root costs the gateway more than a block.
+            return Opened(gateway, fetch.cid, await self._http.open(gateway, fetch.cid, "raw"), "raw")
         (wanted,) = fetch.walk.wanted(1)
         if not fetch.walk.progress[0] and not fetch.is_resuming:
             wanted = fetch.cid  # one CAR of everything rather than one of each part
@@ -219,7 +222,10 @@ class GatewayReader:
             if fetch.walk.is_complete or self._prefers_file(gateway, fetch):
                 return
             wanted = fetch.walk.wanted(_PARALLEL_BLOCKS)
-            if not wanted or (has_car and wanted[0].codec != CODEC_RAW and not fetch.is_resuming):
+            if not wanted:
+                return
+            is_one_leaf = wanted[0].codec == CODEC_RAW and fetch.walk.progress[0]
+            if has_car and not is_one_leaf and not fetch.is_resuming:
                 return
             if has_car:
                 wanted = wanted[:1] if fetch.is_resuming else [each for each in wanted if each.codec == CODEC_RAW]
