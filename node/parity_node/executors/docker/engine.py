@@ -26,6 +26,7 @@ __all__ = ["DEFAULT_SOCKET", "Container", "Engine", "EngineFacts", "Image", "soc
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 LEAST_VERSION = (20, 10)
+OWN_CONTAINERS = "parity-"  # what the names of this node's containers begin with
 _MAX_CALLS = 32  # at the same time; each has a thread
 _MAX_MESSAGE = 500
 
@@ -195,10 +196,17 @@ class Engine:
         await self._quietly(lambda client: client.remove_container(container, v=True, force=True))
 
     async def containers(self, **labels: str) -> dict[str, Mapping[str, str]]:
-        """Return the containers, running or not, that have all these labels of ours: id → labels."""
+        """Return the containers, running or not, that have a name and all these labels of ours: id → labels.
+
+        Labels alone prove nothing: an image brings its own to every container that is made of it, the operator's too.
+        """
         wanted = [f"{LABEL_PREFIX}{name}={value}" for name, value in labels.items()]
         found = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
-        return {str(each["Id"]): _own_labels(each.get("Labels")) for each in found}
+        return {
+            str(each["Id"]): _own_labels(each.get("Labels"))
+            for each in found
+            if any(str(name).startswith(f"/{OWN_CONTAINERS}") for name in each.get("Names") or ())
+        }
 
     async def stats(self, container: str) -> Mapping[str, Any]:
         """Return one sample of its counters, as the engine words it; empty when it does not run."""

@@ -12,7 +12,7 @@ from parity_node.executors.docker.job import DockerJob, output_folder
 from parity_node.executors.docker.streams import LogFile
 from parity_node.executors.docker.usage import Counters
 from parity_node.executors.folder import JobFolder, printable_tail
-from parity_node.outputs import gather_output
+from parity_node.outputs import MAX_OUTPUT_DEPTH, gather_output
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.receipt import Usage
 from parity_protocol.report import MAX_INLINE_RESULT_BYTES, Outcome
@@ -32,7 +32,7 @@ class Weight:
 
     size: int  # bytes that it takes on the disk
     entries: int
-    is_readable: bool = True
+    fault: str = ""  # what else cannot be accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +103,27 @@ def docker_result(folder: JobFolder, job: DockerJob, log: LogFile, ending: Endin
 
 def weigh(folder: Path, *, max_entries: int) -> Weight:
     """Weigh what a running task has written, looking at ``max_entries`` + 1 entries at most; follows no link."""
-    size, entries, pending = 0, 0, [folder]
+    size, entries, pending = 0, 0, [(str(folder), 0)]
     while pending:
+        path, depth = pending.pop()
         try:
-            with os.scandir(pending.pop()) as found:
+            with os.scandir(path) as found:
                 for entry in found:
                     entries += 1
                     if entries > max_entries:
                         return Weight(size, entries)
-                    stat = entry.stat(follow_symlinks=False)
+                    try:
+                        stat = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # gone meanwhile; the others still count
+                        continue
                     size += stat.st_blocks * _BLOCK_BYTES
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append(Path(entry.path))
+                        if depth == MAX_OUTPUT_DEPTH:  # below some depth a path has no name that could be opened
+                            return Weight(size, entries, fault=f"is more than {MAX_OUTPUT_DEPTH} folders deep")
+                        pending.append((entry.path, depth + 1))
         except OSError as exc:
             if exc.errno in {errno.EACCES, errno.EPERM}:
-                return Weight(size, entries, is_readable=False)
+                return Weight(size, entries, fault="holds a folder that cannot be read")
     return Weight(size, entries)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -275,3 +276,17 @@ def test_what_a_task_writes_is_weighed_without_following_links(tmp_path):
     assert 10_000 <= found.size < 100_000
     assert weigh(tmp_path, max_entries=1).entries == 2
     assert weigh(tmp_path / "gone", max_entries=1).entries == 0
+
+
+def test_a_folder_deeper_than_its_path_can_be_long_is_noticed(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("x" * 200, dir_fd=fd)
+        below = os.open("x" * 200, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+    found = weigh(tmp_path, max_entries=100)
+
+    assert "16 folders deep" in found.fault
