@@ -179,8 +179,8 @@ def simulate(
             raise BadField("attacks are on updates in rounds: this model has none", field="attack")
         if rounds != 1:
             raise BadField(f"this model is made in one round, got {rounds}", field="rounds")
-        if isinstance(spec.model, ForestConfig) and spec.model.mode == "histogram":
-            return _histogram(spec, spec.model, plan, data, on_round)
+        if isinstance(spec.model, ForestConfig) and spec.model.mode != "union":
+            return _in_phases(spec, spec.model, plan, data, on_round)
         return _in_one_round(spec, plan, data, on_round)
     return _Federation(
         SessionModel.load(spec, plan, data),
@@ -328,23 +328,24 @@ def _in_one_round(
 ) -> SimulationReport:
     """What nodes and market do for a forest or the exact solver: every part once, then one merge."""
     everybody = range(plan.total_parts)
-    done = finish(spec, plan, data, [train(spec, plan, data, part).update_bytes for part in everybody])
+    updates = [train(spec, plan, data, part).update_bytes for part in everybody]
+    done = finish(spec, plan, data, updates)
     scores = {
         name: float(value)
         for name, value in done.metrics.items()
         if name in _NAMED and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return _reported(spec, plan, done.model_bytes, scores, {}, on_round)
+    return _reported(spec, plan, done.model_bytes, scores, {"bytes_up_max": float(max(map(len, updates)))}, on_round)
 
 
-def _histogram(
+def _in_phases(
     spec: FlSpec,
     config: ForestConfig,
     plan: PartitionPlan,
     data: bytes,
     on_round: Callable[[RoundRecord], None] | None,
 ) -> SimulationReport:
-    """Grow a forest level by level, by the same bytes that would travel."""
+    """Grow a forest phase by phase (``histogram``, ``leaf_refit``), by the same bytes that would travel."""
     table = Table.load(spec, plan, data)
     run = run_local(config, [part_rows(table, plan, part) for part in range(plan.total_parts)], plan)
     held = table.assignment.holdout

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     parity fl simulate --data digits.csv --partition non_iid --alpha 0.1 --strategy FedAdam --set strategy.server_lr=0.03
     parity fl simulate --data digits.csv --nodes 11 --strategy FedTrimmedAvg --set strategy.pre_aggregation=nnm \\
                        --set strategy.num_malicious=2 --attack sign_flip:2 --plot rounds.html
-    parity fl simulate --data cancer.csv --model random_forest --partition label_skew --nodes 4 --json
+    parity fl simulate --data cancer.csv --model random_forest --mode histogram --partition label_skew --json
     """,
 )
 @click.option(
@@ -60,6 +61,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the rows that only scores.")
 @click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat. Default: 64.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), default="classification")
+@click.option("--mode", type=click.Choice(["union", "leaf_refit", "histogram"]), default="union", help="Of a forest.")
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Passes of a node in a round.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--learning-rate", type=float, help="Default: 0.1 for a network, 0.01 for a linear regression.")
@@ -85,6 +87,7 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     from parity_fl.attacks import parse_attack
     from parity_fl.session import resolve_session
     from parity_fl.simulate import simulate as run
+    from parity_fl.spec import ForestConfig
     from parity_fl.strategy import read_strategy
 
     content, data_format = _read(data, given["label"])
@@ -92,6 +95,8 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     spec = resolve_session(
         _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
     )
+    if isinstance(spec.model, ForestConfig):
+        spec = replace(spec, model=replace(spec.model, mode=given["mode"]))
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
     total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1

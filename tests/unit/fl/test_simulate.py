@@ -181,6 +181,18 @@ def test_a_histogram_forest_of_many_nodes_is_that_of_one() -> None:
     assert four.rounds[0].metrics["phases"] > 3
 
 
+def test_counting_leaves_again_repairs_a_forest_of_unlike_parts() -> None:
+    spec = forest(5)
+    assert isinstance(spec.model, ForestConfig)
+
+    union = simulate(spec, DIGITS, seed=SEED)
+    refit = simulate(replace(spec, model=replace(spec.model, mode="leaf_refit")), DIGITS, seed=SEED)
+
+    assert refit.strategy == "leaf_refit"
+    assert refit.accuracy > union.accuracy
+    assert refit.rounds[0].metrics["phases"] == 3
+
+
 def test_the_exact_solver_is_least_squares_on_all_training_rows(diabetes: bytes) -> None:
     spec = linear(solver="exact")
     plan = plan_session(spec, diabetes, SEED)
