@@ -55,7 +55,10 @@ __all__ = ["Agent", "AgentParts"]
 FLUSH_TIMEOUT_S = 5.0  # for reports that wait when a drained node stops
 GOODBYE_TIMEOUT_S = 2.0
 POLICY_INTERVAL_S = 10.0  # between two looks at policy file and hours, beside those before each poll and offer
-PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could not run
+PROBE_INTERVAL_S = 300.0  # between trial runs of an executor that could never run
+LOOK_INTERVAL_S = 30.0  # between two looks at one that can, or could: it costs little, and engines come and go
+
+_DOUBTFUL = frozenset({FailureReason.EXECUTOR_UNAVAILABLE, FailureReason.SANDBOX_FAILED, FailureReason.INTERRUPTED})
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +107,8 @@ class Agent:
             comeback=self._comeback,
         )
         self._executor_states: dict[TaskKind, ExecutorState] = {}
+        self._has_run: set[TaskKind] = set()  # executors that were available at some time
+        self._doubt = Signal()  # an execution ended as if its executor were gone
         self._capability: Capability | None = None
         self.trust = MarketTrust(parts.directory, store, settings, node_id=parts.keys.node_id, clock=clock)
         boot = boot_id()
@@ -124,7 +129,7 @@ class Agent:
             exec_dir=parts.folders.executions,
             results_dir=parts.folders.results,
             boot_id=boot,
-            on_ended=self.metrics.execution_ended,
+            on_ended=self._note_end,
             uses=parts.cache.uses,
             on_full=parts.disk.note_full,
         )
@@ -347,14 +352,28 @@ class Agent:
                 reason=state.reason,
             )
         self._executor_states[kind] = state
+        if state.available:
+            self._has_run.add(kind)
 
     async def _probe_loop(self) -> None:
+        """Find out that an engine died or came back, and tell the market: what is announced is what it offers."""
+        clock = self._parts.clock
+        probed_at = clock.monotonic()
         while True:
-            await self._parts.clock.sleep(PROBE_INTERVAL_S)
+            await self._doubt.wait_within(clock, LOOK_INTERVAL_S)
             before = dict(self._executor_states)
-            await self._probe([kind for kind, state in before.items() if not state.available])
+            is_time = clock.monotonic() - probed_at >= PROBE_INTERVAL_S
+            if is_time:
+                probed_at = clock.monotonic()
+            await self._probe([kind for kind in before if is_time or kind in self._has_run])
             if self._executor_states != before:
+                self.measure()
                 self.presence.announce()
+
+    def _note_end(self, kind: str, outcome: str, seconds: float) -> None:
+        self.metrics.execution_ended(kind, outcome, seconds)
+        if outcome in _DOUBTFUL:
+            self._doubt.set()
 
     async def _policy_loop(self) -> None:
         """Tell the market when the operator changed the policy, and when its hours begin or end."""

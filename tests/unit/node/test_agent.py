@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from parity_blobs.files import cid_of_path
+from parity_node import agent
 from parity_node.executors.base import ExecutionResult
 from parity_node.store.memory import MemoryNodeStore
 from parity_node.testing.executors import ScriptedExecutor
@@ -318,6 +319,39 @@ async def test_executor_whose_trial_run_breaks_is_unavailable_and_does_not_stop_
         await running.until(lambda: "executor" in running.agent.metrics.refusals)
 
     assert "RuntimeError" in running.agent.metrics.refusals["executor"].message
+
+
+async def test_executor_that_goes_away_is_announced_no_longer_and_again_when_it_is_back(
+    node, market: MarketSimulator, clock: FakeClock
+) -> None:
+    executor = ScriptedExecutor(clock)
+
+    def is_announced() -> bool:
+        return running.agent.capability().executors[executor.kind].available
+
+    async with node(executor=executor) as running:
+        assert is_announced()
+        executor.available = False
+        await running.pass_time(31)
+        assert not is_announced()
+
+        executor.available = True
+        await running.pass_time(31)
+        assert is_announced()
+
+
+async def test_a_task_that_meets_no_executor_has_it_looked_at_at_once(
+    node, market: MarketSimulator, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "LOOK_INTERVAL_S", 1e9)
+    task = market.offer(max_attempts=1)
+    error = ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, "no engine answers")
+    executor = ScriptedExecutor(clock, fail_in="prepare", error=error)
+
+    async with node(executor=executor) as running:
+        executor.available = False
+        await running.until(lambda: task.state is TaskState.FAILED)
+        await running.until(lambda: not running.agent.capability().executors[executor.kind].available)
 
 
 @pytest.mark.parametrize("method", ["stop", "cleanup"])
