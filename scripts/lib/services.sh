@@ -5,11 +5,16 @@
 # system packages and leaves nothing.
 
 SERVICES_FILE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/services.sh
+PROJECT_ROOT=$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")
+PROJECT_PYTHON=$PROJECT_ROOT/.venv/bin/python
 PATH=$PATH:$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")/.venv/bin # a uv that the bootstrap brought
 CACHE=${PARITY_SERVICES:-${XDG_CACHE_HOME:-$HOME/.cache}/parity-node/services}
 
-ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox systemd postgres ollama gemma bore minio chromium"
+ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox systemd torch postgres ollama gemma bore minio chromium"
 TEST_SERVICES="bubblewrap foundry kubo docker runsc registry busybox systemd"
+if [ "${CI:-}" = true ]; then TEST_SERVICES="$TEST_SERVICES torch"; fi # 5 GB: elsewhere only when asked for
+
+python_tag() { "$PROJECT_PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])' 2>/dev/null || echo none; }
 
 version_of() {
   case $1 in
@@ -19,6 +24,7 @@ version_of() {
     gemma) echo 1.0.0 ;;
     bore) echo 0.6.0 ;;
     minio) echo 2026-02-12 ;;
+    torch) echo "$(python_tag)" ;;
     *) echo system ;;
   esac
 }
@@ -55,6 +61,13 @@ find_runsc() { in_path runsc; }
 find_registry() { in_path docker-registry; }
 find_busybox() { in_path busybox && ! ldd "$(in_path busybox)" >/dev/null 2>&1; } # a static one: test images hold nothing else
 find_systemd() { in_path systemd-analyze; } # looks at unit files; nothing of it is started
+find_torch() {
+  local folder
+  for folder in "$(home_of torch)"/lib/python3*/site-packages; do
+    if [ -d "$folder/torch" ]; then echo "$folder"; return 0; fi
+  done
+  return 1
+}
 find_redis() { in_path redis-server; }
 find_chromium() { in_path chromium || in_path google-chrome; }
 find_kubo() { in_path_as ipfs 0.40. version || in_cache kubo ipfs; }
@@ -135,6 +148,7 @@ why_not() {
     registry) needs_debian docker-registry ;;
     busybox) needs_debian busybox-static ;;
     systemd) needs_debian systemd ;;
+    torch) needs uv "uv" ;;
     redis) needs_debian redis-server ;;
     postgres) needs_debian postgresql-15 ;;
     chromium) needs_debian chromium ;;
@@ -173,6 +187,7 @@ needs_header() {
 duration_of() {
   case $1 in
     kubo | minio | ollama) echo "a Go build, about two minutes" ;;
+    torch) echo "5 GB" ;;
     bore) echo "a Rust build, about a minute" ;;
     *) echo "seconds" ;;
   esac
@@ -191,6 +206,11 @@ install_runsc() { apt_install runsc; }
 install_registry() { apt_install docker-registry; }
 install_busybox() { apt_install busybox-static; }
 install_systemd() { apt_install systemd; }
+# An environment of its own, so that the project's stays small; a test puts its packages behind the project's.
+install_torch() {
+  uv venv --quiet --python "$PROJECT_PYTHON" out
+  uv pip install --quiet --python out/bin/python --require-hashes --no-deps -r "$PROJECT_ROOT/requirements/torch.lock"
+}
 install_redis() { apt_install redis-server; }
 install_postgres() { apt_install postgresql-15; }
 install_chromium() { apt_install chromium chromium-driver; }

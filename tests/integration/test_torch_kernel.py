@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from parity_fl.engines import LARGE_STEP, large_kernel, torch_is_there
+from parity_fl.engines import LARGE_STEP, large_kernel
 from parity_fl.models.base import weights_digest
 from parity_fl.models.mlp import Mlp
 from parity_fl.neural_config import NeuralConfig
 from parity_fl.spec import TrainConfig
 from parity_protocol.errors import ExecutionFailed
 
-pytestmark = pytest.mark.skipif(not torch_is_there(), reason="needs torch: install the extra [torch]")
+pytestmark = [pytest.mark.service("torch"), pytest.mark.serial]  # serial: torch stays loaded in its process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch(service_path: Callable[[str], Path]) -> Iterator[None]:
+    """Put torch's environment behind the project's own packages."""
+    folder = str(service_path("torch"))
+    sys.path.append(folder)
+    yield
+    sys.path.remove(folder)
+
 
 SEED, OTHER = b"\x01" * 32, b"\x02" * 32
 
