@@ -26,7 +26,16 @@ from parity_fl.trees import Forest, as_forest_features, forest_from_tensors, pre
 from parity_fl.update import decode_update
 from parity_protocol.errors import BadDocument
 
-__all__ = ["FinalModel", "Metric", "audit_update", "check_update", "finish", "indexed_importance", "max_update_bytes"]
+__all__ = [
+    "FinalModel",
+    "Metric",
+    "audit_update",
+    "check_update",
+    "finish",
+    "finish_phased",
+    "indexed_importance",
+    "max_update_bytes",
+]
 
 Metric: TypeAlias = float | int | str | dict[str, float] | None
 _Opened: TypeAlias = Forest | LinearModel | LinearStatistics
@@ -111,6 +120,8 @@ def finish(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, updates: Seq
         opened[part] = _open(spec, plan, data, part)
     models = [opened[part] for part in range(plan.total_parts)]
     table = Table.load(spec, plan, dataset_bytes)
+    if isinstance(spec.model, ForestConfig) and spec.model.mode != "union":
+        raise BadDocument(f"a forest of mode {spec.model.mode} is made in phases, not of parts that are trained once")
     if isinstance(spec.model, ForestConfig):
         forests = [model for model in models if isinstance(model, Forest)]
         return _finish_forest(spec.model, plan, table, forests)
@@ -123,6 +134,27 @@ def finish(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, updates: Seq
         [plan.part_size(part) for part in range(plan.total_parts)],
     )
     return _finish_linear(plan, table, merged, {})
+
+
+def finish_phased(
+    spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, forest: Forest, out_of_bag: float | None
+) -> FinalModel:
+    """Score a forest that was made in phases (modes histogram and leaf_refit) on the hold-out.
+
+    Args:
+        spec: Resolved settings.
+        plan: The session's plan.
+        dataset_bytes: The whole data set.
+        forest: Of ``HistogramServer``.
+        out_of_bag: Its score, if it has one. No tree belongs to a part alone, so ``oob_local_mean`` is undefined.
+
+    Raises:
+        ExecutionFailed: ``data_invalid``: the data are not those of the plan.
+    """
+    if not isinstance(spec.model, ForestConfig):
+        raise BadDocument("only a forest is made in phases")
+    estimates = {"oob_local_mean": None, "oob_federated": out_of_bag}
+    return _scored_forest(spec.model, plan, Table.load(spec, plan, dataset_bytes), forest, estimates)
 
 
 def _open(spec: FlSpec, plan: PartitionPlan, data: bytes, part: int) -> _Opened:
@@ -175,9 +207,15 @@ def _max_nodes(config: ForestConfig, plan: PartitionPlan, part: int) -> int:
 
 
 def _finish_forest(config: ForestConfig, plan: PartitionPlan, table: Table, forests: Sequence[Forest]) -> FinalModel:
+    merged = merge_union(forests, [plan.part_size(part) for part in range(plan.total_parts)])
+    inputs = as_forest_features(table.dataset.features)
+    return _scored_forest(config, plan, table, merged, _oob(config, table, forests, merged, inputs))
+
+
+def _scored_forest(
+    config: ForestConfig, plan: PartitionPlan, table: Table, merged: Forest, estimates: Mapping[str, float | None]
+) -> FinalModel:
     classification = config.task == "classification"
-    sizes = [plan.part_size(part) for part in range(plan.total_parts)]
-    merged = merge_union(forests, sizes)
     inputs = as_forest_features(table.dataset.features)
     held = table.assignment.holdout
     guess = predict(merged, inputs[held], classification=classification)
@@ -187,7 +225,8 @@ def _finish_forest(config: ForestConfig, plan: PartitionPlan, table: Table, fore
         "tree_count": merged.n_trees,
         "node_count": len(merged.feature),
         **scores(table.truth[held], guess, classification=classification),
-        **_oob(config, table, forests, merged, inputs),
+        "mode": config.mode,
+        **estimates,
         "feature_importance": indexed_importance(merged),
         **_sizes(plan),
     }

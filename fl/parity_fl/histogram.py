@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parity_fl.histogram_agreement import check_histogram
 from parity_fl.histogram_client import HistogramPart, PartRows, histogram_client
-from parity_fl.histogram_server import DEFAULT_MAX_BINS, DEFAULT_MAX_PHASE_BYTES, HistogramServer, Phase
+from parity_fl.histogram_server import DEFAULT_MAX_PHASE_BYTES, HistogramServer, Phase
 from parity_fl.histogram_stages import OutOfBag
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import ForestConfig
@@ -71,7 +71,6 @@ def run_local(
     parts: Sequence[PartRows],
     plan: PartitionPlan | None = None,
     *,
-    max_bins: int = DEFAULT_MAX_BINS,
     max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,
 ) -> HistogramRun:
     """Make a forest of mode histogram or leaf_refit in this process, by the same bytes that would travel.
@@ -80,14 +79,13 @@ def run_local(
         config: The forest's settings.
         parts: In part order.
         plan: Of a partitioned session; without, the parts are shards.
-        max_bins: Most bins of a feature.
         max_phase_bytes: Longest answer of a part.
 
     Raises:
         BadField: The settings cannot work.
         ExecutionFailed: ``data_invalid``: the data cannot be used.
     """
-    server = HistogramServer(config, plan, parts=len(parts), max_bins=max_bins, max_phase_bytes=max_phase_bytes)
+    server = HistogramServer(config, plan, parts=len(parts), max_phase_bytes=max_phase_bytes)
     nodes = [HistogramPart(rows, config) for rows in parts]
     phases, down, up = 0, 0, [0] * len(parts)
     while (phase := server.next_request()) is not None:

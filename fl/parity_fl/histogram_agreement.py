@@ -20,7 +20,6 @@ __all__ = ["MAX_SAID_BYTES", "PartSays", "agree", "check_against_plan", "check_h
 MAX_SAID_BYTES: Final = 1 << 20  # a thousand class names of 256 characters, and their counts
 _MAX_ROWS: Final = (1 << 32) - 1
 _EXACT_BITS: Final = 53  # of a float64, which adds up whole numbers exactly to here
-_MAX_BINS: Final = 1 << 15
 _NODE_BYTES: Final = 16  # of a growing tree in a request
 
 
@@ -42,14 +41,12 @@ class PartSays:
     high: float = 0.0
 
 
-def check_histogram(config: ForestConfig, plan: PartitionPlan, *, max_bins: int, max_phase_bytes: int) -> None:
+def check_histogram(config: ForestConfig, plan: PartitionPlan, *, max_phase_bytes: int) -> None:
     """Refuse at creation what could only fail after nodes have worked.
 
     Raises:
         BadField: Rows that several parts share; a forest or a phase over its cap in the worst case.
     """
-    if not 2 <= max_bins <= _MAX_BINS:
-        raise BadField(f"max_bins must be from 2 to {_MAX_BINS}, got {max_bins}", field="model_config.max_bins")
     if any(map(any, plan.overlap_counts)):
         raise BadField(
             "overlap_ratio must be 0 for mode histogram: a borrowed row would be counted twice",
@@ -67,12 +64,12 @@ def check_histogram(config: ForestConfig, plan: PartitionPlan, *, max_bins: int,
         )
     tries = min(plan.n_features, config.max_features or max(1, math.isqrt(plan.n_features)))
     columns = plan.class_count if config.task == "classification" else 3
-    cells = tries * max_bins * columns
+    cells = tries * config.max_bins * columns
     draws = MAX_DRAWS * rows
     worst = max_answer_bytes(cells, cells, draws if config.task == "classification" else draws << (2 * MAX_TARGET_BITS))
     if worst > max_phase_bytes:
         raise BadField(
-            f"one node's table can take {worst} bytes ({tries} features, {max_bins} bins, {columns} columns), a phase has"
+            f"one node's table can take {worst} bytes ({tries} features, {config.max_bins} bins, {columns} columns), a phase has"
             f" {max_phase_bytes}: use fewer bins or a smaller max_features",
             field="model_config.max_features",
         )

@@ -19,10 +19,9 @@ from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
 from parity_protocol.errors import BadDocument, BadField, NotFinished, TooLarge
 
-__all__ = ["DEFAULT_MAX_BINS", "DEFAULT_MAX_PHASE_BYTES", "HistogramServer", "Phase"]
+__all__ = ["DEFAULT_MAX_PHASE_BYTES", "HistogramServer", "Phase"]
 
 _AFTER_CLASSES: Final = {"histogram": edges_stage, "leaf_refit": trees_stage}
-DEFAULT_MAX_BINS: Final = 32
 DEFAULT_MAX_PHASE_BYTES: Final = 32 << 20
 
 
@@ -52,7 +51,6 @@ class HistogramServer:
         config: The forest's settings.
         plan: Cut of a partitioned session; its classes, columns and rows are expected of the parts.
         parts: Number of parts, when there is no plan (sharded data).
-        max_bins: Most bins of a feature, from 2.
         max_phase_bytes: Longest answer of a part; nodes are asked for in as many phases as that takes.
 
     Raises:
@@ -65,20 +63,19 @@ class HistogramServer:
         plan: PartitionPlan | None = None,
         *,
         parts: int = 0,
-        max_bins: int = DEFAULT_MAX_BINS,
         max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,
     ) -> None:
         if plan is not None:
             parts = plan.total_parts
             if config.mode == "histogram":
-                check_histogram(config, plan, max_bins=max_bins, max_phase_bytes=max_phase_bytes)
+                check_histogram(config, plan, max_phase_bytes=max_phase_bytes)
         if config.mode not in _AFTER_CLASSES:
             raise BadField(f"mode {config.mode} has no phases", field="model_config.mode")
         if parts < 1:
             raise BadField("a histogram forest needs a plan or a number of parts", field="partition_config.total_parts")
         self._parts = parts
         self._result = Result()
-        job = Job(config, plan, parts, max_bins, max_phase_bytes)
+        job = Job(config, plan, parts, max_phase_bytes)
         self._stage: Stage | None = ClassesStage(job, _AFTER_CLASSES[config.mode])
         self._number = 0
         self._answers: dict[int, bytes] = {}

@@ -50,7 +50,6 @@ class Job:
     config: ForestConfig
     plan: PartitionPlan | None
     parts: int
-    max_bins: int
     max_phase_bytes: int
 
 
@@ -154,7 +153,7 @@ class _EdgesStage:
         most = max(ground.rows)
         per_feature = max_answer_bytes(most, 1 << 40, most)
         end = min(ground.n_features, first + max(1, job.max_phase_bytes // per_feature))
-        search = EdgeSearch(np.arange(first, end, dtype=np.int64), ground.rows, job.max_bins)
+        search = EdgeSearch(np.arange(first, end, dtype=np.int64), ground.rows, job.config.max_bins)
         return cls(ground, search, end, found)
 
     def check(self, part: int, answer: bytes) -> None:

@@ -114,6 +114,8 @@ def train(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, part: int) ->
         "sample_count": len(rows),
         "feature_count": plan.n_features,
     }
+    if isinstance(spec.model, ForestConfig) and spec.model.mode != "union":
+        contradiction(f"a forest of mode {spec.model.mode} is made in phases, not of parts that are trained once")
 
     said: dict[str, float | None]
     if isinstance(spec.model, ForestConfig):

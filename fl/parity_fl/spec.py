@@ -36,6 +36,8 @@ __all__ = [
     "resolve_fl_spec",
 ]
 
+_FOREST_MODES = ("union", "leaf_refit", "histogram")
+_MAX_BINS = 1 << 15
 _CRITERIA = {"classification": ("gini", "entropy"), "regression": ("squared_error",)}
 _SEED_LIMIT = 1 << 53  # whole numbers that every JSON reader keeps exact
 _ROW_LIMIT = 1 << 31
@@ -59,8 +61,10 @@ class ForestConfig:
         num_classes: Classes the data must have; 0 takes what they have.
         random_state: With part and tree number it keys all randomness of a tree.
         criterion: ``gini`` or ``entropy``; ``squared_error`` for regression.
-        mode: ``union``: each part grows its trees, the forest is all of them.
+        mode: ``union``: each part grows its trees, the forest is all of them. ``leaf_refit``: then all parts count their
+            rows in all leaves. ``histogram``: all grow every tree together, from sums.
         task: ``classification`` or ``regression``.
+        max_bins: Most bins of a feature in mode ``histogram``.
     """
 
     num_trees: int = 100
@@ -76,6 +80,7 @@ class ForestConfig:
     criterion: str = "gini"
     mode: str = "union"
     task: str = "classification"
+    max_bins: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ def resolve_fl_spec(raw: object) -> FlSpec:
     )
     stepwise = not isinstance(model, ForestConfig) and not (isinstance(model, LinearConfig) and model.solver == "exact")
     train = _train(Section.open(top.get("train_config", {}), "train_config", _TRAIN[model_type]), required=stepwise)
-    if isinstance(model, ForestConfig) and model.num_trees < partition.total_parts:
+    if isinstance(model, ForestConfig) and model.mode != "histogram" and model.num_trees < partition.total_parts:
         fail(
             "model_config.num_trees",
             f"num_trees must be at least one per part ({partition.total_parts}), got {model.num_trees}",
@@ -275,7 +280,8 @@ def _forest(section: Section) -> ForestConfig:
         num_classes=num_classes,
         random_state=section.whole("random_state", 0, _SEED_LIMIT - 1, fallback.random_state),
         criterion=section.choice("criterion", criteria, criteria[0]),
-        mode=section.choice("mode", ("union",), fallback.mode),
+        mode=section.choice("mode", _FOREST_MODES, fallback.mode),
+        max_bins=section.whole("max_bins", 2, _MAX_BINS, fallback.max_bins),
         task=task,
     )
 

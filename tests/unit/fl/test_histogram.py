@@ -9,10 +9,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
 
 from parity_fl import FlSpec, resolve_fl_spec
+from parity_fl.finishing import finish_phased
 from parity_fl.histogram import HistogramPart, HistogramServer, PartRows, histogram_client, part_rows, run_local
 from parity_fl.histogram_codec import Sparse, decode_answer, encode_answer
 from parity_fl.histogram_phases import decode_request
-from parity_fl.runner import plan_session
+from parity_fl.model import decode_model
+from parity_fl.runner import plan_session, train
 from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
 from parity_fl.tensors import encode_tensors
@@ -476,3 +478,36 @@ def test_part_refuses_a_class_that_was_not_agreed(cancer_halves):
 
     with pytest.raises(ExecutionFailed, match="class 'unheard' was not agreed"):
         histogram_client(request, other)
+
+
+# -- what comes of it --------------------------------------------------------------------------------------------
+
+
+def test_finished_forest_names_its_estimates(breast_cancer, forest_raw, changed):
+    raw = changed(changed(forest_raw, "model_config.num_trees", 6), "model_config.mode", "histogram")
+    spec = resolve_fl_spec(raw)
+    plan = plan_session(spec, breast_cancer, "5a" * 32)
+    table = Table.load(spec, plan, breast_cancer)
+    run = run_local(spec.model, [part_rows(table, plan, part) for part in range(3)], plan)
+
+    done = finish_phased(spec, plan, breast_cancer, run.forest, run.out_of_bag.score)
+
+    assert done.metrics["oob_local_mean"] is None  # no tree belongs to one part
+    assert done.metrics["oob_federated"] == run.out_of_bag.score
+    assert done.metrics["accuracy"] == pytest.approx(run.out_of_bag.score, abs=0.05)
+    assert sum(done.metrics["feature_importance"].values()) == pytest.approx(1)
+    assert decode_model(done.model_bytes).predict_labels(table.dataset.features[:5]) == ["0"] * 5
+
+
+def test_part_of_a_forest_in_phases_is_not_trained_alone(breast_cancer, forest_raw, changed):
+    spec = resolve_fl_spec(changed(forest_raw, "model_config.mode", "histogram"))
+    plan = plan_session(spec, breast_cancer, "5a" * 32)
+
+    with pytest.raises(ExecutionFailed, match="made in phases"):
+        train(spec, plan, breast_cancer, 0)
+
+
+def test_histogram_forest_may_have_fewer_trees_than_parts(forest_raw, changed):
+    raw = changed(changed(forest_raw, "model_config.num_trees", 1), "model_config.mode", "histogram")
+
+    assert resolve_fl_spec(raw).model.num_trees == 1

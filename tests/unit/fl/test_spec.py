@@ -172,7 +172,8 @@ FOREST_FAULTS = [
     ("num_classes", -1),
     ("random_state", 2**53),
     ("criterion", "squared_error"),
-    ("mode", "histogram"),
+    ("mode", "boosted"),
+    ("max_bins", 1),
     ("task", "ranking"),
     ("trees", 100),
 ]
