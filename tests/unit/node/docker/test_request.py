@@ -130,7 +130,7 @@ def test_gvisor_gets_room_for_its_own_threads_and_the_runtime_is_always_named():
     assert host(REQUEST)["Runtime"] == "runc"
     found = host(replace(REQUEST, runtime="runsc"))
     assert found["Runtime"] == "runsc"
-    assert found["PidsLimit"] == 32 + 192
+    assert found["PidsLimit"] == 192 + 12 * 32
 
 
 def test_inputs_are_readonly_and_the_output_is_the_only_writable_mount():
