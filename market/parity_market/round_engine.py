@@ -47,6 +47,7 @@ __all__ = ["Known", "RoundEngine", "rounds_of"]
 log = structlog.get_logger(__name__)
 
 EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
+HELD_BYTES = 4 << 20  # of an update in memory before it is written
 LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
 AFTER_RESTART = timedelta(seconds=60)  # that nodes have at least to send what they could not while the market was down
 
@@ -402,21 +403,23 @@ class RoundEngine:
         most = (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
-        temporary = update_file(self.folder(group_id), new.number, new.phase, new.part, f".{self._market.make_id()}")
-        digest, size = sha256(), 0
-        await anyio.to_thread.run_sync(partial(temporary.parent.mkdir, parents=True, exist_ok=True))
+        folder = self.folder(group_id)
+        temporary = update_file(folder, new.number, new.phase, new.part, f".{self._market.make_id()}")
+        digest, size, held = sha256(), 0, bytearray()
         try:
-            async with await anyio.open_file(temporary, "xb") as file:
-                async for piece in body:
-                    size += len(piece)
-                    if size > most:
-                        raise TooLarge(f"an update of this model has at most {most} bytes", field="body")
-                    digest.update(piece)
-                    await file.write(piece)
+            async for piece in body:
+                size += len(piece)
+                if size > most:
+                    raise TooLarge(f"an update of this model has at most {most} bytes", field="body")
+                digest.update(piece)
+                held += piece
+                if len(held) > HELD_BYTES:
+                    await anyio.to_thread.run_sync(_append, temporary, bytes(held))
+                    held.clear()
             done = replace(new, sha256=digest.hexdigest(), size=size)
             if known is None:
-                path = update_file(self.folder(group_id), new.number, new.phase, new.part, done.sha256)
-                await anyio.to_thread.run_sync(_settle, temporary, path)
+                path = update_file(folder, new.number, new.phase, new.part, done.sha256)
+                await anyio.to_thread.run_sync(_settle, temporary, bytes(held), path)
             now = self._clock.now()
             created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
         finally:
@@ -432,8 +435,18 @@ def _make_folder(folder: Path, dataset: bytes) -> None:
     write_file(folder / "dataset", dataset)
 
 
-def _settle(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
+def _append(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def _settle(temporary: Path, rest: bytes, path: Path) -> None:
+    """Write the rest, make it durable, and give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("ab") as file:
+        file.write(rest)
+        file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
 if TYPE_CHECKING:
     from parity_fl.rounds import RoundServer
 
-__all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file"]
+__all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file", "write_synced"]
 
 MAX_OPEN = 4  # sessions whose data one worker keeps in memory
 MAX_FILE_BYTES = 1 << 30
@@ -96,9 +97,9 @@ def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[s
     )
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
-    write_file(state_file(folder, number + 1, 0), reduced.state)
+    _write_both((model_file(folder, number + 1, 0), reduced.model), (state_file(folder, number + 1, 0), reduced.state))
     return {
-        **_publish(model_file(folder, number + 1, 0), reduced.model),
+        **_named(reduced.model),
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,
@@ -106,8 +107,34 @@ def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[s
     }
 
 
+def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> None:
+    """Write two files of one folder durably; the disk is waited for at once, which halves a small round's time."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write_synced, (temporary_of(first[0]), temporary_of(second[0])), (first[1], second[1])))
+    for path, _ in (first, second):
+        temporary_of(path).replace(path)
+    sync_folder(first[0].parent)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return where a file is written before it has its name; one that was left behind is overwritten."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file's bytes to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _publish(path: Path, data: bytes) -> dict[str, Any]:
     write_file(path, data)
+    return _named(data)
+
+
+def _named(data: bytes) -> dict[str, Any]:
     return {"sha256": sha256(data).hexdigest(), "size": len(data)}
 
 

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_contracts.files import write_file
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec
@@ -50,7 +49,7 @@ def train_rounds(
                 proximal_mu=float(asked["mu"]),
                 update_format=update_format,
             )
-            write_file(folder / UPDATE, trained.update)
+            (folder / UPDATE).write_bytes(trained.update)  # read back by the node as soon as we answer
             said = dict(trained.metrics)
             say(event="round", round=asked["round"], **said)
             stream.write(json.dumps(said).encode() + b"\n")
