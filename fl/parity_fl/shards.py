@@ -1,0 +1,315 @@
+"""Data mode ``sharded``: every part has rows of its own that nobody else reads; what is common is agreed by statistics.
+
+1. Each node sends a ``ShardSummary`` of its shard: rows, columns, and how many rows each class has. No value travels.
+2. The market merges them into a ``ShardPlan``: one class list, the hold-out of every shard, sizes. What does not fit
+   together is refused by part.
+3. Each node cuts its own shard: the rows of class ``c``, ascending, are shuffled with the stream ``shard`` keyed by (seed,
+   part, c), and the first ``holdout_counts[part][c]`` of them only score. For a regression all rows are one class.
+
+The statistics that features are scaled by are agreed in the same way (``parity_fl.models.moments``); a forest's bins by
+its own phases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from statistics import median
+from typing import Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.data import Dataset, Labels, label_classes, targets
+from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, MAX_PARTS
+from parity_fl.partition_config import PartitionConfig
+from parity_fl.prng import Sha256Stream, derive_key, shuffled
+from parity_fl.skew import largest_remainder
+from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
+
+__all__ = ["ShardCut", "ShardPlan", "ShardSummary", "cut_shard", "plan_shards", "summarize"]
+
+_WEIGHT_CAP: Final = 10  # times the median part: rows are the node's own claim, and nobody can count them
+_NUMBER_MEMBERS: Final = ("part", "n_rows", "n_features")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """What a node says about its shard.
+
+    Attributes:
+        part: Its number.
+        n_rows: Rows in all.
+        n_features: Columns without the label.
+        feature_names: Their names, if the data have any.
+        class_counts: Rows by class; empty for a regression.
+        has_numbers: Every label is a number; classes of numbers and of words cannot be matched.
+    """
+
+    part: int
+    n_rows: int
+    n_features: int
+    feature_names: tuple[str, ...] | None
+    class_counts: Mapping[str, int]
+    has_numbers: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON-ready members; ``from_dict`` reads them back to an equal summary."""
+        names = None if self.feature_names is None else list(self.feature_names)
+        members = {name: getattr(self, name) for name in (*_NUMBER_MEMBERS, "has_numbers")}
+        return {**members, "feature_names": names, "class_counts": dict(self.class_counts)}
+
+    @classmethod
+    def from_dict(cls, raw: object) -> ShardSummary:
+        """Read a summary that somebody else made.
+
+        Raises:
+            BadDocument: A member is missing, unknown, of the wrong type, over its cap, or contradicts another.
+        """
+        if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(cls)}:
+            _bad(f"expected exactly {', '.join(field.name for field in fields(cls))}")
+        bounds = (("part", 0, MAX_PARTS - 1), ("n_rows", 1, DATA_LIMITS.max_rows), ("n_features", 1, MAX_FEATURES))
+        for name, low, high in bounds:
+            if type(raw[name]) is not int or not low <= raw[name] <= high:
+                _bad(f"{name} must be a whole number from {low} to {high}")
+        if not isinstance(raw["has_numbers"], bool):
+            _bad("has_numbers must be true or false")
+        names = raw["feature_names"]
+        if names is not None:
+            if not isinstance(names, list) or len(names) != raw["n_features"] or not all(map(_is_name, names)):
+                _bad(f"feature_names must be {raw['n_features']} strings")
+            if sum(map(len, names)) > MAX_NAMES_CHARS:
+                _bad(f"feature_names have over {MAX_NAMES_CHARS} characters together")
+        counts = raw["class_counts"]
+        if not isinstance(counts, dict) or len(counts) > MAX_CLASSES or not all(map(_is_name, counts)):
+            _bad(f"class_counts must be an object of at most {MAX_CLASSES} class names")
+        if not all(type(count) is int and 1 <= count <= raw["n_rows"] for count in counts.values()):
+            _bad("each class must have a whole number of rows, at least 1")
+        if counts and sum(counts.values()) != raw["n_rows"]:
+            _bad(f"class_counts add up to {sum(counts.values())} rows, n_rows is {raw['n_rows']}")
+        return cls(
+            part=raw["part"],
+            n_rows=raw["n_rows"],
+            n_features=raw["n_features"],
+            feature_names=None if names is None else tuple(names),
+            class_counts=counts,
+            has_numbers=raw["has_numbers"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What all parts agreed on.
+
+    Attributes:
+        total_parts: Number of parts.
+        seed: 64 lower-case hex characters.
+        n_features: Columns of every shard.
+        feature_names: Of part 0, if it has any; no part has other ones.
+        class_names: The union of all shards' classes, in the order of ``label_classes``; empty for a regression.
+        counts: Rows that each part trains on, ``[part][class]``; one column for a regression.
+        holdout_counts: Rows that each part only scores with, in the same shape.
+    """
+
+    total_parts: int
+    seed: str
+    n_features: int
+    feature_names: tuple[str, ...] | None
+    class_names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    holdout_counts: tuple[tuple[int, ...], ...]
+
+    def part_size(self, part: int) -> int:
+        """Rows that ``part`` trains on."""
+        return sum(self.counts[part])
+
+    def weight(self, part: int) -> float:
+        """Return what an update of ``part`` weighs: its rows, but never over ten times the median part's.
+
+        Rows are what a node says of itself here, and one that lies must not own the model.
+        """
+        middle = median(map(sum, self.counts))
+        return float(min(self.part_size(part), _WEIGHT_CAP * middle))
+
+    def digest(self) -> str:
+        """Return the SHA-256, hex, that the round record names the plan by."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        text = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(b"parity-fl/shards/v1\x00" + text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCut:
+    """One shard as training sees it. Row ids are sorted uint32; ``truth`` is class indices or targets, ``(n,)``."""
+
+    training: NDArray[np.uint32]
+    holdout: NDArray[np.uint32]
+    truth: NDArray[np.float64]
+
+
+def summarize(dataset: Dataset, part: int, *, classification: bool) -> ShardSummary:
+    """Return what a node says about its shard.
+
+    Raises:
+        ExecutionFailed: ``data_invalid``: the labels do not fit the task.
+    """
+    counts: dict[str, int] = {}
+    if classification:
+        classes = label_classes(dataset.labels)
+        counts = dict(zip(classes.names, np.bincount(classes.index).tolist(), strict=True))
+    else:
+        targets(dataset.labels)
+    return ShardSummary(
+        part=part,
+        n_rows=len(dataset.labels),
+        n_features=dataset.features.shape[1],
+        feature_names=dataset.feature_names,
+        class_counts=counts,
+        has_numbers=dataset.labels.dtype.kind == "f",
+    )
+
+
+def plan_shards(
+    config: PartitionConfig, summaries: Sequence[ShardSummary], *, seed: str, classification: bool
+) -> ShardPlan:
+    """Merge what all nodes said; only the market does this.
+
+    Args:
+        config: ``total_parts``, ``min_samples`` and ``holdout_fraction`` count; rows are nobody's to move.
+        summaries: One of each part, in any order.
+        seed: 64 lower-case hex characters.
+        classification: Shards have classes, else targets.
+
+    Raises:
+        BadField: A summary is missing or there twice, shards do not fit together, or one is too small; the message
+            says which part.
+    """
+    if config.overlap_ratio:
+        raise BadField(
+            "overlap_ratio must be 0: a sharded part cannot borrow rows", field="partition_config.overlap_ratio"
+        )
+    by_part = {summary.part: summary for summary in summaries}
+    if len(by_part) != len(summaries) or set(by_part) != set(range(config.total_parts)):
+        _refuse(f"expected one summary of each of {config.total_parts} parts, got parts {sorted(by_part)[:20]}")
+    shards = [by_part[part] for part in range(config.total_parts)]
+    first, names = shards[0], next((each.feature_names for each in shards if each.feature_names is not None), None)
+    for shard in shards:
+        if shard.n_features != first.n_features:
+            _refuse(f"part {shard.part} has {shard.n_features} features, part 0 has {first.n_features}")
+        if shard.feature_names not in {None, names}:
+            _refuse(f"part {shard.part} has other feature names than the parts before it")
+        if bool(shard.class_counts) != classification:
+            _refuse(f"part {shard.part} says {'nothing of' if classification else 'something of'} classes")
+        if classification and shard.has_numbers != first.has_numbers:
+            _refuse(f"classes of part {shard.part} are {_kind(shard)}, those of part 0 are {_kind(first)}")
+    classes = _union(shards) if classification else ()
+    if len(classes) > MAX_CLASSES:
+        _refuse(f"all shards have {len(classes)} classes together, at most {MAX_CLASSES} are allowed")
+    if classification and len(classes) < 2:
+        _refuse("all shards have one class only: there is nothing to learn")
+
+    counts, held = [], []
+    for shard in shards:
+        sizes = [shard.class_counts.get(name, 0) for name in classes] or [shard.n_rows]
+        wanted = Fraction(str(config.holdout_fraction)) * shard.n_rows
+        out = largest_remainder(int(wanted + Fraction(1, 2)), sizes, [max(0, size - 1) for size in sizes])
+        rest = [size - taken for size, taken in zip(sizes, out, strict=True)]
+        if sum(rest) < config.min_samples:
+            raise BadField(
+                f"invalid partition configuration: part {shard.part} would have {sum(rest)} samples, min_samples is"
+                f" {config.min_samples} ({shard.n_rows} rows in its shard)",
+                field="partition_config.min_samples",
+            )
+        counts.append(tuple(rest))
+        held.append(tuple(out))
+    return ShardPlan(
+        total_parts=config.total_parts,
+        seed=seed,
+        n_features=first.n_features,
+        feature_names=names,
+        class_names=classes,
+        counts=tuple(counts),
+        holdout_counts=tuple(held),
+    )
+
+
+def cut_shard(plan: ShardPlan, labels: Labels, part: int) -> ShardCut:
+    """Cut one's own shard as the plan says; the node does this.
+
+    Args:
+        plan: What all parts agreed on.
+        labels: Raw labels of the shard, shape ``(n,)``.
+        part: Whose shard it is.
+
+    Raises:
+        BadField: There is no such part.
+        ExecutionFailed: ``data_invalid``: these are not the rows that were summarized.
+    """
+    if not 0 <= part < plan.total_parts:
+        raise BadField(f"part must be 0 to {plan.total_parts - 1}, got {part}", field="part")
+    if plan.class_names:
+        own = label_classes(labels)
+        place = {name: index for index, name in enumerate(plan.class_names)}
+        if not set(own.names) <= set(place):
+            _changed("it has classes that the plan does not know")
+        strata = np.array([place[name] for name in own.names], dtype=np.int64)[own.index]
+        truth = strata.astype(np.float64)
+    else:
+        truth = targets(labels)
+        strata = np.zeros(len(truth), dtype=np.int64)
+    sizes = np.bincount(strata, minlength=len(plan.counts[part])).tolist()
+    expected = [kept + out for kept, out in zip(plan.counts[part], plan.holdout_counts[part], strict=True)]
+    if sizes != expected:
+        _changed(f"it has {len(truth)} rows in other numbers by class than the {sum(expected)} of the plan")
+    key = bytes.fromhex(plan.seed) + part.to_bytes(4, "big")
+    is_held = np.zeros(len(truth), dtype=np.bool_)
+    for stratum, count in enumerate(plan.holdout_counts[part]):
+        if count:
+            rows = np.flatnonzero(strata == stratum).astype(np.uint32)
+            is_held[shuffled(rows, Sha256Stream(derive_key("shard", key, stratum.to_bytes(4, "big"))))[:count]] = True
+    return ShardCut(
+        training=np.flatnonzero(~is_held).astype(np.uint32),
+        holdout=np.flatnonzero(is_held).astype(np.uint32),
+        truth=truth,
+    )
+
+
+def _union(shards: Sequence[ShardSummary]) -> tuple[str, ...]:
+    names = {name for shard in shards for name in shard.class_counts}
+    if not shards[0].has_numbers:
+        return tuple(sorted(names))
+    try:
+        values = {name: float(name) for name in names}
+    except ValueError:
+        _refuse("a class name is no number, though its part says that all are")
+    if not all(map(math.isfinite, values.values())) or len(set(values.values())) != len(values):
+        _refuse("class names that are numbers must be finite and differ")
+    return tuple(sorted(names, key=values.__getitem__))
+
+
+def _kind(shard: ShardSummary) -> str:
+    return "numbers" if shard.has_numbers else "words"
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_LABEL_CHARS and value.isprintable()
+
+
+def _refuse(message: str) -> NoReturn:
+    raise BadField(f"shards do not fit together: {message}", field="shards")
+
+
+def _bad(message: str) -> NoReturn:
+    raise BadDocument(f"not a shard's summary: {message}")
+
+
+def _changed(message: str) -> NoReturn:
+    raise ExecutionFailed(
+        FailureReason.DATA_INVALID,
+        f"the shard is not the one that was summarized: {message}",
+        hint="A shard must not change while its session runs.",
+    )
