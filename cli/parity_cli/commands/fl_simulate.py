@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,6 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     from parity_fl.attacks import parse_attack
     from parity_fl.session import resolve_session
     from parity_fl.simulate import simulate as run
-    from parity_fl.spec import ForestConfig
     from parity_fl.strategy import read_strategy
 
     content, data_format = _read(data, given["label"])
@@ -95,8 +93,6 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     spec = resolve_session(
         _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
     )
-    if isinstance(spec.model, ForestConfig):
-        spec = replace(spec, model=replace(spec.model, mode=given["mode"]))
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
     total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1
@@ -168,7 +164,7 @@ def _settings(
         if "hidden_size" in sections["model"]:
             del model["hidden_layers"]
     elif kind == "random_forest":
-        model = {"task": given["task"]}
+        model = {"task": given["task"], "mode": given["mode"]}
     else:
         from parity_fl.data import load_dataset
 

@@ -147,6 +147,16 @@ def test_a_forest_takes_one_round_and_no_strategy(parity: Parity, digits: Path) 
     assert "the strategy is ignored" in done.err
 
 
+@pytest.mark.parametrize("choice", [["--mode", "histogram"], ["--set", "model.mode=histogram"]])
+def test_the_mode_of_a_forest_can_be_chosen(parity: Parity, digits: Path, choice: list[str]) -> None:
+    done = parity(
+        "fl", "simulate", "--data", str(digits), "--label", "digit", "--model", "random_forest", "--nodes", "2",
+        "--set", "model.num_trees=4", "--set", "model.max_depth=4", "--json", *choice,
+    )  # fmt: skip
+
+    assert done.json["strategy"] == "histogram"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
