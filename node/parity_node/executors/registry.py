@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from parity_node.data import MarketInputs
@@ -44,7 +45,8 @@ class ExecutorSet(Mapping[TaskKind, Executor]):
         return len(self._executors)
 
     async def aclose(self) -> None:
-        """Close the connections to where inputs come from; idempotent."""
+        """Close the connections to where inputs come from and to the engine; idempotent. Containers go on."""
+        await self._docker.aclose()
         for source in self._inputs:
             await source.aclose()
 
@@ -79,6 +81,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         node_id=services.keys.node_id,
         options=_docker_options(settings),
         ledger=services.cache.images,
+        watch=partial(services.disk.watch, "images"),
         hidden=hidden,
     )
     return ExecutorSet(

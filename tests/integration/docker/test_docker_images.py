@@ -187,6 +187,7 @@ async def test_a_pull_over_the_cap_is_given_up(runner, engine, registry, tmp_pat
 async def test_the_ledger_knows_what_was_brought_and_nothing_else(runner, engine, registry, tmp_path):
     digest = push(engine, fresh_image(engine, "booked"), registry, "booked")
     ledger = ImageCache(tmp_path / "images.json", max_bytes=1 << 30, clock=SystemClock(), uses=Uses())
+    watched: list[Path] = []
     executor = DockerExecutor(
         exec_dir=runner.exec_dir,
         inputs=runner.inputs,
@@ -194,6 +195,7 @@ async def test_the_ledger_knows_what_was_brought_and_nothing_else(runner, engine
         node_id=runner.node_id,
         options=DockerOptions(timeout_s=20, floor_bytes=0, local_images=("parity-test/*",)),
         ledger=ledger,
+        watch=watched.append,
         environ={"DOCKER_HOST": engine.url},
     )
     for image in (f"{registry}/booked:1", "parity-test/busybox:1"):
@@ -204,6 +206,7 @@ async def test_the_ledger_knows_what_was_brought_and_nothing_else(runner, engine
     await executor.aclose()
 
     assert booked == [f"{registry}/booked@{digest}"]
+    assert watched == [engine.folder / "root"], "images take room there"
 
 
 async def test_an_archive_is_loaded_and_takes_no_other_images_name(runner, engine):

@@ -8,7 +8,7 @@ execution any more is removed; containers of others are never touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from parity_node.crashpoints import crashpoint
 from parity_node.data import InputSource
+from parity_node.disk import free_bytes
 from parity_node.executors.base import MAX_LOG_READ_BYTES, ExecutionResult, Handle, Job, Limits
 from parity_node.executors.docker.engine import Container, Engine, EngineFacts, socket_of
 from parity_node.executors.docker.gate import EngineGate
@@ -79,6 +80,7 @@ class DockerExecutor:
         exec_dir: Where the executions' folders are; the engine must see it under the same name.
         node_id: Labels this node's containers.
         ledger: Account of the images that this node brings; None keeps none.
+        watch: Gets the folder in which a proven engine keeps images, so that room on its disk counts too.
         hidden: Files of the node that a trial must not reach.
         environ: Where ``DOCKER_HOST`` is looked up.
     """
@@ -92,6 +94,7 @@ class DockerExecutor:
         node_id: str,
         options: DockerOptions,
         ledger: ImageLedger | None = None,
+        watch: Callable[[Path], None] | None = None,
         hidden: Sequence[Path] = (),
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -99,6 +102,7 @@ class DockerExecutor:
         self._clock = clock
         self._node_id = node_id
         self._ledger = ledger
+        self._watch = watch
         self._options = options
         path, missing = socket_of(environ)
         self.engine = Engine(path or Path("/nonexistent"), timeout_s=options.timeout_s)
@@ -401,7 +405,14 @@ class DockerExecutor:
         if self._gate.may_answer:
             await self._egress.end(key)
 
-    async def _adopt_engine(self) -> None:
+    async def _adopt_engine(self, facts: EngineFacts) -> None:
+        if self._watch is not None:
+            try:
+                await anyio.to_thread.run_sync(free_bytes, facts.root)
+            except OSError as exc:  # another user's, or an engine that sees another machine: it would count as full
+                log.info("image_disk_not_watched", folder=str(facts.root), reason=exc.strerror)
+            else:
+                self._watch(facts.root)
         if self._ledger is not None:
             await self._ledger.serve(self.engine)
 

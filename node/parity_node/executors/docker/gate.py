@@ -46,7 +46,7 @@ class EngineGate:
         clock: Clock,
         hidden: Sequence[Path],
         off: str,
-        on_proven: Callable[[], Awaitable[None]],
+        on_proven: Callable[[EngineFacts], Awaitable[None]],
     ) -> None:
         self._engine = engine
         self._exec_dir = exec_dir
@@ -123,7 +123,7 @@ class EngineGate:
             await remove_orphans(self._engine, self._node_id, self._exec_dir)
             state = await self._prove(facts)
             if state.available:
-                await self._on_proven()
+                await self._on_proven(facts)
         except ParityError as exc:
             return ExecutorState(available=False, reason=exc.message[:500])
         return state

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,19 @@ from parity_protocol.task import CommandSpec, DockerSpec
 LIMITS = Limits(wall_time_s=10, cpus=1, memory_bytes=64 << 20, disk_bytes=16 << 20, pids=16)
 
 
-def make(folder: Path, environ: Mapping[str, str] | None = None, **options: object) -> DockerExecutor:
+def make(
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    watch: Callable[[Path], None] | None = None,
+    **options: object,
+) -> DockerExecutor:
     return DockerExecutor(
         exec_dir=folder,
         inputs=StaticInputs(),
         clock=SystemClock(),
         node_id="0xnode",
         options=DockerOptions(**options),  # type: ignore[arg-type]
+        watch=watch,
         environ=environ if environ is not None else {"DOCKER_HOST": f"unix://{folder}/none.sock"},
     )
 
@@ -64,6 +71,17 @@ async def test_an_engine_on_another_machine_is_not_used(tmp_path):
 
     assert not state.available
     assert "tcp://10.0.0.1:2375" in state.reason
+
+
+async def test_an_engines_disk_counts_only_where_this_node_can_look_at_it(tmp_path):
+    watched: list[Path] = []
+    executor = make(tmp_path, watch=watched.append)
+    facts = EngineFacts("24.0", "1.43", frozenset(), "cgroupfs", "overlay2", "amd64", tmp_path, False, "")
+
+    await executor._adopt_engine(replace(facts, root=tmp_path / "elsewhere"))
+    await executor._adopt_engine(facts)
+
+    assert watched == [tmp_path]
 
 
 async def test_another_kind_of_task_is_refused(tmp_path):

@@ -45,7 +45,7 @@ class AnsweringEngine(Engine):
 
 @pytest.fixture
 def make_gate(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Any:
-    async def nothing() -> None: ...
+    async def nothing(_facts: EngineFacts) -> None: ...
 
     def make(*runtimes: str, escaped: str = "") -> EngineGate:
         async def prove(_engine: Engine, _workplace: Path, *, runtime: str, **_: Any) -> ProbeReport:
