@@ -111,6 +111,19 @@ async def test_no_node_can_end_the_reservation_of_another(world: World) -> None:
     assert await world.poll(await world.arrive("eve")) == []
 
 
+@pytest.mark.parametrize("rule", ["disk", "disk.full", "disk.inputs_do_not_fit", "disk.results_do_not_fit"])
+async def test_what_does_not_fit_on_a_nodes_disk_is_told_to_both_sides(world: World, rule: str) -> None:
+    ada = await world.arrive("ada")
+    reply = await world.submit(command_submission())
+    await world.poll(ada)
+
+    world.refuse(ada, reply.id, rule=rule)
+
+    assert world.rules_of(ada) == {rule: 1}
+    task = await world.store.read(lambda tx: load_task(tx, reply.id))
+    assert [refusal.rule for refusal in world.scheduler.why_pending(task).refusals] == [rule]
+
+
 @pytest.mark.parametrize("rule", ["memory", "disk.inputs_do_not_fit", "policy.hours"])
 async def test_what_passes_is_offered_again_after_a_while(world: World, rule: str) -> None:
     ada = await world.arrive("ada")
