@@ -156,6 +156,10 @@ def read_policy_file(path: Path) -> SourcedPolicy:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigInvalid([f"{path}: this is no TOML: {exc}"]) from exc
+    except (RecursionError, ValueError) as exc:  # brackets in brackets; a number of thousands of digits
+        raise ConfigInvalid(
+            [f"{path}: this is no TOML that can be read: it is too deep, or a number too long"]
+        ) from exc
     lines = _lines_of(text)
     place = _place(path, lines)
     try:
@@ -178,7 +182,8 @@ def read_policy_file(path: Path) -> SourcedPolicy:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # A pipe in its place would hold up the whole node.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigInvalid([f"the policy file {path} is no regular file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -137,6 +138,8 @@ def test_every_section_is_read_with_the_line_that_said_it(file: Path) -> None:
             ":4: deny.name: 'x' is another rule's name already",
         ),
         ("[allow\n", ": this is no TOML: "),
+        ("a = " + "[" * 100_000, "too deep"),
+        ("[limits]\npids = " + "9" * 5_000, "too long"),
     ],
 )
 def test_a_mistake_is_refused_with_line_key_and_expected_form(file: Path, text: str, problem: str) -> None:
@@ -245,6 +248,13 @@ async def test_a_broken_edit_or_a_lost_file_changes_nothing_and_is_told(
     await clock.advance(timedelta(seconds=1))
     assert policy.refresh()
     assert (policy.problem, policy.current.kinds) == ("", frozenset({TaskKind.DOCKER}))
+
+
+def test_a_pipe_in_the_files_place_does_not_hold_up_the_node(file: Path) -> None:
+    os.mkfifo(file)
+
+    with pytest.raises(ConfigInvalid, match="no regular file"):
+        read_policy_file(file)
 
 
 def test_a_rule_that_denies_is_shown_with_its_place(tmp_path: Path, file: Path) -> None:
