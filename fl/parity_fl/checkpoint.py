@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from parity_fl.limits import MAX_ID_CHARS
 from parity_fl.models.base import Weights
 from parity_fl.strategy import StrategyConfig, read_strategy
-from parity_fl.tensors import decode_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, DigestMismatch, NotFound, TooLarge
 
-__all__ = ["Checkpoint", "CheckpointFolder", "decode_checkpoint", "encode_checkpoint", "is_due", "of_round"]
+__all__ = ["Checkpoint", "CheckpointFolder", "decode_checkpoint", "encode_checkpoint", "is_due"]
 
 _FORMAT: Final = "parity.fl-checkpoint/1"
 _META: Final = "meta"
@@ -69,35 +68,6 @@ class Checkpoint:
 def is_due(number: int, *, interval: int, total_rounds: int) -> bool:
     """Return whether round ``number`` ends with a checkpoint: every ``interval`` rounds and at the end."""
     return number % interval == 0 or number == total_rounds
-
-
-def of_round(
-    model: bytes,
-    state: bytes,
-    *,
-    session_id: str,
-    number: int,
-    total_rounds: int,
-    strategy: StrategyConfig,
-    metrics: Mapping[str, float],
-) -> Checkpoint:
-    """Return the checkpoint of a round that ``RoundServer.reduce`` has closed.
-
-    Args:
-        model: ``Reduced.model``.
-        state: ``Reduced.state``.
-        session_id: Of the session; also the name of its folder under ``FL_CHECKPOINT_PATH``.
-        number: Of the round.
-        total_rounds: Of the session.
-        strategy: The session's rule.
-        metrics: ``Reduced.metrics``.
-
-    Raises:
-        BadDocument: ``model`` or ``state`` is not one of ours.
-    """
-    weights, _ = decode_tensors(model, max_bytes=_MAX_BYTES)
-    moments, _ = decode_tensors(state, max_bytes=_MAX_BYTES)
-    return Checkpoint(session_id, number, total_rounds, strategy, weights, moments, metrics)
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:

@@ -22,12 +22,9 @@ from parity_fl.checkpoint import (
     decode_checkpoint,
     encode_checkpoint,
     is_due,
-    of_round,
 )
-from parity_fl.codec import encode_weights
 from parity_fl.models.base import Weights
 from parity_fl.strategy import STRATEGIES, StrategyConfig
-from parity_fl.tensors import encode_tensors
 from parity_protocol.errors import BadDocument, DigestMismatch, NotFound, TooFewUpdates
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -115,22 +112,6 @@ def test_equal_checkpoints_are_equal_bytes() -> None:
 def test_numpy_reads_it_without_pickle() -> None:
     with np.load(io.BytesIO(encode_checkpoint(sample())), allow_pickle=False) as found:
         np.testing.assert_array_equal(found["weights.w"], sample().weights["w"])
-
-
-def test_a_closed_rounds_files_become_a_checkpoint() -> None:
-    before = sample()
-
-    made = of_round(
-        encode_weights(before.weights),
-        encode_tensors(before.state, {}),
-        session_id=before.session_id,
-        number=before.round,
-        total_rounds=before.total_rounds,
-        strategy=before.strategy,
-        metrics=before.metrics,
-    )
-
-    assert encode_checkpoint(made) == encode_checkpoint(before)
 
 
 @pytest.mark.parametrize(
