@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.aggregate import Update, make_strategy
+from parity_fl.checkpoint import Checkpoint
 from parity_fl.finishing import FinalModel, Metric
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
@@ -45,6 +46,7 @@ class Reduced:
         rejected: Why others are not, by part.
         metrics: Scores of the next model on the hold-out, and what the rule says.
         contributions: By part: how much worse the hold-out's loss is without it; empty when not asked for.
+        more_phases: The round goes on with another phase; only a forest's does.
     """
 
     model: bytes
@@ -53,6 +55,7 @@ class Reduced:
     rejected: dict[int, str]
     metrics: dict[str, float]
     contributions: dict[int, float]
+    more_phases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,28 @@ class RoundServer:
             rejected={**bad, **rejected},
             metrics={**scores, **metrics},
             contributions=contributions,
+        )
+
+    def checkpoint(
+        self, file: bytes, state: bytes, *, number: int, total_rounds: int, metrics: Mapping[str, float]
+    ) -> Checkpoint:
+        """Return the session as it is after a round.
+
+        Args:
+            file: The model file after the round.
+            state: ``Reduced.state`` of it.
+            number: Of the round.
+            total_rounds: Of the session.
+            metrics: Of the round.
+        """
+        return Checkpoint(
+            session_id=self._spec.session_id,
+            round=number,
+            total_rounds=total_rounds,
+            strategy=self._strategy,
+            weights=decode_weights(file, self._made.model.shapes()),
+            state=_state_of(state),
+            metrics=dict(metrics),
         )
 
     def final(self, file: bytes, *, rounds: int) -> FinalModel:

@@ -1,0 +1,191 @@
+"""A forest in phases, behind the same two faces as a model in rounds: each phase is one exchange with every part.
+
+The "model" of a phase is the request; an update is a part's answer; the last model is the forest. The state that a phase
+starts from is every answer so far: the server is made again from it after a crash, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from parity_fl.finishing import FinalModel, finish_phased
+from parity_fl.histogram import HistogramPart, HistogramServer, part_rows
+from parity_fl.plan import PartitionPlan
+from parity_fl.rounds import Reduced, Refused, TrainedRound
+from parity_fl.rounds_config import UpdateFormat
+from parity_fl.spec import FlSpec, ForestConfig
+from parity_fl.table import Table, contradiction
+from parity_fl.tensors import decode_tensors, encode_tensors
+from parity_fl.trees import forest_from_tensors, forest_tensors
+from parity_protocol import strict_json
+from parity_protocol.errors import BadDocument, TooLarge
+
+__all__ = ["ForestRounds", "ForestTrainer"]
+
+_MAX_FILE_BYTES: Final = 1 << 30
+_LENGTH_BYTES: Final = 4
+
+
+class ForestRounds:
+    """The market's side; as ``RoundServer``.
+
+    Args:
+        spec: Resolved settings of a forest of mode ``histogram`` or ``leaf_refit``.
+        plan: The session's plan.
+        dataset: The whole data set, verified against its CID.
+
+    Raises:
+        BadField: The settings cannot work; see ``check_histogram``.
+    """
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes) -> None:
+        self._spec, self._plan, self._dataset = spec, plan, dataset
+        self._config = _config_of(spec)
+        self._server = HistogramServer(self._config, plan)
+
+    def first(self) -> bytes:
+        """Return the first request."""
+        return _body(HistogramServer(self._config, self._plan))
+
+    def reduce(
+        self,
+        base: bytes,
+        state: bytes | None,
+        updates: Mapping[int, Callable[[], bytes]],
+        *,
+        leave_one_out: bool = False,
+    ) -> Reduced | Refused:
+        """Close a phase; as ``RoundServer.reduce``. Without every part it is refused.
+
+        Raises:
+            BadDocument: ``base`` or ``state`` is not one of ours.
+            ExecutionFailed: ``data_invalid``: the parts do not belong together.
+        """
+        del leave_one_out  # no part's answer can be left out of a sum that later answers must add up to
+        server = self._server_at(base, state)
+        self._server = HistogramServer(self._config, self._plan)  # kept only when the phase closes
+        answers: dict[int, bytes] = {}
+        rejected: dict[int, str] = {}
+        for part in sorted(updates):
+            answers[part] = bytes(updates[part]())
+            try:
+                server.absorb(part, answers[part])
+            except (BadDocument, TooLarge) as exc:
+                rejected[part] = f"malformed: {exc.message}"
+        if rejected or len(answers) < self._plan.total_parts:
+            return Refused(f"a forest needs all {self._plan.total_parts} parts in every phase", rejected)
+        self._server = server
+        more = server.next_request() is not None
+        return Reduced(
+            model=_body(server) if more else _finished(server),
+            state=(state or b"") + _framed([answers[part] for part in sorted(answers)]),
+            accepted=tuple(sorted(answers)),
+            rejected={},
+            metrics={},
+            contributions={},
+            more_phases=more,
+        )
+
+    def final(self, file: bytes, *, rounds: int) -> FinalModel:
+        """Return the forest and its scores; as ``RoundServer.final``.
+
+        Raises:
+            BadDocument: The forest was not finished when the session was stopped.
+        """
+        del rounds
+        tensors, metadata = decode_tensors(file, max_bytes=_MAX_FILE_BYTES)
+        if "out_of_bag" not in metadata:
+            raise BadDocument("the session was stopped before its forest was finished")
+        found = strict_json.loads(metadata["out_of_bag"].encode())
+        forest = forest_from_tensors(
+            tensors,
+            n_features=self._plan.n_features,
+            n_outputs=self._plan.class_count if self._spec.is_classification else 1,
+            classification=self._spec.is_classification,
+        )
+        score = float(found) if isinstance(found, (int, float)) else None
+        return finish_phased(self._spec, self._plan, self._dataset, forest, score)
+
+    def _server_at(self, base: bytes, state: bytes | None) -> HistogramServer:
+        """Return the server whose present request is ``base``."""
+        phase = self._server.next_request()
+        if phase is not None and phase.body == base and phase.number > 0:
+            return self._server
+        server = HistogramServer(self._config, self._plan)
+        for number, answer in enumerate(_unframed(state or b"")):
+            server.absorb(number % self._plan.total_parts, answer)
+        if _body(server) != base:
+            raise BadDocument("the phase's request does not follow from the answers before it")
+        return server
+
+
+class ForestTrainer:
+    """A node's side; as ``RoundTrainer``.
+
+    Args:
+        spec: Resolved settings, as they were signed.
+        plan: The session's plan; the cut is repeated and its hash compared.
+        dataset: The whole data set, verified against its CID.
+        part: Which part.
+
+    Raises:
+        ExecutionFailed: Settings, plan, part and data do not belong together.
+    """
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes, part: int) -> None:
+        if not 0 <= part < plan.total_parts:
+            contradiction(f"there is no part {part} of {plan.total_parts}")
+        rows = part_rows(Table.load(spec, plan, dataset), plan, part)
+        self._part = HistogramPart(rows, _config_of(spec))
+        self._rows = len(rows.truth)
+
+    def train(
+        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+    ) -> TrainedRound:
+        """Answer one phase.
+
+        Args:
+            base: The request.
+            number: Of the round; a forest has one.
+            proximal_mu: Means nothing to a forest.
+            update_format: Nor does this: counts are whole numbers.
+
+        Raises:
+            BadDocument: It is no request about such data.
+            ExecutionFailed: The data cannot be used, or the request draws otherwise than was signed.
+        """
+        del number, proximal_mu, update_format
+        return TrainedRound(self._part.answer(base), {"samples": float(self._rows)})
+
+
+def _config_of(spec: FlSpec) -> ForestConfig:
+    if not isinstance(spec.model, ForestConfig):
+        contradiction(f"a {spec.model_type} is no forest")
+    return spec.model
+
+
+def _body(server: HistogramServer) -> bytes:
+    phase = server.next_request()
+    return b"" if phase is None else phase.body
+
+
+def _finished(server: HistogramServer) -> bytes:
+    found = server.out_of_bag
+    return encode_tensors(forest_tensors(server.forest), {"out_of_bag": json.dumps(found.score if found else None)})
+
+
+def _framed(answers: list[bytes]) -> bytes:
+    return b"".join(len(answer).to_bytes(_LENGTH_BYTES, "big") + answer for answer in answers)
+
+
+def _unframed(state: bytes) -> list[bytes]:
+    answers, at = [], 0
+    while at < len(state):
+        end = at + _LENGTH_BYTES + int.from_bytes(state[at : at + _LENGTH_BYTES], "big")
+        if end > len(state):
+            raise BadDocument("the forest's state ends inside an answer")
+        answers.append(state[at + _LENGTH_BYTES : end])
+        at = end
+    return answers
