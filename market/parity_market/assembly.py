@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.base import Chain
 from parity_contracts.deployment import Deployment
+from parity_fl.settings import load_fl_settings
 from parity_market.auth import Authenticator
 from parity_market.federation import Federation, Offload, run_in_process
 from parity_market.identity import Identity
@@ -93,7 +94,9 @@ async def assemble(
         if round_work is None:
             round_work = workers = RoundWorkers()
             stack.push_async_callback(workers.aclose)
-        rounds = RoundEngine(store, federation, market, clock, folder=folder / "rounds", work=round_work)
+        rounds = RoundEngine(
+            store, federation, market, clock, folder=folder / "rounds", work=round_work, settings=load_fl_settings()
+        )
         yield MarketState(
             settings=settings,
             version=version,

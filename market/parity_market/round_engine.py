@@ -25,6 +25,7 @@ import structlog
 from parity_contracts.files import write_file
 from parity_fl.limits import DATA_LIMITS
 from parity_fl.rounds_config import RoundsConfig, is_in_rounds, read_rounds, session_strategy
+from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
 from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
@@ -73,16 +74,27 @@ class RoundEngine:
     Args:
         folder: Of all sessions' files; is made.
         work: Does the mathematics somewhere else than on the event loop.
+        settings: Checkpoints of sessions that do not ask for them themselves; by default there are none.
     """
 
     def __init__(
-        self, store: MarketStore, federation: Federation, market: Market, clock: Clock, *, folder: Path, work: RoundWork
+        self,
+        store: MarketStore,
+        federation: Federation,
+        market: Market,
+        clock: Clock,
+        *,
+        folder: Path,
+        work: RoundWork,
+        settings: FlSettings | None = None,
     ) -> None:
         self._store = store
         self._federation = federation
         self._market = market
         self._clock = clock
         self._folder = folder
+        self._checkpoints = folder.with_name("checkpoints")
+        self._settings = settings or FlSettings()
         self._work = work
         self._known: dict[str, Known] = {}
         self._new = asyncio.Event()
@@ -216,18 +228,23 @@ class RoundEngine:
         """Reduce the open round with the updates that it has now, and open the next."""
         known, group_id, now = self.known(group), group.value.id, self._clock.now()
         chosen = await self._store.write(partial(rounds.freeze, group_id=group_id, now=now))
-        number, phase = (await self._loaded(group_id)).row[1:3]
+        found = await self._loaded(group_id)
+        number, phase = found.row.round, found.row.phase
         job = {
             "do": "reduce",
             "round": number,
             "phase": phase,
             "updates": [(update.part, update.sha256) for update in chosen],
             "leave_one_out": known.config.contribution == "leave_one_out",
+            "checkpoint": self._checkpoint_of(
+                group, known, number, is_last=found.session.state == SessionState.STOPPING
+            ),
         }
         done = await self._do(group, job)
         if "refused" in done:
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
             return await self._again(group, known, done["refused"], rejected)
+        saved = await self._keep_checkpoint(done["checkpoint"])
         moved = await self._store.write(
             lambda tx: rounds.close(
                 tx,
@@ -241,6 +258,7 @@ class RoundEngine:
                 contributions={int(part): value for part, value in done["contributions"].items()},
                 seed=known.session.plan.seed,
                 now=self._clock.now(),
+                checkpoint=saved,
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
@@ -248,6 +266,26 @@ class RoundEngine:
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
+
+    def _checkpoint_of(self, group: Group, known: Known, number: int, *, is_last: bool) -> dict[str, Any] | None:
+        """Return where a checkpoint after this round goes, or None when none is due."""
+        settings, total = self._settings, known.config.total_rounds
+        interval = known.config.checkpoint_interval
+        if interval == 0 and settings.fl_checkpoint_enabled:
+            interval = settings.fl_checkpoint_interval
+        is_due = interval > 0 and (number % interval == 0 or number == total or is_last)
+        if not is_due:
+            return None
+        folder = settings.fl_checkpoint_path.expanduser() if settings.fl_checkpoint_enabled else self._checkpoints
+        now = self._clock.now().isoformat()
+        return {"folder": str(folder.absolute() / group.value.id), "total_rounds": total, "now": now}
+
+    async def _keep_checkpoint(self, path: str | None) -> Published | None:
+        """Store a checkpoint for its submitter, by CID."""
+        if path is None:
+            return None
+        data = await anyio.to_thread.run_sync(Path(path).read_bytes)
+        return Published(await self._federation.store_model(data), len(data))
 
     async def _again(self, group: Group, known: Known, problem: str, rejected: dict[int, str]) -> bool:
         """Wait for other updates after a round had too few usable ones, or fail when none can come."""

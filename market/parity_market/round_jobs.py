@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ from parity_contracts.files import write_file
 from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
 
 if TYPE_CHECKING:
-    from parity_fl.rounds import RoundServer
+    from parity_fl.rounds import Reduced, RoundServer
 
 __all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file", "write_synced"]
 
@@ -98,13 +99,33 @@ def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[s
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     _write_both((model_file(folder, number + 1, 0), reduced.model), (state_file(folder, number + 1, 0), reduced.state))
+    saved = None
+    if job.get("checkpoint") is not None:
+        saved = _save(server, reduced, job)
     return {
         **_named(reduced.model),
+        "checkpoint": saved,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,
         "contributions": {str(part): value for part, value in reduced.contributions.items()},
     }
+
+
+def _save(server: RoundServer, reduced: Reduced, job: Mapping[str, Any]) -> str:
+    """Write a checkpoint to its folder and return its path."""
+    from parity_fl.checkpoint import CheckpointFolder
+
+    wanted = job["checkpoint"]
+    checkpoint = server.checkpoint(
+        reduced.model,
+        reduced.state,
+        number=job["round"],
+        total_rounds=wanted["total_rounds"],
+        metrics=reduced.metrics,
+    )
+    path = CheckpointFolder(Path(wanted["folder"])).save(checkpoint, now=datetime.fromisoformat(wanted["now"]))
+    return str(path)
 
 
 def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> None:

@@ -12,7 +12,7 @@ import structlog
 from parity_market.domain.federation import why_lost
 from parity_market.federation import Federation, WorkerLost
 from parity_market.metrics import VERIFY_SECONDS
-from parity_market.operations import groups, reports
+from parity_market.operations import groups, reports, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.round_engine import rounds_of
@@ -37,9 +37,9 @@ MAX_MERGES = 5  # attempts
 
 async def run(state: MarketState) -> None:
     """Check and merge for as long as the market runs; what a restart interrupted is found in the store."""
-    rounds = Rounds(state)
+    loop = Rounds(state)
     while True:
-        await rounds.step()
+        await loop.step()
         await state.federation.wait(LOOK_S)
 
 
@@ -119,7 +119,8 @@ class Rounds:
             await self._settle(task, partial(reports.reject, reason=garbage[:500]))
         else:
             log.info("result_accepted", task_id=task.id, fence=task.fence, node_id=task.last_node)
-            await self._settle(task, reports.accept)
+            is_in_rounds = await self._state.store.read(partial(rounds.has_session, group_id=task.group_id or ""))
+            await self._settle(task, rounds.accept if is_in_rounds else reports.accept)
 
     async def _check(self, task: TaskRow) -> str:
         """Return why a result is garbage, empty when it is good."""

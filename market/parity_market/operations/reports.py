@@ -189,13 +189,16 @@ def _succeed(
     return changed.state
 
 
-def _pay(tx: Tx, market: Market, task: TaskRow, node_id: str, digest: str, now_us: int) -> None:
-    """Turn a task's reserve into its solver's earning, in the step that completes it."""
-    release_reserve(tx, market, task, earned=task.reward)
+def _pay(
+    tx: Tx, market: Market, task: TaskRow, node_id: str, digest: str, now_us: int, *, earned: int | None = None
+) -> None:
+    """Turn a task's reserve, or ``earned`` of it, into its solver's earning, in the step that completes it."""
+    amount = task.reward if earned is None else min(earned, task.reward)
+    release_reserve(tx, market, task, earned=amount)
     tx.insert(
         sql.EARNING_INSERT,
         EarningRow(
-            0, market.chain, task.id, node_id, _PAY_EXECUTION, task.creator, market.spender, task.reward, digest, now_us,
+            0, market.chain, task.id, node_id, _PAY_EXECUTION, task.creator, market.spender, amount, digest, now_us,
             None, None,
         )[1:],
     )  # fmt: skip
@@ -256,12 +259,20 @@ def _verifying(tx: ReadTx, task_id: str, fence: int) -> TaskRow:
 
 
 def accept(
-    tx: Tx, market: Market, task_id: str, fence: int, now: datetime, *, metrics: Mapping[str, float] | None = None
+    tx: Tx,
+    market: Market,
+    task_id: str,
+    fence: int,
+    now: datetime,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    earned: int | None = None,
 ) -> TaskRow:
     """Complete a task whose result was verified, and earn its solver the reward, in one step.
 
     Args:
         metrics: What verification measured, added to the report's.
+        earned: Base units of the reward that it is worth; None is all. The rest is its creator's again.
 
     Raises:
         InvalidTransition: It is not verifying this fence's result (any more).
@@ -288,7 +299,7 @@ def accept(
         failure=None,
         started_us=task.started_us,
     )
-    _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us)
+    _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us, earned=earned)
     tx.after_commit(lambda: market.signals.task_gone(task_id))
     tx.after_commit(lambda: market.signals.task_changed(task_id))
     return changed

@@ -9,9 +9,11 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
-from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts, pay_of
+from parity_market.operations import reports
+from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
-from parity_market.operations.steps import newest_lease
+from parity_market.operations.steps import load_task, newest_lease
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlRoundRow, FlSessionRow, FlUpdateRow, GroupRow, TaskRow, to_us
@@ -22,6 +24,7 @@ __all__ = [
     "NewUpdate",
     "OpenRound",
     "Published",
+    "accept",
     "begin",
     "check_part",
     "close",
@@ -29,6 +32,7 @@ __all__ = [
     "examine",
     "forget_deadlines",
     "freeze",
+    "has_session",
     "holds_part",
     "load",
     "pairs_of",
@@ -41,11 +45,14 @@ __all__ = [
 ]
 
 
+PAGE = 200  # rounds read at once
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A model file that nodes may fetch."""
+    """A file that others may fetch."""
 
-    sha256: str
+    sha256: str  # hex; of a checkpoint its CID
     size: int  # bytes
 
 
@@ -155,6 +162,11 @@ def check_part(tx: ReadTx, group_id: str, part: int, *, node_id: str, lease_id: 
     if lease is None or not lease.live or (lease.id, lease.fence, lease.node_id) != (lease_id, fence, node_id):
         raise StaleFence(f"lease {lease_id} with fence {fence} of part {part} is not current")
     return task
+
+
+def has_session(tx: ReadTx, group_id: str) -> bool:
+    """Return whether a group trains in rounds and has begun."""
+    return tx.one(sql_rounds.FL_SESSION, group_id=group_id) is not None
 
 
 def holds_part(tasks: Sequence[TaskRow], node_id: str) -> bool:
@@ -268,8 +280,12 @@ def close(
     contributions: Mapping[int, float],
     seed: str,
     now: datetime,
+    checkpoint: Published | None = None,
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
+
+    Args:
+        checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
 
     Raises:
         InvalidTransition: It is not closing (any more).
@@ -287,7 +303,11 @@ def close(
         is_in = update.part in took
         reason = "" if is_in else rejected.get(update.part, "not used by the rule")
         _judge(tx, update, UpdateState.ACCEPTED if is_in else UpdateState.REJECTED, reason, numbers)
-    _move_round(tx, found.row, RoundState.CLOSED, metrics, now_us)
+    shown: dict[str, object] = dict(metrics)
+    if checkpoint is not None:
+        shown["checkpoint_cid"] = checkpoint.sha256
+        add_ref(tx, checkpoint.sha256, group.creator, visibility="private", size=checkpoint.size, now=now)
+    _move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
     number = session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
     cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
@@ -312,6 +332,40 @@ def pairs_of(tx: ReadTx, group_id: str, part: int, fence: int) -> list[tuple[int
         for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=group_id, part=part)
         if update.fence == fence
     ]
+
+
+def accept(tx: Tx, market: Market, task_id: str, fence: int, now: datetime) -> TaskRow:
+    """Complete a part whose list was checked, and earn its node what it did of the rounds; see ``domain.pay_of``.
+
+    Raises:
+        InvalidTransition: It is not verifying this fence's result (any more).
+    """
+    task = load_task(tx, task_id)
+    session = _session(tx, task.group_id or "")
+    config = config_of(session, parts=task.parts)
+    asked, after = 0, 0
+    while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, after=after, limit=PAGE):
+        asked += sum(task.part in json.loads(row.cohort_doc) for row in page if row.state == RoundState.CLOSED)
+        after = page[-1].round
+    earned = pay_of(
+        task.reward,
+        base_share=config.base_share,
+        taken=len(pairs_of(tx, session.group_id, task.part, fence)),
+        asked=asked,
+        contributions={} if config.base_share == 1 else _contributions(tx, session.group_id, task.parts),
+        part=task.part,
+    )
+    return reports.accept(tx, market, task_id, fence, now, earned=earned)
+
+
+def _contributions(tx: ReadTx, group_id: str, parts: int) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for part in range(parts):
+        for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=group_id, part=part):
+            value = json.loads(update.metrics_doc).get("contribution")
+            if value is not None:
+                found[part] = found.get(part, 0.0) + float(value)
+    return found
 
 
 def pause(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
@@ -396,7 +450,7 @@ def _move(
 
 
 def _move_round(
-    tx: Tx, row: FlRoundRow, state: RoundState, metrics: Mapping[str, float], closed_us: int | None
+    tx: Tx, row: FlRoundRow, state: RoundState, metrics: Mapping[str, object], closed_us: int | None
 ) -> None:
     tx.run(
         sql_rounds.FL_ROUND_MOVED,

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from parity_contracts.chain.memory import MemoryChain
-from parity_fl.codec import encode_delta
+from parity_fl.checkpoint import CheckpointFolder, decode_checkpoint
+from parity_fl.codec import encode_delta, encode_weights
 from parity_fl.model import decode_model
 from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import groups, leases, round_views, rounds
@@ -380,3 +382,75 @@ async def test_a_part_is_paid_only_for_a_list_of_its_own_accepted_updates(rig: R
     ]
     assert [row is not None for row in earned] == [True, True, False]
     assert new_node("n3").node_id == group.tasks[2].last_node
+
+
+# -- pay and checkpoints -----------------------------------------------------------------------------------------------
+
+
+async def test_pay_follows_the_rounds_that_a_part_took_part_in(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig, total_rounds=2)
+    await play.round(0, 1, 2)
+    await play.send(0)
+    await play.send(1)
+    await play.step()  # the clock of round 2 begins
+    await clock.advance(timedelta(seconds=TIMEOUT_S))
+    assert await play.step()
+
+    for part in range(3):
+        await play.report(part)
+    await Rounds(rig.state).step()
+
+    tasks = (await play.group()).tasks
+    earned = [
+        await rig.store.read(lambda tx, task=task: tx.one(sql.EARNING_OF_TASK, task_id=task.id)) for task in tasks
+    ]
+    assert [row.amount for row in earned] == [tasks[0].reward, tasks[1].reward, tasks[2].reward // 2]
+    account = await rig.store.read(
+        lambda tx: tx.one(sql.ACCOUNT, chain=rig.state.market.chain, creator=tasks[0].creator)
+    )
+    assert account is not None
+    assert account.reserved == 0
+
+
+def test_the_share_above_the_base_follows_the_contribution() -> None:
+    def pay(part: int, contributions: dict[int, float]) -> int:
+        return pay_of(1_000, base_share=0.4, taken=5, asked=5, contributions=contributions, part=part)
+
+    scored = {0: 0.2, 1: 0.1, 2: -0.3}
+
+    assert [pay(part, scored) for part in range(4)] == [1_000, 700, 400, 400]
+    assert pay(0, {}) == 1_000
+    assert pay(0, {0: -1.0, 1: -2.0}) == 1_000
+    assert pay_of(1_000, base_share=0.4, taken=0, asked=0, contributions={}, part=0) == 0
+
+
+async def test_contributions_are_scored_on_the_hold_out_when_asked_for(rig: Rig) -> None:
+    settings = {"round_timeout_s": TIMEOUT_S, "update_format": "fp32", "contribution": "leave_one_out"}
+    play = await Play.begin(rig, rounds_config=settings, strategy_config={"strategy": "FedAvg"})
+
+    await play.round(0, 1, 2)
+
+    updates = (await play.show()).rounds[0].updates
+    assert all(isinstance(one.metrics["contribution"], float) for one in updates)
+
+
+async def test_checkpoints_are_written_every_interval_and_at_the_end_and_kept_by_cid(rig: Rig, tmp_path: Path) -> None:
+    settings = {"quorum": 2, "update_format": "fp32", "checkpoint_interval": 2}
+    play = await Play.begin(rig, rounds_config=settings)
+
+    for _ in range(3):
+        await play.round(0, 1, 2)
+
+    folder = CheckpointFolder(tmp_path / "checkpoints" / play.id)
+    latest = folder.latest()
+    assert folder.rounds() == [2, 3]
+    assert latest is not None
+    assert sha256(encode_weights(latest.weights)).hexdigest() == await straight(play, 3)
+    assert latest.state
+    shown = await play.show()
+    group = await play.group()
+    cids = [one.metrics.get("checkpoint_cid") for one in shown.rounds]
+    assert cids[0] is None
+    for number, cid in zip((2, 3), cids[1:], strict=True):
+        stored = await rig.state.federation.read(str(cid), group.row.creator, max_bytes=1 << 20)
+        assert decode_checkpoint(stored).round == number
