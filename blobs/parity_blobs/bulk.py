@@ -10,10 +10,9 @@ import asyncio
 import os
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from queue import SimpleQueue
 from typing import Protocol
@@ -72,17 +71,14 @@ class Bulk:
         self._fd, self._at = room
         self._pace = pace
         self.written: deque[CheckedLeaf] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
-        self._told = 0.0
         self._is_stopped = False
         self._free: SimpleQueue[memoryview | None] = SimpleQueue()
         self._full: SimpleQueue[memoryview | Exception] = SimpleQueue()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="blob-bulk")
-        self._keeping: Future[None] | None = None
+        self._keeping: asyncio.Future[None] | None = None
 
     async def news(self) -> AsyncIterator[deque[CheckedLeaf]]:
-        """Start, and return now and then when ``written`` may hold more; the last time when nothing will follow.
+        """Start, and yield ``written`` some times a second; the last time when nothing will follow.
 
         Raises:
             DigestMismatch: The leaf after those that were written is not what it should be.
@@ -95,15 +91,12 @@ class Bulk:
         for _ in range(_BUFFERS):
             self._free.put(memoryview(bytearray(size)))
         self._pool.submit(self._receive, tick)
-        self._keeping = keeping = self._pool.submit(self._keep)
-        keeping.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._news.set))
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            is_over = keeping.done()  # before what was written is looked at
+        keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep))
+        is_over = False
+        while not is_over:
+            done, _ = await asyncio.wait([keeping], timeout=_NEWS_S)
+            is_over = bool(done)  # before what was written is looked at
             yield self.written
-            if is_over:
-                break
         keeping.result()
 
     async def stop(self) -> None:
@@ -112,8 +105,9 @@ class Bulk:
         Waits for one write at most, since the socket is shut first.
         """
         self._halt()
-        if self._keeping is not None and not self._keeping.done():
-            await asyncio.wait([asyncio.wrap_future(self._keeping)])
+        if self._keeping is not None:
+            await asyncio.wait([self._keeping])
+            self._keeping.exception()  # told already, or nobody's any more
         self._pool.shutdown()  # the other thread has nothing left to wait for
         self._sock.close()
 
@@ -160,8 +154,9 @@ class Bulk:
                 raise Unreachable(f"{self._pace.url}: nothing came for {self._pace.stall_s:g} s")
             if not silent_s and not count:
                 raise Unreachable(f"{self._pace.url}: the connection was closed without a whole answer")
-            self._pace.count(count)
-            rest = rest[count:]
+            if count:
+                self._pace.count(count)
+                rest = rest[count:]
 
     def _keep(self) -> None:
         try:
@@ -177,15 +172,8 @@ class Bulk:
                 self._at += leaf.size
                 self.written.append(checked)
                 self._free.put(buffer)
-                self._tell()
         finally:
             self._halt()
-
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now - self._told >= _NEWS_S:
-            self._told = now
-            self._loop.call_soon_threadsafe(self._news.set)
 
 
 def write_at(fd: int, parts: Sequence[bytes | memoryview], at: int) -> None:

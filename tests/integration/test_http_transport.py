@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
 from parity_blobs.http_transport import MAX_HEAD_BYTES, KeepAliveTransport
+from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, make_certificate
+from parity_protocol.clock import SystemClock
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -250,3 +255,65 @@ async def test_a_line_break_in_a_header_is_never_sent() -> None:
     async with peer(echo) as server, client(server) as http:
         with pytest.raises(httpx.LocalProtocolError):
             await http.get("/", headers={"x": "a\r\nHost: elsewhere"})
+
+
+# -- a body in other hands -------------------------------------------------------------------------------------------
+
+
+async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the first request in two parts, others at once."""
+    await request_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
+    await asyncio.sleep(0.05)
+    writer.write(b"-last")
+    await reader.read(1)
+
+
+async def test_a_body_can_be_read_by_other_means() -> None:
+    async with peer(slowly) as server, client(server, max_connections=1) as http:
+        async with http.stream("GET", "/") as answer:
+            taken = answer.extensions["take_over"](10)
+            with taken.sock:
+                rest = await asyncio.to_thread(taken.sock.recv, taken.left, socket.MSG_WAITALL)
+        async with http.stream("GET", "/") as answer:  # the place is free again, on another connection
+            assert await answer.aread() == b"first-last"
+
+    assert taken.early + rest == b"first-last"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("size", [0, 9, 11])
+async def test_a_body_of_another_length_stays(size: int) -> None:
+    async with peer(slowly) as server, client(server) as http, http.stream("GET", "/") as answer:
+        assert answer.extensions["take_over"](size) is None
+        assert await answer.aread() == b"first-last"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",  # it is here already
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok",
+    ],
+    ids=["whole", "chunked", "no length"],
+)
+async def test_a_body_that_is_no_plain_stream_stays(answer: bytes) -> None:
+    async with peer(answers(answer, times=1)) as server, client(server) as http, http.stream("GET", "/") as came:
+        assert came.extensions["take_over"](2) is None
+        assert await came.aread() == b"ok"
+
+
+async def test_a_body_under_tls_stays(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "https://127.0.0.1", now=SystemClock().now())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / CERTIFICATE, tmp_path / CERTIFICATE_KEY)
+    trust = ssl.create_default_context(cafile=str(tmp_path / CERTIFICATE))
+    server = await asyncio.start_server(Peer(slowly).serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    transport = KeepAliveTransport(verify=trust)
+    async with httpx.AsyncClient(transport=transport) as http, http.stream("GET", url) as answer:
+        assert answer.extensions["take_over"](10) is None
+        assert await answer.aread() == b"first-last"
+    server.close()

@@ -537,13 +537,26 @@ async def test_a_file_comes_out_as_it_went_in(tmp_path: Path, size: int, options
     assert names_in(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize(("data", "forms"), [(SMALL, ["raw", "car"]), (LARGE, ["raw", "file"])], ids=["small", "large"])
+async def test_a_download_begins_with_the_root_alone(tmp_path: Path, data: bytes, forms: list[str]) -> None:
+    blocks = await dag_of(data)
+    net = Net(good=Site(blocks))
+
+    async with net.client() as gateway:
+        await gateway.fetch_to(blocks[0].cid, tmp_path / "out", max_bytes=len(data))
+
+    assert (tmp_path / "out").read_bytes() == data
+    assert [form for _, form, _ in net.asked] == forms
+
+
 async def test_a_broken_download_is_taken_up_where_it_stands(tmp_path: Path) -> None:
     blocks = await dag_of(LARGE)
     target = tmp_path / "out"
     async with Net(broken=Site(blocks, cut_at=3_000_000)).client() as gateway:
         with pytest.raises(Unreachable):
             await gateway.fetch_to(blocks[0].cid, target, max_bytes=len(LARGE))
-    kept = partial_path(target).stat().st_size
+    left = partial_path(target).read_bytes()
+    kept = len(left)
     starts: list[str] = []
     net = Net(good=Site(blocks))
 
@@ -555,6 +568,7 @@ async def test_a_broken_download_is_taken_up_where_it_stands(tmp_path: Path) -> 
         await gateway.fetch_to(blocks[0].cid, target, max_bytes=len(LARGE))
 
     assert kept >= 2_500_000
+    assert LARGE.startswith(left)
     assert target.read_bytes() == LARGE
     assert starts[-1] == f"bytes={kept}-"
     assert names_in(tmp_path) == ["out"]

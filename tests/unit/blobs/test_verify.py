@@ -18,7 +18,7 @@ from parity_blobs.export import iter_dag, iter_file, list_directory, measure_dag
 from parity_blobs.importer import CHUNK_BYTES, DEFAULT_OPTIONS, AddOptions, Entry, FileImporter, build_directory
 from parity_blobs.testing import deterministic_bytes
 from parity_blobs.unixfs import Kind, encode_directory, encode_file_node, encode_leaf
-from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, DagVerifier, Order, check_block
+from parity_blobs.verify import DEFAULT_LIMITS, CheckedLeaf, DagLimits, DagVerifier, Order, check_block
 from parity_protocol.errors import (
     BadCid,
     BadDocument,
@@ -443,3 +443,74 @@ def test_a_car_of_version_2_is_refused_by_name() -> None:
 
     with pytest.raises(BadDocument, match="version 2"):
         CarReader().feed(pragma + bytes(40) + car_header(Cid.of_block(b"x")))
+
+
+# -- leaves whose bytes are elsewhere --------------------------------------------------------------------------------
+
+FORMS = [AddOptions(1), AddOptions(0)]
+
+
+def contents_of(blocks: list[Block]) -> list[bytes]:
+    size = CHUNK_BYTES
+    return [FILE[at * size : (at + 1) * size] for at in range(len(blocks) - 1)]
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_leaves_without_their_bytes_make_the_same_dag(options: AddOptions) -> None:
+    blocks = file_dag(options=options)
+    whole, bare = DagVerifier(blocks[0].cid), DagVerifier(blocks[0].cid)
+    bare.add(blocks[0])
+
+    for block in blocks:
+        whole.add(block)
+    for block, content in zip(blocks[1:], contents_of(blocks), strict=True):
+        bare.add_leaf(CheckedLeaf.of(block.cid, memoryview(content)))
+
+    assert bare.finish() == whole.finish()
+    assert bare.progress == whole.progress == (len(FILE), len(FILE))
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+@pytest.mark.parametrize("content", [FILE[: CHUNK_BYTES - 1], FILE[1 : CHUNK_BYTES + 1], b""], ids=len)
+def test_a_leaf_that_is_not_what_its_cid_names_is_refused(options: AddOptions, content: bytes) -> None:
+    with pytest.raises(DigestMismatch):
+        CheckedLeaf.of(file_dag(options=options)[1].cid, memoryview(content))
+
+
+def test_a_cid_that_holds_its_block_has_no_leaf() -> None:
+    with pytest.raises(DigestMismatch):
+        CheckedLeaf.of(Cid(1, CODEC_RAW, b"in the name", HASH_IDENTITY), memoryview(b"in the name"))
+
+
+def test_a_leaf_out_of_turn_is_refused() -> None:
+    blocks = file_dag()
+    dag = DagVerifier(blocks[0].cid)
+    dag.add(blocks[0])
+
+    with pytest.raises(BadDocument, match="expected block"):
+        dag.add_leaf(CheckedLeaf.of(blocks[2].cid, memoryview(blocks[2].data)))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [DagLimits(max_block_bytes=CHUNK_BYTES - 1), DagLimits(max_bytes=CHUNK_BYTES), DagLimits(max_blocks=1)],
+    ids=["block", "bytes", "blocks"],
+)
+def test_leaves_count_towards_the_limits(limits: DagLimits) -> None:
+    blocks = file_dag()
+    dag = DagVerifier(blocks[0].cid, limits)
+    dag.add(blocks[0])
+
+    with pytest.raises(TooLarge):
+        dag.add_leaf(CheckedLeaf.of(blocks[1].cid, memoryview(blocks[1].data)))
+
+
+def test_a_leaf_of_another_size_than_its_node_claims_is_found_out() -> None:
+    piece = leaf(b"twelve bytes")
+    root = node([link(piece)], [11])
+    dag = DagVerifier(root.cid)
+    dag.add(root)
+    dag.add_leaf(CheckedLeaf.of(piece.cid, memoryview(piece.data)))
+
+    with pytest.raises(BadDocument, match="claims 11 bytes"):
+        dag.finish()
