@@ -201,7 +201,7 @@ class Systemd:
             Conflict: There is none; the message holds the command line to use instead.
         """
         if not self._running.is_dir() or shutil.which("systemctl") is None:
-            raise Conflict(f"systemd does not run this machine; start the node with: {' '.join(instead)}")
+            raise Conflict(f"systemd does not run this machine; use instead: {' '.join(instead)}")
 
     def version(self) -> int:
         """Return systemd's version, 0 when it does not say."""

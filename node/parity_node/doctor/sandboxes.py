@@ -117,7 +117,9 @@ def _proof(report: ProbeReport, settings: NodeSettings) -> Finding:
     name = f"isolation.{report.sandbox.value}"
     denied, escaped = report.count(ProbeResult.DENIED), report.count(ProbeResult.ESCAPED)
     if report.is_proven:
-        return fine(name, f"proven: {len(report.probes)} attempts to escape, {denied} denied, none succeeded")
+        idle = len(report.probes) - denied
+        unable = f", {idle} not applicable" if idle else ""
+        return fine(name, f"proven: {len(report.probes)} attempts to escape, {denied} denied, none succeeded{unable}")
     fix = next((each.fix for each in report.probes if each.result is ProbeResult.ESCAPED), "") or _how_to(report)
     is_bwrap = report.sandbox is IsolationTier.BWRAP
     is_wanted = settings.runner_shell_enabled if is_bwrap else settings.runner_docker_enabled == "true"

@@ -253,7 +253,7 @@ def test_somebody_elses_unit_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_without_systemd_the_command_to_use_instead_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Conflict, match="start the node with: parity node run"):
+    with pytest.raises(Conflict, match="use instead: parity node run"):
         Systemd("system", run=Machine(), running=tmp_path / "none").require(["parity", "node", "run"])
 
 
