@@ -93,13 +93,23 @@ def _curves(rounds: Iterable[Mapping[str, Any]], names: Iterable[str]) -> tuple[
 def _contributions(rounds: Iterable[Mapping[str, Any]]) -> tuple[Curve, ...]:
     by_node: dict[str, list[tuple[int, float]]] = {}
     for each in rounds:
-        scores = each.get("contributions")
-        for node, value in scores.items() if isinstance(scores, dict) else ():
+        for node, value in _scored(each):
             if _is_number(value):
                 by_node.setdefault(str(node)[:12], []).append((_round(each), float(value)))
     extreme = sorted(by_node, key=lambda node: -abs(by_node[node][-1][1]))[:_MAX_NODES]
     chosen = sorted(extreme, key=lambda node: (len(node), node))
     return tuple(Curve(f"node {node}", tuple(sorted(by_node[node]))) for node in chosen)
+
+
+def _scored(record: Mapping[str, Any]) -> Iterable[tuple[object, Any]]:
+    """Yield (node, contribution): a simulation has them in one place, a session with every part's update."""
+    together, updates = record.get("contributions"), record.get("updates")
+    if isinstance(together, dict):
+        yield from together.items()
+    for update in updates if isinstance(updates, list) else ():
+        numbers = update.get("metrics") if isinstance(update, dict) else None
+        if isinstance(numbers, dict) and "part" in update:
+            yield update["part"], numbers.get("contribution")
 
 
 def _panel(title: str, curves: tuple[Curve, ...], *, floor: float | None) -> Panel:

@@ -224,9 +224,18 @@ def test_a_run_has_panels_of_quality_loss_and_contributions() -> None:
 
 
 def test_a_session_of_a_market_has_its_scores_one_level_deeper() -> None:
-    (loss,) = panels_of({"rounds": [{"round": 2, "metrics": {"loss": 0.5}}, {"round": 1, "metrics": {"loss": 1}}]})
+    updates = [{"part": 3, "metrics": {"contribution": 0.25, "loss": 2.0}}, {"part": 1, "metrics": {}}]
+    document = {
+        "rounds": [
+            {"round": 2, "metrics": {"loss": 0.5}, "updates": updates},
+            {"round": 1, "metrics": {"loss": 1}, "updates": []},
+        ]
+    }
+
+    loss, nodes = panels_of(document)
 
     assert loss.curves[0].points == ((1, 1.0), (2, 0.5))
+    assert nodes.curves == (Curve("node 3", ((2, 0.25),)),)
 
 
 @pytest.mark.parametrize(
