@@ -142,6 +142,12 @@ def bytes_of_owner(tx: ReadTx, owner: str) -> int:
     return int(found or 0)
 
 
+def fits(tx: ReadTx, cid: str, owner: str, *, size: int, quota: int) -> bool:
+    """Return whether ``owner`` may store ``size`` more bytes, or has this very blob already."""
+    is_there = tx.one(sql_blobs.BLOB_REF, cid=cid, owner=owner, task_id="") is not None
+    return is_there or bytes_of_owner(tx, owner) + size <= quota
+
+
 def put_small(tx: Tx, cid: str, data: bytes) -> None:
     """Store a small blob; its CID was checked."""
     tx.insert(sql_blobs.SMALL_BLOB_PUT, SmallBlobRow(cid, data))

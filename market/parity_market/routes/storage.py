@@ -21,7 +21,8 @@ from parity_market.auth import Access
 from parity_market.bodies import declared_length
 from parity_market.operations import blobs
 from parity_market.routing import CURSOR, LIMIT, Call, Endpoint, Query
-from parity_market.store.base import ReadTx
+from parity_market.state import MarketState
+from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, from_us
 from parity_protocol.api import paths
 from parity_protocol.api.storage import BlobInfo, BlobsReply, PinReply, UploadReply
@@ -62,9 +63,30 @@ async def upload(call: Call) -> UploadReply:
         stat = await state.blobs.put(_checked(call), max_bytes=room, pin=True)
         size = stat.size
     cid = str(stat.cid)
-    await state.store.write(lambda tx: blobs.add_ref(tx, cid, owner, visibility=visibility, size=size, now=now))
+
+    def take(tx: Tx) -> None:
+        # Again: the owner's other uploads, begun at the same time, may have ended meanwhile.
+        if not blobs.fits(tx, cid, owner, size=size, quota=quota):
+            raise TooLarge(f"with your other uploads this would be over {quota} bytes stored here", field="body")
+        blobs.add_ref(tx, cid, owner, visibility=visibility, size=size, now=now)
+
+    try:
+        await state.store.write(take)
+    except TooLarge:
+        await _let_go(state, stat.cid)
+        raise
     await state.blobs.pin(stat.cid)  # again: somebody may have unpinned the same content before it had this owner
     return UploadReply(cid=cid, size=size, visibility=visibility)
+
+
+async def _let_go(state: MarketState, cid: Cid) -> None:
+    """Keep content no longer that nobody needs: it may be evicted when room is needed."""
+    text = str(cid)
+    if not await state.store.read(lambda tx: blobs.is_held(tx, text)):
+        with suppress(NotFound):  # small ones lie in the database
+            await state.blobs.pin(cid, keep=False)
+            if await state.store.read(lambda tx: blobs.is_held(tx, text)):
+                await state.blobs.pin(cid)
 
 
 async def _put_car(call: Call, room: int) -> BlobStat:
@@ -296,10 +318,7 @@ async def unpin(call: Call) -> PinReply:
     cid = Cid.parse(call.path("cid"))
     text, state = str(cid), call.state
     if await state.store.write(lambda tx: blobs.unpin(tx, text, call.caller.id)):
-        with suppress(NotFound):  # small ones lie in the database
-            await state.blobs.pin(cid, keep=False)
-            if await state.store.read(lambda tx: blobs.is_held(tx, text)):
-                await state.blobs.pin(cid)
+        await _let_go(state, cid)
     return PinReply(cid=text, pinned=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import sha256
 
 from parity_blobs import Cid, cid_of_bytes
@@ -96,6 +97,23 @@ async def test_an_upload_that_is_not_what_was_signed_leaves_nothing(served: Serv
 
     assert (reply.status_code, reply.json()["code"]) == (401, "digest_mismatch")
     assert await served.state.blobs.stat(cid_of_bytes(DATA + b"!")) is None
+
+
+async def test_uploads_at_the_same_time_share_one_quota(served: Served) -> None:
+    me = await served.sign_in(deterministic_evm_key("me"))
+    object.__setattr__(served.state.settings, "market_upload_quota", 1_000_000)
+
+    async def send(number: int) -> int:
+        reply = await served.call("POST", paths.STORAGE_UPLOAD, raw=bytes([number]) * 900_000, by=me)
+        return reply.status_code
+
+    statuses = await asyncio.gather(*(send(number) for number in range(4)))
+
+    listed = (await served.call("GET", paths.STORAGE_LIST, by=me)).json()
+    assert sorted(statuses) == [201, 413, 413, 413]
+    assert listed["used_bytes"] == 900_000
+    usage = await served.state.blobs.usage()
+    assert usage.used == 4 * usage.pinned  # the other three may be evicted
 
 
 async def test_an_upload_over_the_quota_is_refused(served: Served) -> None:
