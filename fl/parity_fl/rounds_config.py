@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from parity_fl.fields import Section, fail
 from parity_fl.limits import MAX_PARTS
-from parity_fl.strategy import StrategyConfig, check_strategy, read_strategy
+from parity_fl.strategy import StrategyConfig, check_strategy, client_learning_rate, read_strategy
 
 __all__ = ["RoundsConfig", "UpdateFormat", "cohort_of", "is_in_rounds", "read_rounds", "session_strategy"]
 
@@ -141,9 +141,14 @@ def session_strategy(
     """Return a submitted session's rule, checked against its quorum, and what people should be told of it.
 
     Raises:
-        BadField: The rule is not known, a parameter is wrong, or the quorum cannot carry it.
+        BadField: The rule is not known, a parameter is wrong, the quorum cannot carry it, or it names another learning
+            rate than the training parameters.
     """
     strategy = read_strategy(session.get("strategy_config") or None)
+    training = session.get("train_config")
+    rate = training.get("learning_rate") if isinstance(training, Mapping) else None
+    if isinstance(rate, (int, float)):  # what is none is refused with the training parameters
+        client_learning_rate(strategy, float(rate))
     return strategy, check_strategy(strategy, quorum=rounds.quorum, partition_strategy=partition_strategy)
 
 

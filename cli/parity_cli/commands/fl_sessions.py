@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -68,7 +67,7 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 @click.option("--rounds", type=click.IntRange(1), help="Rounds. Default: FL_NUM_ROUNDS, or 3.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes of a node over its rows in a round; required.")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows of a step; required.")
-@click.option("--learning-rate", type=float, help="Of the nodes; required.")
+@click.option("--learning-rate", type=float, help="Of the nodes; required, unless FL_CLIENT_LR is it.")
 @click.option("--strategy", help="FedAvg, FedProx, FedAdam, Krum … Default: FL_STRATEGY, or FedAvg.")
 @click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
@@ -227,6 +226,7 @@ def _read_spec(path: Path) -> dict[str, Any]:
 async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     """Return the spec that the options ask for; data that are given as a file are stored first."""
     from parity_fl.settings import load_fl_settings
+    from parity_fl.strategy import client_learning_rate
 
     if given["model_type"] is None or (given["data"] is None) == (given["dataset"] is None):
         raise click.UsageError("give a SPEC file, or --model and one of --data and --dataset")
@@ -236,8 +236,9 @@ async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     path: Path | None = given["data"]
     cid = given["dataset"] if path is None else (await client.data.add(path)).cid
     data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
-    strategy = {"strategy": given["strategy"]} if given["strategy"] else defaults.strategy().to_dict()
-    training = {"epochs": given["epochs"], "batch_size": given["batch_size"], "learning_rate": given["learning_rate"]}
+    strategy = defaults.strategy({"strategy": given["strategy"]} if given["strategy"] else None)
+    rate = client_learning_rate(strategy, given["learning_rate"])
+    training = {"epochs": given["epochs"], "batch_size": given["batch_size"], "learning_rate": rate}
     cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
     model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
     if given["model_type"] == "linear_regression" and path is not None:
@@ -250,7 +251,7 @@ async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "model_config": model_settings,
         "train_config": {name: value for name, value in training.items() if value is not None},
         "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
-        "strategy_config": json.loads(json.dumps(strategy)),
+        "strategy_config": strategy.to_dict(),
         "rounds_config": {"min_available_clients": min(given["parts"], defaults.fl_min_available_clients)},
         "total_rounds": given["rounds"] or defaults.fl_num_rounds,
         "seed": given["seed"],
