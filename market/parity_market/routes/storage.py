@@ -38,6 +38,7 @@ UPLOAD_LIMIT_S = 3_600.0  # of a whole upload
 CAR = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 RAW = "application/vnd.ipld.raw"
 _MAX_PATH_CHARS = 4_096  # below a CID
+_MAX_ROOTS = 1_024  # that are asked about one block: others may have stored the same content many times
 
 
 async def upload(call: Call) -> UploadReply:
@@ -135,7 +136,7 @@ async def _readable(call: Call, cid: Cid) -> tuple[BlobRefRow, bytes | None]:
     with suppress(NotFound):
         return await state.store.read(read)
 
-    roots = await state.blobs.roots_around(cid)
+    roots = await state.blobs.roots_around(cid, limit=_MAX_ROOTS)
     names = [name for root in roots for name in names_of(root)]
 
     def read_any(tx: ReadTx) -> BlobRefRow:

@@ -66,6 +66,23 @@ async def test_a_folder_comes_back_as_verifiable_blocks(served: Served, folder: 
     assert (root, verifier.finish().size) == (packed.root, len(LARGE) + 5)
 
 
+async def test_a_block_is_read_by_its_owner_however_often_others_have_stored_it(
+    served: Served, folder: Path, tmp_path: Path
+) -> None:
+    me, other = await sign_in(served), await sign_in(served, "other")
+    for number in range(20):
+        copy = tmp_path / f"copy{number}" / "it"
+        copy.mkdir(parents=True)
+        (copy / f"{number}").write_bytes(LARGE)
+        await store(served, other, copy)
+    packed = await store(served, me, folder)
+
+    car = await served.call("GET", paths.gateway_path(str(packed.root)) + "?format=car", by=me)
+    blocks = [paths.gateway_path(str(block.cid)) + "?format=raw" for block in blocks_of(car.content)[1]]
+
+    assert {(await served.call("GET", block, by=me)).status_code for block in blocks} == {200}
+
+
 async def test_a_file_in_a_folder_is_read_by_its_path(served: Served, folder: Path) -> None:
     me = await sign_in(served)
     root = (await store(served, me, folder)).root
