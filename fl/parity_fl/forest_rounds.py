@@ -53,7 +53,7 @@ class ForestRounds:
         self,
         base: bytes,
         state: bytes | None,
-        updates: Mapping[int, Callable[[], bytes]],
+        updates: Mapping[int, Callable[[], bytes | memoryview]],
         *,
         leave_one_out: bool = False,
     ) -> Reduced | Refused:

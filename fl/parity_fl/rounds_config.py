@@ -16,7 +16,16 @@ from parity_fl.fields import Section, fail
 from parity_fl.limits import MAX_PARTS
 from parity_fl.strategy import StrategyConfig, check_strategy, client_learning_rate, read_strategy
 
-__all__ = ["RoundsConfig", "UpdateFormat", "cohort_of", "is_in_rounds", "read_rounds", "session_strategy"]
+__all__ = [
+    "RoundsConfig",
+    "UpdateFormat",
+    "cohort_of",
+    "is_in_rounds",
+    "is_phased",
+    "read_rounds",
+    "read_session_rounds",
+    "session_strategy",
+]
 
 UpdateFormat: TypeAlias = Literal["fp32", "fp16", "int8"]
 
@@ -81,6 +90,8 @@ class RoundsConfig:
 def is_in_rounds(session: Mapping[str, object]) -> bool:
     """Return whether a submitted session trains in rounds: every network does, a linear model with more than one.
 
+    A forest that is made in phases does too.
+
     The exact solver never does: its one round is an ordinary session, and more than one are refused at creation.
 
     Args:
@@ -93,8 +104,45 @@ def is_in_rounds(session: Mapping[str, object]) -> bool:
             settings = session.get("model_config")
             exact = isinstance(settings, Mapping) and settings.get("solver") == "exact"
             return not exact and session.get("total_rounds", 1) != 1
+        case "random_forest":
+            return is_phased(session)
         case _:
             return False
+
+
+def is_phased(session: Mapping[str, object]) -> bool:
+    """Return whether a submitted session is a forest that is made in phases, each of which needs every part."""
+    model = session.get("model_config")
+    mode = model.get("mode", "union") if isinstance(model, Mapping) else "union"
+    return session.get("model_type") == "random_forest" and mode not in {None, "union"}
+
+
+def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsConfig:
+    """Check the rounds of a submitted session for which ``is_in_rounds`` holds.
+
+    Raises:
+        BadField: As ``read_rounds``; or a forest has more than one round, or would leave parts out.
+    """
+    total = session.get("total_rounds", 1)
+    if type(total) is not int:
+        fail("total_rounds", "total_rounds must be a whole number")
+    raw = session.get("rounds_config") or {}
+    if not is_phased(session):
+        return read_rounds(raw, total_rounds=total, parts=parts)
+    if total != 1:
+        fail("total_rounds", f"total_rounds must be 1: a forest is made once, in phases, got {total}")
+    config = read_rounds(
+        {"quorum": parts, "min_available_clients": parts, **raw} if isinstance(raw, Mapping) else raw,
+        total_rounds=1,
+        parts=parts,
+    )
+    if config.quorum != parts or config.fraction != 1 or config.checkpoint_interval or config.contribution != "none":
+        fail(
+            _PLACE,
+            "a forest in phases needs every part in each: quorum, fraction, contribution and checkpoint_interval"
+            " mean nothing to it",
+        )
+    return config
 
 
 def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:

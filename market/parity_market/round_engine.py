@@ -23,8 +23,8 @@ import anyio
 import structlog
 
 from parity_contracts.files import write_file
-from parity_fl.limits import DATA_LIMITS
-from parity_fl.rounds_config import RoundsConfig, is_in_rounds, read_rounds, session_strategy
+from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
+from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_session_rounds, session_strategy
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
@@ -34,7 +34,7 @@ from parity_market.operations import groups, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
-from parity_market.round_jobs import model_file, sync_folder, update_file
+from parity_market.round_jobs import model_file, state_file, sync_folder, update_file
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore, ReadTx
 from parity_market.store.rows import TaskRow, to_us
@@ -61,6 +61,7 @@ class Known:
     config: RoundsConfig
     strategy: StrategyConfig
     warnings: tuple[str, ...]
+    is_phased: bool  # a forest in phases: what a part answers is not bounded by what it was asked
 
 
 def rounds_of(spec: object) -> bool:
@@ -148,9 +149,10 @@ class RoundEngine:
             if not isinstance(spec, FederatedLearningSpec) or not is_in_rounds(spec.session()):
                 raise BadField("not a session that trains in rounds", field="spec")
             session = open_session(spec, group.row.plan_doc)
-            config = read_rounds(spec.rounds_config, total_rounds=spec.total_rounds, parts=group.row.parts)
+            config = read_session_rounds(spec.session(), parts=group.row.parts)
             strategy, warnings = session_strategy(spec.session(), config, partition_strategy=session.plan.strategy)
-            found = self._known[group.value.id] = Known(session, config, strategy, tuple(warnings))
+            found = Known(session, config, strategy, tuple(warnings), is_phased=is_phased(spec.session()))
+            self._known[group.value.id] = found
         return found
 
     async def step(self, group: Group) -> bool:
@@ -259,10 +261,11 @@ class RoundEngine:
                 seed=known.session.plan.seed,
                 now=self._clock.now(),
                 checkpoint=saved,
+                more_phases=done["more_phases"],
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
-        await anyio.to_thread.run_sync(self._tidy, group_id, number)
+        await anyio.to_thread.run_sync(self._tidy, group_id, number, phase)
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
@@ -328,14 +331,12 @@ class RoundEngine:
             },
         )
 
-    def _tidy(self, group_id: str, number: int) -> None:
-        """Remove the files of a closed round that nobody needs again."""
+    def _tidy(self, group_id: str, number: int, phase: int) -> None:
+        """Remove the files of a closed phase that nobody needs again."""
         folder = self.folder(group_id)
-        for phase in folder.glob(f"updates/{number}-*"):
-            shutil.rmtree(phase, ignore_errors=True)
-        for kind in ("model", "state"):
-            for path in folder.glob(f"{kind}-{number}-*.safetensors"):
-                path.unlink(missing_ok=True)
+        shutil.rmtree(folder / "updates" / f"{number}-{phase}", ignore_errors=True)
+        for path in (model_file(folder, number, phase), state_file(folder, number, phase)):
+            path.unlink(missing_ok=True)
 
     async def _loaded(self, group_id: str) -> OpenRound:
         found = await self._store.read(partial(rounds.load, group_id=group_id))
@@ -438,7 +439,9 @@ class RoundEngine:
             Conflict: It is late or not wanted; as ``operations.rounds.take``.
             TooLarge: It is longer than any update of this model.
         """
-        most = (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
+        known_session = self._known.get(group_id)
+        is_bounded = known_session is not None and not known_session.is_phased
+        most = (await self._loaded(group_id)).row.base_size + EXTRA_BYTES if is_bounded else MAX_UPDATE_BYTES
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
         folder = self.folder(group_id)

@@ -13,20 +13,23 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity_contracts.files import write_file
 from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
 
 if TYPE_CHECKING:
+    from parity_fl.forest_rounds import ForestRounds
     from parity_fl.rounds import Reduced, RoundServer
+
+    Server: TypeAlias = RoundServer | ForestRounds
 
 __all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file", "write_synced"]
 
 MAX_OPEN = 4  # sessions whose data one worker keeps in memory
 MAX_FILE_BYTES = 1 << 30
 
-_open: OrderedDict[str, RoundServer] = OrderedDict()
+_open: OrderedDict[str, Server] = OrderedDict()
 
 
 def model_file(folder: Path, number: int, phase: int) -> Path:
@@ -84,8 +87,8 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
             raise BadDocument(f"there is no job {other!a}")
 
 
-def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    from parity_fl.rounds import Refused
+def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    from parity_fl.rounds import Refused, RoundServer
     from parity_fl.spool import map_file
 
     number, phase = job["round"], job["phase"]
@@ -98,13 +101,15 @@ def _reduce(server: RoundServer, folder: Path, job: Mapping[str, Any]) -> dict[s
     )
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
-    _write_both((model_file(folder, number + 1, 0), reduced.model), (state_file(folder, number + 1, 0), reduced.state))
+    following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
+    _write_both((model_file(folder, *following), reduced.model), (state_file(folder, *following), reduced.state))
     saved = None
-    if job.get("checkpoint") is not None:
+    if job.get("checkpoint") is not None and isinstance(server, RoundServer):
         saved = _save(server, reduced, job)
     return {
         **_named(reduced.model),
         "checkpoint": saved,
+        "more_phases": reduced.more_phases,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,
@@ -167,22 +172,23 @@ def _read(path: Path) -> bytes:
         raise BadDocument(f"{path.name} cannot be read: {exc.strerror}") from exc
 
 
-def _server(job: Mapping[str, Any], folder: Path) -> RoundServer:
+def _server(job: Mapping[str, Any], folder: Path) -> Server:
     """Return a session's mathematics; its data are parsed once, since that may take longer than a round."""
+    from parity_fl.forest_rounds import ForestRounds
     from parity_fl.plan import PartitionPlan  # NumPy: only the process that computes loads it
     from parity_fl.rounds import RoundServer
-    from parity_fl.spec import resolve_fl_spec
+    from parity_fl.spec import ForestConfig, resolve_fl_spec
     from parity_fl.strategy import read_strategy
 
     key = str(folder)
     known = _open.pop(key, None)
     if known is None:
-        known = RoundServer(
-            resolve_fl_spec(job["spec"]),
-            PartitionPlan.from_dict(job["plan"]),
-            _read(folder / "dataset"),
-            read_strategy(job["strategy"]),
-        )
+        spec, plan = resolve_fl_spec(job["spec"]), PartitionPlan.from_dict(job["plan"])
+        dataset = _read(folder / "dataset")
+        if isinstance(spec.model, ForestConfig):
+            known = ForestRounds(spec, plan, dataset)
+        else:
+            known = RoundServer(spec, plan, dataset, read_strategy(job["strategy"]))
     _open[key] = known
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)

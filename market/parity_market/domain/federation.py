@@ -9,9 +9,9 @@ from hashlib import sha256
 from uuid import UUID, uuid5
 
 from parity_fl.plan import PartitionPlan
-from parity_fl.rounds_config import is_in_rounds, read_rounds, session_strategy
+from parity_fl.rounds_config import is_in_rounds, read_session_rounds, session_strategy
 from parity_fl.session import SessionPlan, resolve_session
-from parity_fl.spec import FlSpec, ForestConfig
+from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
 from parity_protocol.errors import BadField
 from parity_protocol.task import (
@@ -47,12 +47,6 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
     session = spec.session()
     session_id, round_id = session_ids(order_hash)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
-    if isinstance(resolved.model, ForestConfig) and resolved.model.mode != "union":
-        raise BadField(
-            f"mode {resolved.model.mode} is made in phases, which this market does not run: use union, or try it with"
-            " parity fl simulate",
-            field="spec.model_config.mode",
-        )
     if not is_in_rounds(session):
         if spec.total_rounds != 1:
             raise BadField(
@@ -60,7 +54,7 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
                 field="spec.total_rounds",
             )
         return resolved
-    rounds = read_rounds(spec.rounds_config, total_rounds=spec.total_rounds, parts=resolved.partition.total_parts)
+    rounds = read_session_rounds(session, parts=resolved.partition.total_parts)
     session_strategy(session, rounds, partition_strategy=resolved.partition.strategy)
     return resolved
 

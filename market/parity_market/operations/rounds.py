@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-PAGE = 200  # rounds read at once
+PAGE = 20_000  # rounds and phases read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +281,13 @@ def close(
     seed: str,
     now: datetime,
     checkpoint: Published | None = None,
+    more_phases: bool = False,
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
 
     Args:
         checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
+        more_phases: The round goes on with its next phase.
 
     Raises:
         InvalidTransition: It is not closing (any more).
@@ -308,6 +310,11 @@ def close(
         shown["checkpoint_cid"] = checkpoint.sha256
         add_ref(tx, checkpoint.sha256, group.creator, visibility="private", size=checkpoint.size, now=now)
     _move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
+    if more_phases:
+        phase = session.phase + 1
+        _open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us)
+        _tell(tx, market, group.id)
+        return _move(tx, session, now, phase=phase, deadline_us=None, message="")
     number = session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
     cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)

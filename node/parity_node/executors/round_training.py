@@ -13,7 +13,7 @@ from pathlib import Path
 
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds_config import UpdateFormat
-from parity_fl.spec import FlSpec
+from parity_fl.spec import FlSpec, ForestConfig
 from parity_node.executors.rounds import MODEL, UPDATE
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
@@ -30,9 +30,11 @@ def train_rounds(
     Raises:
         ExecutionFailed: The data cannot be used, or training diverges; ends the process.
     """
-    from parity_fl.rounds import RoundTrainer  # NumPy comes with it, after the limits
+    from parity_fl.forest_rounds import ForestTrainer  # NumPy comes with it, after the limits
+    from parity_fl.rounds import RoundTrainer
 
-    trainer = RoundTrainer(spec, plan, data, part)
+    is_forest = isinstance(spec.model, ForestConfig)
+    trainer = ForestTrainer(spec, plan, data, part) if is_forest else RoundTrainer(spec, plan, data, part)
     say(event="ready", rows=plan.part_size(part))
     said: dict[str, object] = {}
     with socket.socket(fileno=0) as line, line.makefile("rwb") as stream:

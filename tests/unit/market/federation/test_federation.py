@@ -128,7 +128,11 @@ async def test_the_plan_cuts_every_row_once(rig: Rig) -> None:
     ("changes", "field"),
     [
         ({"model_type": "random_forest", "model_config": {}, "total_rounds": 2}, "spec.total_rounds"),
-        ({"model_type": "random_forest", "model_config": {"mode": "histogram"}}, "spec.model_config.mode"),
+        ({"model_type": "random_forest", "model_config": {"mode": "histogram"}, "total_rounds": 2}, "total_rounds"),
+        (
+            {"model_type": "random_forest", "model_config": {"mode": "leaf_refit"}, "rounds_config": {"quorum": 1}},
+            "rounds_config",
+        ),
         ({"total_rounds": 2, "rounds_config": {"quorum": 4}}, "rounds_config.quorum"),
         ({"total_rounds": 2, "strategy_config": {"strategy": "krum", "num_malicious": 1}}, "min_available_clients"),
         ({"model_type": "transformer"}, "model_type"),

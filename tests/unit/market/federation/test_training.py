@@ -15,8 +15,13 @@ import pytest
 from parity_contracts.chain.memory import MemoryChain
 from parity_fl.checkpoint import CheckpointFolder, decode_checkpoint
 from parity_fl.codec import encode_delta, encode_weights
+from parity_fl.forest_rounds import ForestTrainer
+from parity_fl.histogram import part_rows, run_local
 from parity_fl.model import decode_model
 from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_fl.spec import ForestConfig
+from parity_fl.table import Table
+from parity_fl.trees import Forest
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
@@ -454,3 +459,39 @@ async def test_checkpoints_are_written_every_interval_and_at_the_end_and_kept_by
     for number, cid in zip((2, 3), cids[1:], strict=True):
         stored = await rig.state.federation.read(str(cid), group.row.creator, max_bytes=1 << 20)
         assert decode_checkpoint(stored).round == number
+
+
+async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig) -> None:
+    changes = {
+        "model_type": "random_forest",
+        "model_config": {"mode": "histogram", "task": "regression", "num_trees": 3, "max_depth": 3},
+        "train_config": {},
+        "total_rounds": 1,
+        "rounds_config": {},
+        "strategy_config": {},
+    }
+    play = await Play.begin(rig, **changes)
+    session = rig.state.rounds.known(await play.group()).session
+    trainers = [ForestTrainer(session.spec, session.plan, DATA.encode(), part) for part in range(3)]
+    while (await play.next(0)).state == "train":
+        path, _, _ = await rig.state.rounds.model(play.id)
+        for part, trainer in enumerate(trainers):
+            await play.send(part, await play.next(part), trainer.train(path.read_bytes(), number=1).update)
+        assert await play.step()
+    for part in range(3):
+        await play.report(part)
+    await Rounds(rig.state).step()
+
+    table = Table.load(session.spec, session.plan, DATA.encode())
+    assert isinstance(session.spec.model, ForestConfig)
+    expected = run_local(session.spec.model, [part_rows(table, session.plan, part) for part in range(3)], session.plan)
+    shown = await play.show()
+    assert shown.state == "completed", shown.message
+    assert {one.round for one in shown.rounds} == {1}
+    assert len(shown.rounds) > 3
+    group = await play.group()
+    data = await rig.state.federation.read(str(shown.result_cid), group.row.creator, max_bytes=1 << 20)
+    forest = decode_model(data).fitted
+    assert isinstance(forest, Forest)
+    assert forest.feature.tolist() == expected.forest.feature.tolist()
+    assert forest.value.tolist() == expected.forest.value.tolist()
