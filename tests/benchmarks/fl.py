@@ -10,6 +10,7 @@ from benchmarks.figures import Figure
 from benchmarks.fl_accuracy import accuracies, attacks, bounds
 from benchmarks.fl_forests import forests
 from benchmarks.fl_kernels import kernels
+from benchmarks.fl_rounds import rounds
 
 __all__ = ["measure"]
 
@@ -17,6 +18,13 @@ SEEDS, QUICK_SEEDS = 10, 3
 
 
 async def measure(*, quick: bool) -> list[Figure]:
-    """Return kernels, accuracies, attacks and forests, in this order."""
+    """Return kernels, rounds, accuracies, attacks and forests, in this order."""
     seeds = QUICK_SEEDS if quick else SEEDS
-    return [*kernels(), *accuracies(seeds), *attacks(QUICK_SEEDS), *bounds(), *forests(seeds)]
+    return [
+        *kernels(),
+        *await rounds(quick=quick),
+        *accuracies(seeds),
+        *attacks(QUICK_SEEDS),
+        *bounds(),
+        *forests(seeds),
+    ]
