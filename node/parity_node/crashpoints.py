@@ -18,6 +18,7 @@ CRASHPOINTS = (
     "prepared",
     "started",
     "start.handle.journalled",
+    "ended",
     "result.written",
     "result.journalled",
     "report.enqueued",
@@ -31,8 +32,17 @@ CRASHPOINTS = (
 )
 """Those that every kind of task passes."""
 
-DOCKER_CRASHPOINTS = ("docker.resolved", "docker.created", "docker.started", "docker.ended", "docker.removed")
-"""Those inside the Docker executor."""
+DOCKER_CRASHPOINTS = (
+    "docker.resolved",
+    "docker.journalled",
+    "docker.created",
+    "docker.attached",
+    "docker.started",
+    "docker.gathered",
+    "docker.ended",
+    "docker.removed",
+)
+"""Those inside the Docker executor; ``docker.gathered`` only with an output folder."""
 
 _armed: str | None = None
 _left = 0

@@ -283,6 +283,7 @@ class ExecutionRunner:
 
     async def _collect(self, live: Running, result: ExecutionResult) -> None:
         """Make the result and its report durable and queue it."""
+        crashpoint("ended")
         row = live.row
         stored: StoredResult | None = None
         if result.outcome is Outcome.SUCCEEDED:

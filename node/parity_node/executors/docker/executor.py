@@ -186,6 +186,7 @@ class DockerExecutor:
         )
         try:
             made.write(folder)
+            crashpoint("docker.journalled")
         except BaseException:
             self._gpus.release(job.execution_id)
             raise
@@ -222,7 +223,7 @@ class DockerExecutor:
             if run.result is None:
                 await run.end()
             return
-        found = await self._find(key)
+        found = await self._find(key, handle)
         if found is not None:
             await self.engine.stop(found.id, grace_s=1)
 
@@ -233,7 +234,7 @@ class DockerExecutor:
             return True
         if handle.state.get("container") is None:
             return False
-        found = await self._find_patiently(key)
+        found = await self._find_patiently(key, handle)
         if found is None or found.status == "created":
             return False
         folder, group = folder_of(handle), own_group(key, cgroup_driver="cgroupfs")
@@ -251,7 +252,7 @@ class DockerExecutor:
             if run is not None:
                 run.close()
                 await self.engine.remove(run.container)
-            elif (found := await self._find(key)) is not None:
+            elif (found := await self._find(key, handle)) is not None:
                 await self.engine.remove(found.id)
             if run is None or run.proxy is not None:
                 await self._end_egress(key)
@@ -318,6 +319,7 @@ class DockerExecutor:
         stream: OutputStream | None = None
         try:
             stream = await OutputStream.attach(self.engine.socket, container, timeout_s=self.engine.timeout_s)
+            crashpoint("docker.attached")
             await self.engine.start(container)
         except BaseException as exc:
             output.close()
@@ -369,21 +371,29 @@ class DockerExecutor:
             proxy=proxy,
         )
 
-    async def _find(self, key: str) -> Container | None:
-        """Return an execution's container, or None. One of the same name that is not ours is nobody's."""
-        try:
-            return await self._own_container(_name(key), key)
-        except NotFound:
-            return None
+    async def _find(self, key: str, handle: Handle | None = None) -> Container | None:
+        """Return an execution's container, or None. One of the same name that is not ours is nobody's.
 
-    async def _find_patiently(self, key: str) -> Container | None:
+        Args:
+            handle: Knows its id once it has started: somebody may have given it another name since.
+        """
+        known = handle.state.get("container") if handle is not None else None
+        for name in (known, _name(key)):
+            if isinstance(name, str):
+                try:
+                    return await self._own_container(name, key)
+                except NotFound:
+                    continue
+        return None
+
+    async def _find_patiently(self, key: str, handle: Handle) -> Container | None:
         """Do so, and give an engine that does not answer a while to come back."""
         pause = Backoff(0.1, 2.0)
 
         async def find() -> Container | None:
             while True:
                 try:
-                    return await self._find(key)
+                    return await self._find(key, handle)
                 except Unreachable as exc:
                     log.info("docker_engine_awaited", execution_id=key, error=exc.message)
                 await self._clock.sleep(pause.after())

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from parity_node.crashpoints import crashpoint
 from parity_node.executors.base import ExecutionResult
 from parity_node.executors.docker.job import DockerJob, output_folder
 from parity_node.executors.docker.streams import LogFile
@@ -83,6 +84,7 @@ def docker_result(folder: JobFolder, job: DockerJob, log: LogFile, ending: Endin
     if job.output is not None:
         try:
             path = gather_output(output_folder(folder), folder.log, folder.path / "result", job.output)
+            crashpoint("docker.gathered")
         except ExecutionFailed as exc:
             return failed(exc.reason, exc.message)
     elif log.size <= MAX_INLINE_RESULT_BYTES:
