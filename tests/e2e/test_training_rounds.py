@@ -90,3 +90,53 @@ async def test_two_nodes_train_a_network_in_three_rounds_and_are_paid(trainers: 
         listed = json.loads((await town.market.result(task.id)).data or b"")
         assert [update["round"] for update in listed["updates"]] == [1, 2, 3]
     await town.paid([task.id for task in group.tasks])
+
+
+async def test_a_market_that_is_killed_in_a_session_goes_on_with_it(trainers: Town) -> None:
+    town = trainers
+    changes = {"total_rounds": 12, "train_config": {"epochs": 8, "batch_size": 16, "learning_rate": 0.05}}
+    made = await town.market.submit(network(await stored(town), **changes), 2 * REWARD)
+
+    async def is_underway() -> bool:
+        group = await town.market.group(made.id)
+        return group.state == "running" and (await town.market.sessions.list()).sessions[0].round >= 3
+
+    await town.stack.until(is_underway, "the third round", within_s=40.0)
+    assert town.stack.market_process is not None
+    town.stack.processes.kill(town.stack.market_process)
+    await town.stack.start_market()
+    group = await ended(town, made.id)
+
+    assert group.state == "completed", group.message
+    assert group.metrics["rounds"] == 12
+    shown = await town.market.sessions.show(made.id)
+    assert [one.round for one in shown.rounds] == list(range(1, 13))
+    assert all(update.state == "accepted" for one in shown.rounds for update in one.updates)
+
+
+async def test_a_forest_in_phases_grows_between_nodes_and_a_paused_session_waits(trainers: Town) -> None:
+    town = trainers
+    forest = {
+        "model_type": "random_forest",
+        "model_config": {"mode": "histogram", "num_trees": 10, "max_depth": 6},
+        "train_config": {},
+        "total_rounds": 1,
+    }
+    made = await town.market.submit(network(await stored(town), **forest), 2 * REWARD)
+    other = await town.market.submit(network(await stored(town), total_rounds=2_000), 2 * REWARD)
+
+    group = await ended(town, made.id)
+    await town.stack.until(lambda: has_begun(town, other.id), "the other session")
+    paused = await town.market.sessions.pause(other.id)
+    await town.market.sessions.stop(other.id)
+    stopped = await ended(town, other.id)
+
+    assert group.state == "completed", group.message
+    assert group.metrics["accuracy"] > 0.85
+    assert paused.state == "paused"
+    assert stopped.state == "completed", stopped.message
+    assert 1 <= stopped.metrics["rounds"] < 2_000
+
+
+async def has_begun(town: Town, session_id: str) -> bool:
+    return session_id in {one.id for one in (await town.market.sessions.list()).sessions}
