@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 
 import pytest
 
@@ -82,6 +83,27 @@ async def test_a_container_that_somebody_holds_ends_at_its_wall_time(runner: Run
     assert result.reason is FailureReason.TIMEOUT
     assert time.monotonic() - began < 6
     assert engine.containers(label=f"network.parity.node={runner.node_id}") == []
+
+
+async def test_a_container_that_somebody_renamed_is_taken_up_and_removed(
+    runner: Runner, engine: PrivateDockerd
+) -> None:
+    handle = await runner.start(shell("sleep 1; echo done"))
+    container = handle.state["container"]
+    status, _ = engine.call("POST", f"/containers/{container}/rename?name=mine-{uuid.uuid4()}")
+    again: DockerExecutor = runner.again()
+    try:
+        await again.describe()
+
+        assert await again.recover(handle)
+        result = await again.wait(handle)
+        await again.cleanup(handle)
+    finally:
+        await again.aclose()
+        await runner.executor.cleanup(handle)
+
+    assert (status, result.result_bytes) == (204, b"done\n")
+    assert engine.call("GET", f"/containers/{container}/json")[0] == 404
 
 
 HOSTILE = (
