@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parity_fl.histogram_agreement import check_histogram
+from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.histogram_client import HistogramPart, PartRows, histogram_client
-from parity_fl.histogram_server import DEFAULT_MAX_PHASE_BYTES, HistogramServer, Phase
+from parity_fl.histogram_server import HistogramServer, Phase
 from parity_fl.histogram_stages import OutOfBag
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import ForestConfig

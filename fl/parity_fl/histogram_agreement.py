@@ -15,9 +15,18 @@ from parity_fl.spec import ForestConfig
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
 
-__all__ = ["MAX_SAID_BYTES", "PartSays", "agree", "check_against_plan", "check_histogram", "read_classes"]
+__all__ = [
+    "DEFAULT_MAX_PHASE_BYTES",
+    "MAX_SAID_BYTES",
+    "PartSays",
+    "agree",
+    "check_against_plan",
+    "check_histogram",
+    "read_classes",
+]
 
 MAX_SAID_BYTES: Final = 1 << 20  # a thousand class names of 256 characters, and their counts
+DEFAULT_MAX_PHASE_BYTES: Final = 32 << 20  # longest answer of one part in one phase
 _MAX_ROWS: Final = (1 << 32) - 1
 _EXACT_BITS: Final = 53  # of a float64, which adds up whole numbers exactly to here
 _NODE_BYTES: Final = 16  # of a growing tree in a request

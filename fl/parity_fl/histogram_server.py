@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from parity_fl.forest_refit_stages import trees_stage
-from parity_fl.histogram_agreement import check_histogram
+from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.histogram_stages import ClassesStage, Job, OutOfBag, PhaseName, Result, Stage, edges_stage
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
 from parity_protocol.errors import BadDocument, BadField, NotFinished, TooLarge
 
-__all__ = ["DEFAULT_MAX_PHASE_BYTES", "HistogramServer", "Phase"]
+__all__ = ["HistogramServer", "Phase"]
 
 _AFTER_CLASSES: Final = {"histogram": edges_stage, "leaf_refit": trees_stage}
-DEFAULT_MAX_PHASE_BYTES: Final = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)

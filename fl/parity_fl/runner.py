@@ -19,6 +19,7 @@ from parity_fl.finishing import (
     indexed_importance,
     max_update_bytes,
 )
+from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.linear import feature_scale, linear_tensors, train_linear
 from parity_fl.one_round import exact_part
 from parity_fl.partition import plan_partition
@@ -79,6 +80,8 @@ def plan_session(spec: FlSpec, dataset_bytes: bytes, seed: str) -> PartitionPlan
     )
     if isinstance(spec.model, NeuralConfig):
         spec.model.layers(n_features=width, n_classes=plan.class_count)
+    if isinstance(spec.model, ForestConfig) and spec.model.mode == "histogram":
+        check_histogram(spec.model, plan, max_phase_bytes=DEFAULT_MAX_PHASE_BYTES)
     if isinstance(spec.model, ForestConfig) and spec.is_classification:
         wanted, found = spec.model.num_classes, plan.class_count
         if wanted not in {0, found}:

@@ -316,11 +316,10 @@ def test_shards_of_different_width_are_refused():
 
 
 def test_overlap_is_refused_at_creation(breast_cancer, forest_raw, changed):
-    spec = resolve_fl_spec(changed(forest_raw, "partition_config.overlap_ratio", 0.5))
-    plan = plan_session(spec, breast_cancer, "5a" * 32)
+    raw = changed(changed(forest_raw, "partition_config.overlap_ratio", 0.5), "model_config.mode", "histogram")
 
     with pytest.raises(BadField, match="overlap_ratio must be 0 for mode histogram"):
-        HistogramServer(as_histogram(spec), plan)
+        plan_session(resolve_fl_spec(raw), breast_cancer, "5a" * 32)
 
 
 def test_node_that_cannot_fit_a_phase_is_refused_at_creation(breast_cancer, forest_raw):
