@@ -235,38 +235,67 @@ class GatewayReader:
 
     async def _read_file(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> AsyncGenerator[CheckedBlock]:
         """Yield the blocks of a large file that is sent as it is."""
-        leaves = layout_of(fetch.cid, await self._nodes(gateway, fetch, meter), fetch.dag)
-        if leaves is None:
-            fetch.large = None
-            return
-        first = next((at for at, leaf in enumerate(leaves) if not fetch.walk.has(leaf.cid)), len(leaves))
-        if first == len(leaves):
-            for block in fetch.due():
-                yield block
-            return
-        start, end = leaves[first].start, leaves[-1].start + leaves[-1].size
+        opened: list[httpx.Response] = []
         try:
-            with meter.waiting():
-                response = await self._http.open(gateway, fetch.cid, "file", start=start)
-        except NotInThisForm:
-            self._cannot.add((gateway.url, "file"))
-            return
-        try:
-            if (taken := _taken_over(response, fetch, leaves[first:])) is not None:
-                reading = _in_bulk(taken, leaves[first:], fetch, meter)
-            else:
-                reading = _piecewise(meter.watch(response, end - start), Cutter(fetch.walk, leaves, first), fetch)
-            async with aclosing(reading) as blocks:
+            leaves = await self._layout(gateway, fetch, meter, opened)
+            if leaves is None:
+                fetch.large = None
+                return
+            first = next((at for at, leaf in enumerate(leaves) if not fetch.walk.has(leaf.cid)), len(leaves))
+            if first == len(leaves):
+                for block in fetch.due():
+                    yield block
+                return
+            if not opened and self._can(gateway, "file"):
+                await self._open_file(gateway, fetch, meter, leaves[first].start, opened)
+            if not opened:
+                return
+            async with aclosing(_leaves_of(opened[0], leaves[first:], fetch, meter)) as blocks:
                 async for block in blocks:
                     yield block
-        except DigestMismatch:
-            wrong = next(leaf for leaf in leaves[first:] if not fetch.walk.has(leaf.cid))
-            if wrong.cid.codec == CODEC_RAW:
-                raise
-            fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
         finally:
             with anyio.CancelScope(shield=True):
-                await response.aclose()
+                for response in opened:
+                    await response.aclose()
+
+    async def _layout(
+        self, gateway: Gateway, fetch: Fetch, meter: Meter, opened: list[httpx.Response]
+    ) -> list[Leaf] | None:
+        """Return the leaves of a large file; if none of them is here, the file itself is asked for meanwhile."""
+        nodes: dict[Cid, Node] = {}
+        problems: list[Exception] = []
+
+        async def look() -> None:
+            try:
+                nodes.update(await self._nodes(gateway, fetch, meter))
+            except (ParityError, Fault) as exc:
+                problems.append(exc)
+                group.cancel_scope.cancel()
+
+        async def ask() -> None:
+            try:
+                await self._open_file(gateway, fetch, meter, 0, opened)
+            except ParityError as exc:
+                problems.append(exc)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            if not fetch.walk.progress[0]:
+                group.start_soon(ask)
+            group.start_soon(look)
+        if problems:
+            raise problems[0]
+        return layout_of(fetch.cid, nodes, fetch.dag)
+
+    async def _open_file(
+        self, gateway: Gateway, fetch: Fetch, meter: Meter, start: int, opened: list[httpx.Response]
+    ) -> None:
+        """Ask for a file from ``start`` and put the answer into ``opened``, or note that there are no files here."""
+        try:
+            with meter.waiting():
+                opened.append(await self._http.open(gateway, fetch.cid, "file", start=start))
+        except NotInThisForm:
+            self._cannot.add((gateway.url, "file"))
 
     async def _nodes(self, gateway: Gateway, fetch: Fetch, meter: Meter) -> dict[Cid, Node]:
         """Return the nodes of a large file above its leaves; those that are not due yet wait in ``ahead``."""
@@ -310,6 +339,26 @@ class GatewayReader:
                     group.start_soon(one, cid)
         if problems:
             raise problems[0]
+
+
+async def _leaves_of(
+    response: httpx.Response, leaves: list[Leaf], fetch: Fetch, meter: Meter
+) -> AsyncGenerator[CheckedBlock]:
+    """Yield the blocks of a file from the first of ``leaves`` on."""
+    if (taken := _taken_over(response, fetch, leaves)) is not None:
+        reading = _in_bulk(taken, leaves, fetch, meter)
+    else:
+        size = leaves[-1].start + leaves[-1].size - leaves[0].start
+        reading = _piecewise(meter.watch(response, size), Cutter(fetch.walk, leaves, 0), fetch)
+    try:
+        async with aclosing(reading) as blocks:
+            async for block in blocks:
+                yield block
+    except DigestMismatch:
+        wrong = next(leaf for leaf in leaves if not fetch.walk.has(leaf.cid))
+        if wrong.cid.codec == CODEC_RAW:
+            raise
+        fetch.large = None  # no leaf of the usual form, or a lie: blocks tell
 
 
 async def _piecewise(pieces: AsyncIterator[bytes], cutter: Cutter, fetch: Fetch) -> AsyncGenerator[CheckedBlock]:
