@@ -113,6 +113,7 @@ class Engine:
         self.socket = path
         self.timeout_s = timeout_s
         self._client: Any = None
+        self.importing = anyio.Lock()  # two imports to one name would leave an image without a name
         self._opening = anyio.Lock()
         self._limiter: anyio.CapacityLimiter | None = None
 

@@ -20,12 +20,13 @@ async def own_image(engine: Engine, data: bytes, *, repository: str, tag: str) -
     Args:
         data: An uncompressed tar, the same bytes each time.
     """
-    try:
-        found = await engine.image(f"{repository}:{tag}")
-    except NotFound:
-        pass
-    else:
-        is_plain = not (found.env or found.volumes or found.has_command)
-        if is_plain and found.layers == (f"sha256:{sha256(data).hexdigest()}",):
-            return found.id
-    return await engine.import_image(data, repository=repository, tag=tag)
+    async with engine.importing:
+        try:
+            found = await engine.image(f"{repository}:{tag}")
+        except NotFound:
+            pass
+        else:
+            is_plain = not (found.env or found.volumes or found.has_command)
+            if is_plain and found.layers == (f"sha256:{sha256(data).hexdigest()}",):
+                return found.id
+        return await engine.import_image(data, repository=repository, tag=tag)
