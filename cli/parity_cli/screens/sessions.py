@@ -66,7 +66,7 @@ def session_screen(found: FlSessionReply) -> RenderableType:
             f"{taken}/{len(one.cohort)}",
             format_bytes(sum(update.size for update in one.updates)),
         )
-    return Group(Text("\n".join(head)), Text(""), table, Text(""), _parts(found))
+    return Group(Text(printable("\n".join(head))), Text(""), table, Text(""), _parts(found))
 
 
 def _parts(found: FlSessionReply) -> RenderableType:

@@ -39,7 +39,7 @@ def event_line(task_id: str, event: EventReply) -> Text:
     detail = f"  {_first_line(event.detail)}" if event.detail else ""
     colour = _COLOUR.get(event.state, "default")
     line = Text(f"{event.at:%H:%M:%S}  {task_id[-_SHORT:]}  ")
-    line.append(f"{event.event:<18} ", style=colour)
+    line.append(printable(f"{event.event:<18} "), style=colour)
     line.append(printable(f"{event.state}{node}{detail}"), style="dim")
     return line
 

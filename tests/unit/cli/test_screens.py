@@ -121,6 +121,12 @@ def test_a_step_is_one_line_whatever_it_says() -> None:
     assert "first …" in line.plain
 
 
+def test_a_markets_name_of_a_step_steers_no_terminal() -> None:
+    line = event_line("01a2079d-70fa-7eb5-b10d-4c327c5990a3", event(event="\x1b[2J", state="\x1b[2J"))
+
+    assert "\x1b" not in line.plain
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_group_shows_its_metrics_and_tasks(width: int) -> None:
     group = GroupReply(
