@@ -66,6 +66,21 @@ async def test_a_folder_comes_back_as_verifiable_blocks(served: Served, folder: 
     assert (root, verifier.finish().size) == (packed.root, len(LARGE) + 5)
 
 
+async def test_a_folder_that_links_to_anothers_private_block_is_not_taken(served: Served) -> None:
+    me, other = await sign_in(served), await sign_in(served, "other")
+    reply = await served.call("POST", paths.STORAGE_UPLOAD, raw=LARGE[:1_000], by=me)
+    secret = Cid.parse(reply.json()["cid"])
+    made = build_directory([Entry("x", secret, 1_000)])
+    car = car_header(made.cid) + b"".join(
+        car_section_prefix(block.cid, len(block.data)) + block.data for block in made.blocks
+    )
+
+    linked, bare = await send(served, other, car), await send(served, other, car_header(secret))
+    found = await served.call("GET", paths.gateway_path(str(made.cid), "x"), by=other)
+
+    assert (linked["status"], bare["status"], found.status_code) == (400, 400, 404)
+
+
 async def test_a_block_is_read_by_its_owner_however_often_others_have_stored_it(
     served: Served, folder: Path, tmp_path: Path
 ) -> None:
