@@ -59,6 +59,8 @@ def plan_of(**changes: Any) -> dict[str, Any]:
         "overlap_counts": [[0, 0], [0, 0]],
         "min_samples": 1,
         "assignment_hash": "0" * 64,
+        "redraws": 0,
+        "moved": 0,
     }
     return {"session_id": "s", "round_id": "1", "partition": partition, **changes}
 
