@@ -10,6 +10,9 @@ MAX_HELLO_BYTES = 65_536  # of records; a hello with post-quantum keys has about
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _MAX_RECORD_BYTES = 16_384
+_MAX_RECORDS = (
+    64  # it is read anew with each piece that arrives: thousands of records of one byte would take the node's time
+)
 _SERVER_NAME = 0
 _HOST_NAME = 0
 
@@ -35,7 +38,7 @@ def read_hello(data: bytes) -> Hello | None:
         return _NOT_TLS
     message = bytearray()
     at = 0
-    while True:
+    for _ in range(_MAX_RECORDS):
         if len(message) >= 4:
             if message[0] != _CLIENT_HELLO:
                 return _BROKEN
@@ -57,6 +60,7 @@ def read_hello(data: bytes) -> Hello | None:
                 return _BROKEN
             return None
         at += 5 + size
+    return _BROKEN
 
 
 def _parse(body: bytes) -> Hello:

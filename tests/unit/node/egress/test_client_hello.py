@@ -37,7 +37,7 @@ def test_a_client_without_a_server_name_has_none() -> None:
 
 
 def test_a_hello_in_many_records_is_read() -> None:
-    assert read_hello(in_records(hello("example.org"), 7)) == Hello(is_tls=True, server_names=("example.org",))
+    assert read_hello(in_records(hello("example.org"), 16)) == Hello(is_tls=True, server_names=("example.org",))
 
 
 def test_a_part_of_a_hello_is_not_decided_yet() -> None:
@@ -65,6 +65,16 @@ def test_another_protocol_is_told_apart_at_its_first_byte() -> None:
 )
 def test_a_hello_that_is_not_whole_or_too_long_is_not_readable(data: bytes) -> None:
     found = read_hello(data)
+
+    assert found is not None
+    assert not found.is_readable
+
+
+def test_thousands_of_tiny_records_are_refused_before_they_take_the_nodes_time() -> None:
+    message = b"\x01\x00\xff\xff" + bytes(20_000)
+
+    assert read_hello(in_records(message, 1)[: 6 * 63]) is None
+    found = read_hello(in_records(message, 1))
 
     assert found is not None
     assert not found.is_readable
