@@ -28,6 +28,7 @@ __all__ = ["ClassesStage", "Ground", "Job", "OutOfBag", "PhaseName", "Result", "
 
 PhaseName: TypeAlias = Literal["classes", "edges", "level", "score", "trees", "refit"]
 _MERGE_CELLS = 1 << 22
+_KEPT_CELLS = 1 << 23  # 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,8 @@ class _LevelStage:
 
     def __init__(self, ground: Ground, grower: Grower) -> None:
         self._ground, self._grower = ground, grower
+        self._kept: dict[int, Sparse] = {}  # tables that were read to be checked, as long as there is room
+        self._room = _KEPT_CELLS
         self.wave = grower.wave
         request = grower.next_request()
         self.body = request.encode()
@@ -199,12 +202,19 @@ class _LevelStage:
 
     def check(self, part: int, answer: bytes) -> None:
         """See ``Stage``."""
-        self._grower.check(part, self._read(answer))
+        table = self._read(answer)
+        self._grower.check(part, table)
+        if len(table) <= self._room:
+            self._room -= len(table)
+            self._kept[part] = table
 
     def close(self, answers: Mapping[int, bytes], result: Result) -> Stage | None:
         """See ``Stage``."""
-        total = _total(self._read(answers[part]) for part in range(len(answers)))
-        self._grower.close(total, lambda part: self._read(answers[part]))
+
+        def table(part: int) -> Sparse:
+            return self._kept[part] if part in self._kept else self._read(answers[part])
+
+        self._grower.close(_total(table(part) for part in range(len(answers))), table)
         if not self._grower.done:
             return _LevelStage(self._ground, self._grower)
         result.forest, numbers = self._grower.forest()
@@ -270,4 +280,6 @@ def _total(tables: Iterable[Sparse]) -> Sparse:
 
 
 def _merged(tables: list[Sparse]) -> Sparse:
+    if len(tables) == 1:
+        return tables[0]
     return summed(np.concatenate([table.index for table in tables]), np.concatenate([table.value for table in tables]))

@@ -86,6 +86,7 @@ class Grower:
         self._varying = varying if len(varying) else np.zeros(1, dtype=np.int64)
         wanted = config.max_features or max(1, math.isqrt(n_features))
         self._tries = min(len(self._varying), wanted)
+        self._width = bins.width
         self._trees = [_Tree() for _ in range(config.num_trees)]
         rows = sum(sum(counts) for counts in class_rows)
         nothing = np.zeros(agreed.columns, dtype=np.int64)
@@ -235,7 +236,7 @@ class Grower:
 
     def _take(self) -> list[_Open]:
         wave, cells, batch = self._open[0].wave, 0, list[_Open]()
-        width = self._tries * self._bins.width * self._agreed.columns
+        width = self._tries * self._width * self._agreed.columns
         while self._open and self._open[0].wave == wave:
             cells += self._cells_of(self._open[0])
             size = width * (len(batch) + 1)
@@ -248,8 +249,8 @@ class Grower:
         """Bound the cells of a node that are not 0: no more than its draws, for each tried feature."""
         columns = self._agreed.columns
         if self._agreed.classification:
-            return self._tries * min(self._bins.width * columns, node.draws)
-        return self._tries * columns * min(self._bins.width, node.draws)
+            return self._tries * min(self._width * columns, node.draws)
+        return self._tries * columns * min(self._width, node.draws)
 
     def _asked(self, batch: list[_Open]) -> LevelRequest:
         numbers, place = np.unique([node.tree for node in batch], return_inverse=True)
