@@ -71,7 +71,7 @@ def test_a_hello_that_is_not_whole_or_too_long_is_not_readable(data: bytes) -> N
 
 
 def test_thousands_of_tiny_records_are_refused_before_they_take_the_nodes_time() -> None:
-    message = b"\x01\x00\xff\xff" + bytes(20_000)
+    message = b"\x16\x03\x01\x40\x00" + b"\x01\x00\xff\xff" + bytes(20_000)
 
     assert read_hello(in_records(message, 1)[: 6 * 63]) is None
     found = read_hello(in_records(message, 1))
