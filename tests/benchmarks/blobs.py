@@ -97,7 +97,7 @@ async def _paired(
             raise AssertionError("the blob that was fetched is not the one that was added")
         if curl is not None:
             theirs.append(await _speed(size, target, plain))
-    how = f"{size // MIB} MiB, median of {PAIRS} turns; into a file, each block hashed"
+    how = f"{size // MIB} MiB, median of {PAIRS} turns; into a file, each block hashed; shares the processors with its server"
     figures = [Figure(f"verified blob, {where}", median(ours), "MB/s", note=how)]
     if curl is None:
         return [*figures, Figure(f"same file by curl, {where}", None, "MB/s", note="curl is not installed")]
