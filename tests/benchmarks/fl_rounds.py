@@ -1,17 +1,22 @@
-"""Whole rounds between real processes: a market and two nodes on loopback train a small network."""
+"""Whole rounds between real processes: a market and its nodes on loopback train a small network, and a large one."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from statistics import median
+from typing import Any
 from uuid import uuid4
 
 import anyio
+import anyio.to_thread
 from sklearn.datasets import load_digits
 
-from benchmarks.figures import Aim, Figure, percentile
+from benchmarks.figures import Aim, Figure, NotAvailable, percentile
+from benchmarks.proc import pss_bytes, tree_of
 from benchmarks.stage import TOKEN, Stage, open_stage
 from parity_cli.demo.stack import PARITY, StackSettings
 
@@ -20,41 +25,101 @@ __all__ = ["rounds"]
 NODES = 2
 ROUNDS, QUICK_ROUNDS = 150, 60
 ROWS = 60
-HIDDEN = 13  # 985 parameters
-WITHIN_S = 120.0
+SMALL = (13,)  # 985 parameters
+MANY, LARGE = 10, (3_095, 3_095)  # 9.8 M parameters
+LARGE_BYTES = 4 * sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise((64, *LARGE, 10)))
+LARGE_ROUNDS = 5
+SAMPLE_S = 0.05
+WITHIN_S = 300.0
 
 
 async def rounds(*, quick: bool) -> list[Figure]:
-    """Return what a round costs when there is next to nothing to train."""
+    """Return what a round costs when there is next to nothing to train, and when updates are large."""
     total = QUICK_ROUNDS if quick else ROUNDS
-    settings = StackSettings(slots=1, node={"RUNNER_DISK_FLOOR": "0"})
-    async with open_stage(nodes=NODES, command=[*PARITY, "node", "run"], settings=settings) as stage:
-        took_ms = await _session(stage, total)
+    async with _stage(NODES) as stage:
+        took_ms = await _session(stage, _settings(SMALL, NODES, total))
     note = f"{total} rounds, {NODES} nodes, 985 parameters, one pass over {ROWS // NODES} rows; p90"
     note = f"{note} {percentile(took_ms, 0.9):.1f} ms; a round is on disk before the next begins"
-    return [Figure("a round with next to nothing to train", median(took_ms), "ms", Aim(20, "at most"), note)]
+    found = [Figure("a round with next to nothing to train", median(took_ms), "ms", Aim(20, "at most"), note)]
+    if quick:  # ten nodes with a large model take minutes where two processors are shared
+        return found
+    async with _stage(MANY) as stage:
+        for update_format, limit_s in (("fp32", 3), ("fp16", 2)):
+            try:
+                found += await _large(stage, update_format, limit_s)
+            except* NotAvailable as exc:
+                note = str(exc.exceptions[0])
+                found.append(Figure(f"a large round, {update_format}", None, "s", Aim(limit_s, "at most"), note))
+    return found
 
 
-async def _session(stage: Stage, total: int) -> list[float]:
+async def _large(stage: Stage, update_format: str, limit_s: float) -> list[Figure]:
+    idle = _market_bytes(stage)
+    peak = idle
+    took_ms: list[float] = []
+
+    async def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, await anyio.to_thread.run_sync(_market_bytes, stage))
+            await anyio.sleep(SAMPLE_S)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        took_ms = await _session(stage, _settings(LARGE, MANY, LARGE_ROUNDS, update_format))
+        group.cancel_scope.cancel()
+    note = f"{MANY} nodes on this machine, {LARGE_BYTES / 4e6:.1f} M parameters, with the nodes' training"
+    above = (peak - idle) / LARGE_BYTES
+    return [
+        Figure(f"a large round, {update_format}", median(took_ms) / 1e3, "s", Aim(limit_s, "at most"), note),
+        Figure("  market's peak above idle", above, "models", Aim(4, "at most"), f"sampled every {SAMPLE_S} s"),
+    ]
+
+
+def _market_bytes(stage: Stage) -> int:
+    """Return the memory of the market and of what it started, as it is now."""
+    total = 0
+    for pid in stage.pids()["market"]:
+        for process in tree_of(pid):
+            with suppress(NotAvailable):  # it has ended since
+                total += pss_bytes(process)
+    return total
+
+
+@asynccontextmanager
+async def _stage(nodes: int) -> AsyncGenerator[Stage]:
+    settings = StackSettings(slots=1, node={"RUNNER_DISK_FLOOR": "0"})
+    async with open_stage(nodes=nodes, command=[*PARITY, "node", "run"], settings=settings) as stage:
+        yield stage
+
+
+def _settings(hidden: tuple[int, ...], nodes: int, total: int, update_format: str = "fp16") -> dict[str, Any]:
+    partition = {"strategy": "random", "total_parts": nodes, "min_samples": 2, "holdout_fraction": 0.1}
+    return {
+        "type": "federated_learning",
+        "model_type": "neural_network",
+        "data_format": "csv",
+        "model_config": {"hidden_layers": list(hidden)},
+        "train_config": {"epochs": 1, "batch_size": ROWS, "learning_rate": 0.01},
+        "partition_config": partition,
+        "rounds_config": {"update_format": update_format},
+        "total_rounds": total,
+    }
+
+
+async def _session(stage: Stage, settings: dict[str, Any]) -> list[float]:
     """Train one session; return the milliseconds from the end of a round to the end of the next."""
     async with stage.client() as client:
         file = stage.stack.folder / f"{uuid4().hex}.csv"
         await anyio.Path(file).write_text(_rows())
         cid = (await client.data.add(file)).cid
-        session = {
-            "type": "federated_learning",
-            "model_type": "neural_network",
-            "dataset_cid": cid,
-            "data_format": "csv",
-            "model_config": {"hidden_size": HIDDEN},
-            "train_config": {"epochs": 1, "batch_size": ROWS, "learning_rate": 0.1},
-            "partition_config": {"strategy": "random", "total_parts": NODES, "min_samples": 5, "holdout_fraction": 0.1},
-            "total_rounds": total,
-        }
-        made = await client.submit(session, TOKEN)
-        with anyio.fail_after(WITHIN_S):
+        made = await client.submit({**settings, "dataset_cid": cid}, TOKEN)
+        group = await client.group(made.id)
+        with anyio.move_on_after(WITHIN_S):
             while (group := await client.group(made.id, wait_s=5.0)).state == "running":
                 pass
+        if group.state == "running":
+            raise NotAvailable(f"{settings['total_rounds']} rounds have not ended in {WITHIN_S:g} s")
         if group.state != "completed":
             raise RuntimeError(f"the session ended {group.state}: {group.message}")
         shown = await client.sessions.show(made.id)
