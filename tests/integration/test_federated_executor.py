@@ -119,7 +119,7 @@ async def test_the_trial_run_names_the_models_that_were_trained(executor, tmp_pa
 
     assert state.available, state.reason
     assert state.isolation is IsolationTier.PROCESS
-    assert executor.model_types == ("linear_regression", "random_forest")
+    assert executor.model_types == ("linear_regression", "neural_network", "random_forest")
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
