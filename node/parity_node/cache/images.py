@@ -147,6 +147,10 @@ class ImageCache:
         if self._expected.pop(reference, None) is not None:
             self._save()
 
+    def has(self, image_id: str) -> bool:
+        """Return whether this node brought an image."""
+        return any(row.id == image_id for row in self.rows)
+
     def used(self, image_id: str, *, execution_id: str) -> None:
         """Note that an execution uses an image; one that is not ours is protected and not written down."""
         self._uses.take(execution_id, [image_id])

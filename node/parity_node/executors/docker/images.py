@@ -63,6 +63,10 @@ class ImageLedger(Protocol):
         """Note that it did not come."""
         ...
 
+    def has(self, image_id: str) -> bool:
+        """Whether this node brought it, rather than somebody else who uses the engine."""
+        ...
+
     def used(self, image_id: str, *, execution_id: str) -> None:
         """Note that an execution uses an image."""
         ...
@@ -142,6 +146,11 @@ class Images:
                 image = await self._engine.image(exact)
             except NotFound:
                 image = await self._pull(name, digest, folder, execution_id, root)
+            else:
+                if self._ledger is None or not self._ledger.has(image.id):
+                    await self._digest_now(
+                        exact
+                    )  # the operator's own: for a stranger only if its registry gives it to all
         return Resolved(image, digest)
 
     async def _digest_now(self, reference: str) -> str:
