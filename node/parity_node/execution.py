@@ -386,10 +386,11 @@ class ExecutionRunner:
         if executor is not None and handle is not None:
             await self._bounded("cleanup", lambda: executor.cleanup(handle))
         folder = self._exec_dir / row.id
-        try:  # on a thread: it may wait for the file system's journal, and the event loop with it
-            await anyio.to_thread.run_sync(_remove_tree, folder)
-        except OSError as exc:  # the next start sweeps it away
-            log.warning("folder_not_removed", path=str(folder), reason=exc.strerror)
+        if not _remove_if_empty(folder):
+            try:
+                await anyio.to_thread.run_sync(_remove_tree, folder)
+            except OSError as exc:  # the next start sweeps it away
+                log.warning("folder_not_removed", path=str(folder), reason=exc.strerror)
         crashpoint("cleanup.done")
         self._complete(row.id, "cleaned")
 
@@ -480,7 +481,7 @@ def _handle_of(row: Execution) -> Handle | None:
 
 
 def _remove_if_empty(folder: Path) -> bool:
-    """Remove an empty folder; return whether there is none now."""
+    """Remove an empty folder; return whether there is none now. A thread for each short task's would cost more."""
     try:
         folder.rmdir()
     except FileNotFoundError:
@@ -491,5 +492,4 @@ def _remove_if_empty(folder: Path) -> bool:
 
 
 def _remove_tree(folder: Path) -> None:
-    if not _remove_if_empty(folder):
-        shutil.rmtree(folder)  # does not follow links
+    shutil.rmtree(folder)  # does not follow links

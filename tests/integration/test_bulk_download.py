@@ -142,7 +142,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("blob-")]
+    return [each.name for each in threading.enumerate() if each.name.startswith(("blob-bulk", "blob-download"))]
 
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
