@@ -156,7 +156,7 @@ async def test_garbage_results_are_refused_unpaid_and_leave_the_task_to_an_hones
         "a size that is not the bytes'": honest.model_copy(
             update={"report": honest.report.model_copy(update={"result_size": 7})}
         ),
-        "a result that is nowhere": honest.model_copy(update={"result": None}),
+        "a result that is nowhere": hand.report(taken, b"stored nowhere").model_copy(update={"result": None}),
         "a receipt by another key": hand.report(taken, operator=EvmKey.generate()),
         "a receipt about another manifest": honest.model_copy(update={"receipt": elsewhere}),
         "no receipt": honest.model_copy(update={"receipt": None}),
