@@ -18,7 +18,7 @@ from parity_protocol.errors import FailureReason
 from parity_protocol.needs import OutputFolder
 from parity_protocol.task import CommandSpec
 
-MOST_RSS_MB = 256
+MOST_MB = 192  # above what the process had when it began, about 60: together the 256 MB of A9
 BACK_S = 5.0
 NOISE_BYTES = 1 << 20
 
@@ -68,6 +68,7 @@ async def run(*, quick: bool) -> list[Figure]:
     has_group = Cgroup.make("parity-lab", _LIMITS) is not None
     Cgroup("parity-lab").remove()
     _forget_peak()
+    began_mb = _peak_mb()
     names = [name for name in (QUICK if quick else BOMBS) if has_group or not BOMBS[name].needs_group]
     with open_lab() as lab:
         for name in names:
@@ -84,7 +85,7 @@ async def run(*, quick: bool) -> list[Figure]:
     )
     return [
         Figure("A9 commands: wrong reasons", len(wrong), "bombs", Aim(0, "at most"), note),
-        Figure("A9 commands: the node's own memory, at most", _peak_mb(), "MB", Aim(MOST_RSS_MB, "at most")),
+        Figure("A9 commands: memory that the node took more", _peak_mb() - began_mb, "MB", Aim(MOST_MB, "at most")),
         Figure("A9 commands: free disk back after", slowest_back, "s", Aim(BACK_S, "at most")),
         Figure("A9 commands: survivors", survivors, "processes", Aim(0, "at most")),
         Figure("A9 commands: folders left", left, "folders", Aim(0, "at most")),

@@ -36,7 +36,7 @@ from parity_protocol.report import Outcome
 from parity_protocol.task import DockerSpec
 
 IMAGE = "parity-test/busybox:1"
-MOST_RSS_MB = 256
+MOST_MB = 192  # above what the process had when it began, about 60: together the 256 MB of A9
 BACK_S = 5.0
 NOISE_BYTES = 8 << 20
 LATE_S = 2.0
@@ -174,6 +174,7 @@ async def bombs(engine: PrivateDockerd, *, quick: bool) -> list[Figure]:
         raise RuntimeError(state.reason)
     names = QUICK_BOMBS if quick else tuple(BOMBS)
     _forget_peak()
+    began_mb = _peak_mb()
     for name in names:
         bomb = BOMBS[name]
         free = shutil.disk_usage(lab.exec_dir).free
@@ -199,7 +200,7 @@ async def bombs(engine: PrivateDockerd, *, quick: bool) -> list[Figure]:
         Figure("A9 containers: bombs with another reason", len(wrong), "tasks", Aim(0, "at most"), note),
         Figure("A9 containers: disk free again after", slowest, "s", Aim(BACK_S, "at most")),
         Figure("A9 containers: most disk that one took", largest / 1e6, "MB"),
-        Figure("A9 containers: most memory of the node", _peak_mb(), "MB", Aim(MOST_RSS_MB, "at most")),
+        Figure("A9 containers: memory that the node took more", _peak_mb() - began_mb, "MB", Aim(MOST_MB, "at most")),
     ]
 
 
