@@ -266,5 +266,7 @@ async def test_a_lent_data_set_is_mounted_read_only_and_leads_nowhere_else(runne
         )
         left = sorted(path.name for path in lent.iterdir())
 
-    assert [line for line in said.splitlines() if ":" not in line] == ["one", "refused", "nowhere"]
+    # What it prints and its complaints are two streams: only the order within each is certain.
+    assert 0 <= said.find("one") < said.find("refused") < said.find("nowhere")
+    assert "not lent" not in said
     assert left == ["1.txt", "out"]

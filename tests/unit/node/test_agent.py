@@ -545,12 +545,18 @@ async def test_node_waits_for_a_market_that_is_not_there_yet(node, market: Marke
 async def test_clock_that_is_wrong_is_named_with_both_times(node, market: MarketSimulator, capsys) -> None:
     told = "the request was signed at 2026-01-01T00:10:00Z, the market's time is 2026-01-01T00:00:00Z"
     market.fail_next("enrol", ClockSkew(told), ClockSkew(told))
+    shown = ""
+
+    def is_told() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().out
+        return told in shown
 
     async with node() as running:
         await running.pass_time(1)
+        await running.until(is_told)
 
-    shown = capsys.readouterr().out
-    assert told in shown
+    shown += capsys.readouterr().out
     assert "this machine's time is 2026-01-01T00:00" in shown
     assert "timedatectl" in shown
 
