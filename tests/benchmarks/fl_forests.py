@@ -8,7 +8,7 @@ from sklearn.ensemble import RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
 from benchmarks.figures import Aim, Figure
-from benchmarks.fl_tables import forest, seed_of, table
+from benchmarks.fl_tables import DECIMALS, forest, seed_of, table
 from parity_fl.runner import plan_session
 from parity_fl.simulate import simulate
 from parity_fl.table import Table
@@ -45,13 +45,16 @@ def _of(name: str, data: bytes, seeds: int) -> list[Figure]:
     what = f"forest, {name}"
     gap = 100 * mean(there - here for there, here in zip(central, scores["histogram"], strict=True))
     how = f"{seeds} seeds, 100 trees of depth 10, 10 nodes, Dirichlet 0.1"
-    found = [Figure(f"{what}, scikit-learn's of all rows", round(100 * mean(central), 2), "%", note=f"{seeds} seeds")]
+    found = [
+        Figure(f"{what}, scikit-learn's of all rows", round(100 * mean(central), DECIMALS), "%", note=f"{seeds} seeds")
+    ]
     for mode in MODES:
-        found.append(Figure(f"{what}, {mode}", round(100 * mean(scores[mode]), 2), "%", note=how))
+        found.append(Figure(f"{what}, {mode}", round(100 * mean(scores[mode]), DECIMALS), "%", note=how))
         found.append(Figure("  sent by a node", round(sent[mode] / 1e3, 1), "kB", note="the node that sends most"))
+    behind = f"histogram behind scikit-learn's; {gap:.4f}"
     return [
         *found,
-        Figure("  points lost", round(gap, 3), "points", Aim(0.5, "at most"), "histogram behind scikit-learn's"),
+        Figure("  points lost", round(gap, DECIMALS), "points", Aim(0.5, "at most"), behind),
         Figure("  not the bytes of one node", differ, "forests", Aim(0, "at most"), "histogram, 10 nodes against one"),
     ]
 

@@ -10,7 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from benchmarks.figures import Aim, Figure
-from benchmarks.fl_tables import HIDDEN, network, seed_of, table
+from benchmarks.fl_tables import HIDDEN, RATE, network, seed_of, table
 from parity_fl.aggregate import StrategyConfig, Update, make_strategy
 from parity_fl.codec import decode_delta, encode_delta
 from parity_fl.runner import plan_session
@@ -37,7 +37,7 @@ def _epoch() -> list[Figure]:
     assert spec.train is not None
     config = spec.train
     ours = _best(lambda: session.model.train(weights, features, truth, config, seed=bytes(32)))
-    peer = MLPClassifier((HIDDEN,), solver="sgd", learning_rate_init=0.1, batch_size=32, momentum=0.0)
+    peer = MLPClassifier((HIDDEN,), solver="sgd", learning_rate_init=RATE, batch_size=32, momentum=0.0)
     peer.partial_fit(features, truth, classes=np.unique(truth))
     theirs = _best(lambda: peer.partial_fit(features, truth))
     rows = f"{len(truth)} rows, 64-{HIDDEN}-10, batches of 32, fastest of {REPEATS}"

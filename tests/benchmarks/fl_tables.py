@@ -12,9 +12,11 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from parity_fl.session import resolve_session
 from parity_fl.spec import FlSpec, ForestConfig
 
-__all__ = ["HIDDEN", "forest", "network", "seed_of", "table"]
+__all__ = ["DECIMALS", "HIDDEN", "RATE", "forest", "network", "seed_of", "table"]
 
 HIDDEN = 128
+DECIMALS = 9  # of what an aim is compared with: more is rounding of floats, fewer would hide a miss
+RATE = 0.1  # of the anchors that the aims were taken from
 
 
 def table(name: str) -> bytes:
@@ -31,7 +33,7 @@ def seed_of(number: int) -> str:
     return f"{number:064x}"
 
 
-def network(partition: dict[str, Any], *, epochs: int = 5, rate: float = 0.3) -> FlSpec:
+def network(partition: dict[str, Any], *, epochs: int = 5, rate: float = RATE) -> FlSpec:
     """Return a network of one hidden layer of ``HIDDEN`` on batches of 32."""
     train = {"epochs": epochs, "batch_size": 32, "learning_rate": rate}
     return _spec("neural_network", {"hidden_size": HIDDEN}, partition, train_config=train)
