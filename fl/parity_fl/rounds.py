@@ -246,12 +246,14 @@ class RoundTrainer:
         made = SessionModel.load(spec, plan, dataset)
         self._model = made.model
         self._features, self._truth = made.rows(part)
-        self._left: Weights | None = None  # of the last update: what its format could not carry
+        self._number = 0  # of the round trained last
+        self._before: Weights | None = None  # what the formats of the rounds before it could not carry
+        self._left: Weights | None = None  # the same after it
 
     def train(
         self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
     ) -> TrainedRound:
-        """Train one round from the global model.
+        """Train one round from the global model. The same round again gives the same update.
 
         Args:
             base: The round's model file.
@@ -267,7 +269,9 @@ class RoundTrainer:
             weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
         )
         delta = {name: trained.weights[name] - weights[name] for name in weights}
-        body, self._left = encode_delta(delta, update_format, left=self._left)
+        if number != self._number:
+            self._number, self._before = number, self._left
+        body, self._left = encode_delta(delta, update_format, left=self._before)
         said = {"loss": trained.loss, "samples": float(trained.n_samples), "steps": float(trained.steps)}
         return TrainedRound(body, {name: value for name, value in said.items() if math.isfinite(value)})
 

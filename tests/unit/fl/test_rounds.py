@@ -128,6 +128,21 @@ def test_a_round_without_one_usable_update_is_refused() -> None:
     assert set(found.rejected) == {0}
 
 
+def test_a_round_trained_again_sends_the_same_eight_bits_and_carries_over_once() -> None:
+    session = Session()
+    base = session.server.first()
+    steady, asked_twice = (RoundTrainer(session.spec, session.plan, DATA, 0) for _ in range(2))
+    first = steady.train(base, number=1, update_format="int8").update
+
+    twice = [asked_twice.train(base, number=1, update_format="int8").update for _ in range(2)]
+
+    assert twice == [first, first]
+    following = asked_twice.train(base, number=2, update_format="int8").update
+    assert following == steady.train(base, number=2, update_format="int8").update
+    alone = RoundTrainer(session.spec, session.plan, DATA, 0).train(base, number=2, update_format="int8").update
+    assert following != alone
+
+
 def test_leaving_out_the_part_with_wrong_labels_would_have_helped() -> None:
     session = Session()
     base = session.server.first()
