@@ -234,9 +234,11 @@ def _arrays(data: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
         entries = archive.infolist()
         if len(entries) > _MAX_ARRAYS or len({entry.filename for entry in entries}) != len(entries):
             raise BadDocument(f"not a checkpoint: over {_MAX_ARRAYS} arrays, or one twice")
+        # An entry inside another one would let a small file hold its own size two thousand times over.
+        if sum(entry.file_size for entry in entries) > len(data):
+            raise BadDocument("not a checkpoint: its entries overlap")
         for entry in entries:
-            # A stored entry cannot be larger than the file: there is nothing to inflate.
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(data):
+            if entry.compress_type != zipfile.ZIP_STORED:  # stored, there is nothing to inflate
                 raise BadDocument("not a checkpoint: an entry is compressed")
             name = entry.filename.removesuffix(".npy")
             prefix = next((prefix for prefix in _KINDS if name == prefix == _META or name.startswith(prefix)), None)

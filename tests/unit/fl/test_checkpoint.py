@@ -334,7 +334,26 @@ def header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
+def one_inside_another() -> bytes:
+    """Return an archive whose array ``a`` is right, and has the right array ``b`` among its values."""
+    inner = archive_of({"weights.b": np.zeros(2000, np.float32)})
+    (found,) = zipfile.ZipFile(io.BytesIO(inner)).infolist()
+    record = inner[: 30 + len(found.filename) + found.file_size]
+    record += bytes(-len(record) % 4)
+    start = header(f"({len(record) // 4},)")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        body = io.BytesIO()
+        np.save(body, meta())
+        archive.writestr("meta.npy", body.getvalue())
+        archive.writestr("weights.a.npy", start + record)
+        found.header_offset = archive.infolist()[-1].header_offset + 30 + len("weights.a.npy") + len(start)
+        archive.filelist.append(found)
+    return file.getvalue()
+
+
 HOSTILE = {
+    "one array inside another": one_inside_another(),
     "empty": b"",
     "no archive": b"PK\x03\x04nothing",
     "no meta": archive_of({"weights.w": np.zeros(3, np.float32)}),
