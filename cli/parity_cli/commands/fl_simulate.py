@@ -86,15 +86,16 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     from parity_fl.attacks import parse_attack
     from parity_fl.session import resolve_session
     from parity_fl.simulate import simulate as run
-    from parity_fl.strategy import read_strategy
+    from parity_fl.strategy import client_learning_rate, read_strategy
 
     content, data_format = _read(data, given["label"])
     sections = _sections(given["changes"])
+    chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
+    strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
+    given["learning_rate"] = client_learning_rate(strategy, given["learning_rate"])
     spec = resolve_session(
         _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
     )
-    chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
-    strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
     total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1
     if plot is not None:
         _suffix(plot)

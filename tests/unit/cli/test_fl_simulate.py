@@ -104,6 +104,12 @@ def test_every_section_can_be_set(parity: Parity, digits: Path) -> None:
     assert done.json["strategy"] == "FedTrimmedAvg"
 
 
+def test_a_strategys_own_rate_is_what_nodes_train_with(parity: Parity, digits: Path) -> None:
+    done = small(parity, digits, "--json", "--strategy", "fedadam", "--set", "strategy.client_lr=0.05")
+
+    assert done.json["settings"]["train_config"]["learning_rate"] == 0.05
+
+
 def test_attackers_are_named_and_their_updates_counted(parity: Parity, digits: Path) -> None:
     done = small(parity, digits, "--attack", "nan:1")
 
