@@ -68,9 +68,13 @@ class JobFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise ExecutionFailed(FailureReason.NODE_RESTARTED, "the execution's folder was lost") from exc
 
-    async def read_log(self, offset: int) -> bytes:
-        """Return what was printed from byte ``offset`` on, at most ``MAX_LOG_READ_BYTES``; empty if there is nothing."""
-        return await anyio.to_thread.run_sync(_read, self.log, offset, MAX_LOG_READ_BYTES)
+    async def read_log(self, offset: int, path: Path | None = None) -> bytes:
+        """Return what was printed from byte ``offset`` on, at most ``MAX_LOG_READ_BYTES``; empty if there is nothing.
+
+        Args:
+            path: Another log of the same folder.
+        """
+        return await anyio.to_thread.run_sync(_read, path or self.log, offset, MAX_LOG_READ_BYTES)
 
     def read_tail(self) -> bytes:
         """Return the end of what was printed, at most ``MAX_LOG_READ_BYTES``."""

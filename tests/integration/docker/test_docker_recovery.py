@@ -90,6 +90,21 @@ async def test_a_container_that_ended_meanwhile_is_collected(runner):
     await runner.executor.cleanup(handle)
 
 
+async def test_a_container_that_ended_in_time_is_no_timeout_however_late_the_node_returns(runner):
+    handle = await runner.start(runner.shell("echo in time"), wall_time_s=1.0)
+    await anyio.sleep(1.5)  # the node is away; its engine is not
+    later = runner.again()
+
+    assert await later.recover(revived(handle))
+    result = await later.wait(revived(handle))
+    await later.cleanup(handle)
+    await later.aclose()
+
+    assert runner.output(result) == "in time\n"
+    assert result.usage.wall_ms < 1_000
+    await runner.executor.cleanup(handle)
+
+
 async def test_a_container_that_is_gone_is_not_recovered(runner):
     handle = await runner.start(runner.shell("sleep 100"))
     await runner.executor.engine.remove(str(handle.state["container"]))

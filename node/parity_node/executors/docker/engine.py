@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ class Container:
     is_oom_killed: bool
     error: str
     labels: Mapping[str, str]  # ours, without their prefix
+    finished_at: float | None = None  # unix seconds; None when it runs, or never has
 
     @property
     def has_ended(self) -> bool:
@@ -182,6 +184,7 @@ class Engine:
             is_oom_killed=bool(state.get("OOMKilled")),
             error=str(state.get("Error") or ""),
             labels=_own_labels(found["Config"].get("Labels")),
+            finished_at=_unix_seconds(str(state.get("FinishedAt") or "")),
         )
 
     async def kill(self, container: str) -> None:
@@ -440,6 +443,15 @@ def _remove_image(client: Any, *, name: str) -> None:
 def _familiar(reference: str) -> str:
     """Return a reference as the engine lists it."""
     return reference.removeprefix("docker.io/").removeprefix("library/")
+
+
+def _unix_seconds(text: str) -> float | None:
+    """Read a time of the engine, RFC 3339 with nanoseconds; None when it is none, or the year 1, which stands for never."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found.timestamp() if found.tzinfo is not None and found.year > 1 else None
 
 
 def _own_labels(labels: Mapping[str, str] | None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from parity_node.crashpoints import crashpoint
 from parity_node.data import InputSource
 from parity_node.disk import free_bytes
-from parity_node.executors.base import MAX_LOG_READ_BYTES, ExecutionResult, Handle, Job, Limits
+from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.docker.engine import Container, Engine, EngineFacts, socket_of
 from parity_node.executors.docker.gate import EngineGate
 from parity_node.executors.docker.images import PREPARE_LOG, ImageLedger, Images
@@ -197,9 +197,10 @@ class DockerExecutor:
         key = _key(handle)
         run = self._runs.get(key)
         if run is None:
-            facts = await self._gate.require()
             folder = folder_of(handle)
-            run = self._runs[key] = await self._make(key, folder, DockerJob.read(folder), facts)
+            job = self._job_of(folder)
+            facts = await self._gate.require()
+            run = self._runs[key] = await self._make(key, folder, job, facts)
         members: dict[str, JsonValue] = {"container": run.container, "started_at": run.started_at}
         return replace(handle, state={**handle.state, **members})
 
@@ -234,12 +235,13 @@ class DockerExecutor:
             return True
         if handle.state.get("container") is None:
             return False
+        folder, group = folder_of(handle), own_group(key, cgroup_driver="cgroupfs")
+        job = self._job_of(folder)
         found = await self._find_patiently(key, handle)
         if found is None or found.status == "created":
             return False
-        folder, group = folder_of(handle), own_group(key, cgroup_driver="cgroupfs")
         started_at = handle.state.get("started_at")
-        self._runs[key] = await self._take_up(found, folder, DockerJob.read(folder), group, started_at)
+        self._runs[key] = await self._take_up(found, folder, job, group, started_at)
         return True
 
     async def cleanup(self, handle: Handle) -> None:
@@ -265,10 +267,11 @@ class DockerExecutor:
         """Return what was said while the image came, and then what the task printed, from ``offset`` on; see the port."""
         folder = folder_of(handle)
         said = folder.path / PREPARE_LOG
-        before = said.stat().st_size if said.exists() else 0
-        if offset < before:
-            return await anyio.to_thread.run_sync(_read_text, said, offset)
-        return await folder.read_log(offset - before)
+        try:
+            before = said.stat().st_size
+        except OSError:  # nothing was said, or the folder has gone meanwhile
+            before = 0
+        return await (folder.read_log(offset, said) if offset < before else folder.read_log(offset - before))
 
     async def aclose(self) -> None:
         """Close the connections to the engine; idempotent. Containers go on."""
@@ -276,6 +279,12 @@ class DockerExecutor:
             run.close()
         await self._egress.aclose()
         await self.engine.close()
+
+    def _job_of(self, folder: JobFolder) -> DockerJob:
+        """Read a job and hold its devices, before anything is waited for: nobody else may get them meanwhile."""
+        job = DockerJob.read(folder)
+        self._gpus.hold(job.execution_id, job.gpus)
+        return job
 
     # -- making and finding containers ---------------------------------------------------------------------------
 
@@ -338,10 +347,16 @@ class DockerExecutor:
     ) -> ContainerRun:
         """Go on with a container that an earlier process of this node started."""
         stream = await OutputStream.replay(self.engine.socket, found.id, timeout_s=self.engine.timeout_s)
-        output = LogFile.reread(folder.log, job.max_output_bytes)
+        try:
+            output = LogFile.reread(folder.log, job.max_output_bytes)
+        except ExecutionFailed:
+            stream.close()
+            raise
         since = float(started_at) if isinstance(started_at, int | float) else self._clock.now().timestamp()
         log.info("container_taken_up", execution_id=job.execution_id, container=found.id, status=found.status)
-        return self._run(found.id, folder, job, group, output, stream, since)
+        run = self._run(found.id, folder, job, group, output, stream, since)
+        run.ended_at = found.finished_at if found.has_ended else None
+        return run
 
     def _run(
         self,
@@ -353,7 +368,6 @@ class DockerExecutor:
         stream: OutputStream,
         started_at: float,
     ) -> ContainerRun:
-        self._gpus.hold(job.execution_id, job.gpus)
         proxy: EgressProxy | None = None
         if job.egress is not None:
             proxy = self._egress.resume(job.egress, folder=folder.path, execution_id=job.execution_id)
@@ -441,12 +455,6 @@ class DockerExecutor:
         return replace(
             limits, cpus=min(limits.cpus, options.cpus), memory_bytes=min(limits.memory_bytes, options.memory_bytes)
         )
-
-
-def _read_text(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(MAX_LOG_READ_BYTES)
 
 
 def _name(key: str) -> str:

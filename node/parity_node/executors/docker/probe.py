@@ -109,6 +109,7 @@ async def _run(engine: Engine, request: ContainerRequest, path: Path) -> bytes:
 async def _follow(engine: Engine, container: str, stream: OutputStream, log: LogFile) -> None:
     """Take what is printed until the container has ended, and then for a bounded time what is still on its way."""
     ended = anyio.Event()
+    failure: ParityError | None = None
 
     async def copy() -> None:
         await stream.copy(log)
@@ -116,10 +117,15 @@ async def _follow(engine: Engine, container: str, stream: OutputStream, log: Log
 
     async with anyio.create_task_group() as group:
         group.start_soon(copy)
-        await wait_ended(engine.socket, container, timeout_s=engine.timeout_s)
-        with anyio.move_on_after(_DRAIN_S):
-            await ended.wait()
+        try:
+            await wait_ended(engine.socket, container, timeout_s=engine.timeout_s)
+            with anyio.move_on_after(_DRAIN_S):
+                await ended.wait()
+        except ParityError as exc:  # raised below: a task group would wrap it
+            failure = exc
         group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _empty_tar() -> bytes:

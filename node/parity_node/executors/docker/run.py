@@ -65,6 +65,7 @@ class ContainerRun:
     started_at: float  # unix seconds
     on_lost: Callable[[], None]  # told when the engine went away
     proxy: EgressProxy | None = None
+    ended_at: float | None = None  # unix seconds; of one that had ended when this process took it up
     is_stopped: bool = False
     result: ExecutionResult | None = None
     _is_late: bool = False
@@ -104,8 +105,8 @@ class ContainerRun:
 
     async def _wait(self) -> ExecutionResult:
         self.log.when_full(self._full.set)
-        left_s = self.started_at + self.job.limits.wall_time_s - self.clock.now().timestamp()
         code: int | None = None
+        failure: ParityError | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._follow)
             group.start_soon(self._end_when_full)
@@ -113,20 +114,37 @@ class ContainerRun:
             if self.job.output is not None:
                 group.start_soon(self._weigh)
             try:
-                code = await within(self.clock, max(0.0, left_s), self._ended)
-            except TimeoutError:
-                self._is_late = True
-                with anyio.CancelScope(shield=True):
-                    await self.end()
-                with anyio.move_on_after(_SETTLE_S):
-                    code = await self._ended()
+                code = await self._ended_in_time()
+            except ParityError as exc:  # raised below: a task group would wrap it
+                failure = exc
             with anyio.move_on_after(DRAIN_S if code is not None else 0.0):
                 await self._drained.wait()
             group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         return await self._conclude(code)
 
+    async def _ended_in_time(self) -> int | None:
+        """Return the exit status when the container has ended, which is made to happen at its wall time."""
+        left_s = self.started_at + self.job.limits.wall_time_s - self._until()
+        if self.ended_at is not None and left_s > 0:  # in time, whenever this node comes to ask for it
+            left_s = max(left_s, _SETTLE_S)
+        try:
+            return await within(self.clock, max(0.0, left_s), self._ended)
+        except TimeoutError:
+            self._is_late = True
+            with anyio.CancelScope(shield=True):
+                await self.end()
+            with anyio.move_on_after(_SETTLE_S):
+                return await self._ended()
+        return None
+
+    def _until(self) -> float:
+        """Return the time up to which the container has run, in unix seconds."""
+        return self.clock.now().timestamp() if self.ended_at is None else self.ended_at
+
     async def _conclude(self, code: int | None) -> ExecutionResult:
-        wall_s = max(0.0, self.clock.now().timestamp() - self.started_at)
+        wall_s = max(0.0, self._until() - self.started_at)
         found: Container | None = None
         try:
             patience_s = _SETTLE_S if code is not None or self._is_gone else _HUNG_S
@@ -182,17 +200,18 @@ class ContainerRun:
         except ParityError:
             return
         self.close()
-        self.log, self.stream = LogFile.reread(self.folder.log, self.job.max_output_bytes), stream
+        self.stream = stream  # first, so that it is closed whatever comes
+        self.log = LogFile.reread(self.folder.log, self.job.max_output_bytes)
         self.log.when_full(self._full.set)
         self._drained = anyio.Event()
         self._reopened.set()
 
     async def _follow(self) -> None:
         while True:
-            stream, log_file = self.stream, self.log
+            stream, log_file, drained = self.stream, self.log, self._drained
             if stream is not None:
                 await stream.copy(log_file)
-            self._drained.set()
+            drained.set()  # of this reading: another one may have begun meanwhile
             await self._reopened.wait()
             self._reopened = anyio.Event()
 

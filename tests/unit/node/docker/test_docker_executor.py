@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,19 @@ def test_what_an_earlier_process_gave_is_not_given_again():
     grants.hold("old", ("GPU-1",))
 
     assert grants.take("new", 1) == ("GPU-2",)
+
+
+@pytest.mark.parametrize("verb", ["recover", "start"])
+async def test_devices_of_an_earlier_process_are_held_before_its_engine_is_found(tmp_path, verb):
+    executor = make(tmp_path, gpus=("GPU-1",))
+    replace(job(), gpus=("GPU-1",)).write(JobFolder(tmp_path))
+    handle = Handle("docker", 1, {"execution_id": "e", "folder": str(tmp_path), "container": "c"})
+
+    with suppress(ExecutionFailed):  # there is no engine
+        await getattr(executor, verb)(handle)
+
+    with pytest.raises(ExecutionFailed, match="0 are free"):
+        executor._gpus.take("new", 1)
 
 
 def test_a_home_is_added_only_where_none_is_named():
