@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from parity_cli.secrets_input import asks_again, passphrase_asker
+from parity_cli.bridge import run_async
+from parity_cli.output import Output, pass_output
+from parity_cli.secrets_input import asks_again, passphrase_asker, passphrase_option
 
 if TYPE_CHECKING:
     from parity_client import Client, Home, Wallet
     from parity_contracts.chain.web3_chain import Web3Chain
 
-__all__ = ["client_of", "market_option", "open_chain", "rpc_of", "stored_wallet", "wallet_option"]
+__all__ = ["client_of", "market_option", "open_chain", "rpc_of", "stored_wallet", "wallet_option", "with_client"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +61,26 @@ def client_of(
     home = Home()
     _, entry = home.load().market(market)
     return Client(entry.parsed(), stored_wallet(home, wallet, passphrase_file) if signs else None, home=home)
+
+
+def with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Make a command of an async function that takes (out, client, …): adds the options that choose the client."""
+
+    @market_option
+    @wallet_option
+    @passphrase_option
+    @pass_output
+    @wraps(function)
+    def command(
+        out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None, **arguments: Any
+    ) -> Any:
+        async def act() -> Any:
+            async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
+                return await function(out, client, **arguments)
+
+        return run_async(act)
+
+    return command
 
 
 def rpc_of(market: str | None) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from parity_cli.bridge import run_async
 from parity_cli.lazy import Command
-from parity_cli.output import Output, pass_output
-from parity_cli.place import client_of, market_option, wallet_option
-from parity_cli.secrets_input import passphrase_option
+from parity_cli.output import Output
+from parity_cli.place import with_client
 from parity_protocol.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -25,26 +21,6 @@ __all__ = ["model", "pause", "resume", "run_session", "sessions", "show", "stop"
 MAX_SPEC_BYTES = 65_536
 _BEGIN_S = 0.5  # between two looks for a session that has not begun
 _BEGIN_TRIES = 240
-
-
-def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """Make a command of an async function that takes (out, client, …): adds the options that choose the client."""
-
-    @market_option
-    @wallet_option
-    @passphrase_option
-    @pass_output
-    @wraps(function)
-    def command(
-        out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None, **arguments: Any
-    ) -> Any:
-        async def act() -> Any:
-            async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
-                return await function(out, client, **arguments)
-
-        return run_async(act)
-
-    return command
 
 
 @click.command(
@@ -75,7 +51,7 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--no-wait", is_flag=True, help="Submit only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
-@_with_client
+@with_client
 async def run_session(out: Output, client: Client, **given: Any) -> None:
     """Submit a session, print each round as it closes, and keep the finished model.
 
@@ -101,7 +77,7 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
 @click.command(cls=Command, short_help="List your sessions.", example="parity fl sessions --limit 5")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
 @click.option("--cursor", help="Where the next page begins, as the last one told.")
-@_with_client
+@with_client
 async def sessions(out: Output, client: Client, limit: int, cursor: str | None) -> None:
     """List your sessions that train in rounds, newest first."""
     from parity_cli.screens.sessions import sessions_screen
@@ -115,7 +91,7 @@ async def sessions(out: Output, client: Client, limit: int, cursor: str | None) 
 @click.command(cls=Command, short_help="Show a session, round by round.", example="parity fl show 3f0c…")
 @click.argument("session_id")
 @click.option("--from-round", type=click.IntRange(1), default=1, show_default=True)
-@_with_client
+@with_client
 async def show(out: Output, client: Client, session_id: str, from_round: int) -> None:
     """Show a session: each round's scores, who took part, contributions and bytes."""
     found = await client.sessions.show(session_id, from_round=from_round)
@@ -124,7 +100,7 @@ async def show(out: Output, client: Client, session_id: str, from_round: int) ->
 
 @click.command(cls=Command, short_help="Follow a session live.", example="parity fl watch 3f0c…")
 @click.argument("session_id")
-@_with_client
+@with_client
 async def watch(out: Output, client: Client, session_id: str) -> None:
     """Print each round as it closes, until the session has ended. Exit status 70 if it failed."""
     found = await _follow(out, client, session_id)
@@ -137,7 +113,7 @@ async def watch(out: Output, client: Client, session_id: str) -> None:
 )
 @click.argument("session_id")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
-@_with_client
+@with_client
 async def model(out: Output, client: Client, session_id: str, output: Path) -> None:
     """Write the finished model, or while the session runs the newest global one."""
     from parity_protocol.quantities import format_bytes
@@ -160,7 +136,7 @@ async def model(out: Output, client: Client, session_id: str, output: Path) -> N
 def _verb(name: str, short: str, text: str) -> click.Command:
     @click.command(name, cls=Command, short_help=short, example=f"parity fl {name} 3f0c…", help=text)
     @click.argument("session_id")
-    @_with_client
+    @with_client
     async def command(out: Output, client: Client, session_id: str) -> None:
         found: FlSessionReply = await getattr(client.sessions, name)(session_id)
         out.emit(found.model_dump(mode="json"), f"{found.id}: {found.state}, round {found.round}/{found.total_rounds}")

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from parity_cli.bridge import run_async
 from parity_cli.exit_codes import FAILED_CHECK, OK
 from parity_cli.lazy import Group
-from parity_cli.output import Output, pass_output
-from parity_cli.place import client_of, market_option, open_chain, wallet_option
-from parity_cli.secrets_input import passphrase_option
+from parity_cli.output import Output
+from parity_cli.place import open_chain, with_client
 from parity_cli.task_spec import spec_of, spec_options
 from parity_protocol.errors import InvalidInput, NotFound, ParityError, Unavailable
 
@@ -36,26 +32,6 @@ def task() -> None:
     """Submit work and follow it: to its result, to its receipt, to its pay."""
 
 
-def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """Make a command of an async function that takes (out, client, …): adds the options that choose the client."""
-
-    @market_option
-    @wallet_option
-    @passphrase_option
-    @pass_output
-    @wraps(function)
-    def command(
-        out: Output, market: str | None, wallet: str | None, passphrase_file: Path | None, **arguments: Any
-    ) -> Any:
-        async def act() -> Any:
-            async with client_of(market, wallet, passphrase_file=passphrase_file) as client:
-                return await function(out, client, **arguments)
-
-        return run_async(act)
-
-    return command
-
-
 @task.command(
     short_help="Submit work.",
     context_settings={"ignore_unknown_options": False},
@@ -72,7 +48,7 @@ def _with_client(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
 @spec_options
 @click.option("--valid-for", default="24h", show_default=True, metavar="DURATION", help="Time in which it may start.")
 @click.option("--wait", "waits", is_flag=True, help="Follow it, and print the result.")
-@_with_client
+@with_client
 async def submit(out: Output, client: Client, **given: Any) -> None:
     """Sign an order and submit work: a COMMAND (behind --), a container with --image, or any task by --spec.
 
@@ -108,7 +84,7 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
 @task.command("list", short_help="List your tasks.", example="parity task list --limit 20")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
 @click.option("--cursor", help="Where the next page begins, as the last one told.")
-@_with_client
+@with_client
 async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None) -> None:
     """List your tasks, newest first."""
     page = await client.tasks(limit=limit, cursor=cursor)
@@ -136,7 +112,7 @@ async def list_tasks(out: Output, client: Client, limit: int, cursor: str | None
 @click.option(
     "--prove", is_flag=True, help="Check the receipt's signer on chain too; exit status 1 if it does not hold."
 )
-@_with_client
+@with_client
 async def show(out: Output, client: Client, task_id: str, prove: bool) -> int:
     """Show a task or a group: state, steps, who did it, what it paid.
 
@@ -205,7 +181,7 @@ async def _operator_on_chain(client: Client, node_id: str) -> Address:
 @click.option("--wait", "waits", is_flag=True, help="Wait until it has ended.")
 @click.option("--timeout", metavar="DURATION", help="Wait at most so long.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the content to a new file or folder.")
-@_with_client
+@with_client
 async def result(
     out: Output, client: Client, task_id: str, waits: bool, timeout: str | None, output: Path | None
 ) -> None:
@@ -285,7 +261,7 @@ def _result_text(found: Result) -> str:
 )
 @click.argument("task_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
-@_with_client
+@with_client
 async def logs(out: Output, client: Client, task_id: str, follow: bool) -> None:
     """Print the newest attempt's standard output and error."""
     text = []
@@ -301,7 +277,7 @@ async def logs(out: Output, client: Client, task_id: str, follow: bool) -> None:
 
 @task.command(short_help="Cancel a task or a group.", example="parity task cancel 3f0c…")
 @click.argument("task_id")
-@_with_client
+@with_client
 async def cancel(out: Output, client: Client, task_id: str) -> None:
     """Cancel a task, or every task of a group that has not ended; what was bound for it is free again."""
     reply = await client.cancel(task_id)
@@ -310,7 +286,7 @@ async def cancel(out: Output, client: Client, task_id: str) -> None:
 
 @task.command(short_help="Tell why a task waits.", example="parity task why 3f0c…")
 @click.argument("task_id")
-@_with_client
+@with_client
 async def why(out: Output, client: Client, task_id: str) -> None:
     """Tell, for each node that did not get it, the constraint that failed."""
     from parity_protocol.api.tasks import GroupReply
