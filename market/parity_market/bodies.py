@@ -7,20 +7,24 @@ with 500.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from parity_protocol import strict_json
-from parity_protocol.errors import BadDocument, InvalidInput, Overloaded, TooLarge, Unreachable
+from parity_protocol.errors import BadDocument, DigestMismatch, InvalidInput, Overloaded, TooLarge, Unreachable
+from parity_protocol.signing.http_signatures import RequestSignature, check_body
 from parity_protocol.wire import parse_as
 
-__all__ = ["BODY_TIMEOUT_S", "BodyBudget", "declared_length", "parse_body", "read_body"]
+__all__ = ["BODY_TIMEOUT_S", "BodyBudget", "checked_body", "declared_length", "parse_body", "read_body"]
 
 BODY_TIMEOUT_S = 30.0  # for a whole JSON body to arrive
+STREAM_IDLE_S = 30.0  # longest silence in a body that is streamed
+STREAM_LIMIT_S = 3_600.0  # of a whole streamed body
 MAX_VALUES = 40_000  # members and items of one body: 256 reports with every metric have 30,000
 
 MAX_HELD = 256 << 20  # bytes of all bodies in memory at once
@@ -101,6 +105,38 @@ async def read_body(request: Request, max_bytes: int, take: Callable[[int], None
     except ClientDisconnect as exc:
         raise Unreachable("the caller went away while sending") from exc
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def checked_body(request: Request, signature: RequestSignature | None, *, what: str) -> AsyncIterator[bytes]:
+    """Yield a body of any length as it comes; at its end, refuse it unless its digest is the signed one.
+
+    Args:
+        signature: Of the request, whose other parts were checked.
+        what: A noun for messages: "upload".
+
+    Raises:
+        DigestMismatch: It is not what was signed, or nothing was.
+        InvalidInput: It was silent for ``STREAM_IDLE_S``, or took ``STREAM_LIMIT_S``.
+        Unreachable: The caller went away.
+    """
+    digest = sha256()
+    stream = aiter(request.stream())
+    try:
+        async with asyncio.timeout(STREAM_LIMIT_S):
+            while True:
+                async with asyncio.timeout(STREAM_IDLE_S):
+                    piece = await anext(stream, None)
+                if piece is None:
+                    break
+                digest.update(piece)
+                yield piece
+    except TimeoutError as exc:
+        raise InvalidInput(f"the {what} was silent for {STREAM_IDLE_S:g} s or took too long", field="body") from exc
+    except ClientDisconnect as exc:
+        raise Unreachable(f"the caller went away while sending the {what}") from exc
+    if signature is None:
+        raise DigestMismatch(f"the {what} is not signed", field="content-digest")
+    check_body(signature, digest.digest())
 
 
 def parse_body(model: type[M], body: bytes, *, max_bytes: int) -> M:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from hashlib import sha256
 from typing import TypeVar
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
 from parity_blobs import BlobStat, Block, Cid, DagLimits
@@ -18,7 +15,7 @@ from parity_blobs.export import Walk, split_path, walk_directory, walk_path
 from parity_blobs.spec_cids import names_of
 from parity_blobs.unixfs import Kind
 from parity_market.auth import Access
-from parity_market.bodies import declared_length
+from parity_market.bodies import checked_body, declared_length
 from parity_market.operations import blobs
 from parity_market.routing import CURSOR, LIMIT, Call, Endpoint, Query
 from parity_market.state import MarketState
@@ -26,15 +23,12 @@ from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, from_us
 from parity_protocol.api import paths
 from parity_protocol.api.storage import BlobInfo, BlobsReply, PinReply, UploadReply
-from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge, Unreachable
-from parity_protocol.signing.http_signatures import check_body
+from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge
 
 __all__ = ["ENDPOINTS"]
 
 T = TypeVar("T")
 
-UPLOAD_IDLE_S = 30.0  # longest silence in an upload
-UPLOAD_LIMIT_S = 3_600.0  # of a whole upload
 CAR = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 RAW = "application/vnd.ipld.raw"
 _MAX_PATH_CHARS = 4_096  # below a CID
@@ -61,7 +55,9 @@ async def upload(call: Call) -> UploadReply:
         stat = await _put_car(call, room)
         size = weight_of(stat)
     else:
-        stat = await state.blobs.put(_checked(call), max_bytes=room, pin=True)
+        stat = await state.blobs.put(
+            checked_body(call.request, call.signature, what="upload"), max_bytes=room, pin=True
+        )
         size = stat.size
     cid = str(stat.cid)
 
@@ -92,32 +88,13 @@ async def _let_go(state: MarketState, cid: Cid) -> None:
 
 async def _put_car(call: Call, room: int) -> BlobStat:
     """Store a folder of at most ``room`` bytes: few blocks can make many, so what they make is counted too."""
-    stat = await put_car(call.state.blobs, _checked(call), limits=DagLimits(max_bytes=room))
+    stat = await put_car(
+        call.state.blobs, checked_body(call.request, call.signature, what="upload"), limits=DagLimits(max_bytes=room)
+    )
     if weight_of(stat) > room:
         raise TooLarge(f"{stat.cid} has {stat.size} bytes, at most {room} are accepted", field="body")
     await call.state.blobs.pin(stat.cid)
     return stat
-
-
-async def _checked(call: Call) -> AsyncIterator[bytes]:
-    """Yield the body; at its end, refuse it unless its digest is the signed one."""
-    digest = sha256()
-    stream = aiter(call.request.stream())
-    try:
-        async with asyncio.timeout(UPLOAD_LIMIT_S):
-            while True:
-                async with asyncio.timeout(UPLOAD_IDLE_S):
-                    piece = await anext(stream, None)
-                if piece is None:
-                    break
-                digest.update(piece)
-                yield piece
-    except TimeoutError as exc:
-        raise InvalidInput(f"the upload was silent for {UPLOAD_IDLE_S:g} s or took too long", field="body") from exc
-    except ClientDisconnect as exc:
-        raise Unreachable("the caller went away while uploading") from exc
-    assert call.signature is not None
-    check_body(call.signature, digest.digest())
 
 
 async def _readable(call: Call, cid: Cid) -> tuple[BlobRefRow, bytes | None]:
