@@ -56,14 +56,15 @@ class FlSessions:
         return parse_reply(FlSessionReply, await self._get(path, query, wait_s=wait_s))
 
     async def follow(self, session_id: str) -> AsyncIterator[tuple[FlSessionReply, tuple[FlRoundReply, ...]]]:
-        """Yield the session and the rounds that have closed since, until it has ended."""
+        """Yield the session and the rounds, with all their phases, that have closed since; to the last one."""
         shown = 0
         while True:
             found = await self.show(session_id, from_round=shown + 1, after_round=shown + 1, wait_s=FOLLOW_S)
-            closed = tuple(one for one in found.rounds if one.state == "closed" and one.round > shown)
+            # A phase that has closed does not mean that its round has.
+            closed = tuple(one for one in found.rounds if one.state == "closed" and shown < one.round < found.round)
             shown = max([shown, *(one.round for one in closed)])
             yield found, closed
-            if found.state in ENDED:
+            if found.state in ENDED and (not closed or shown + 1 >= found.round):
                 return
 
     async def pause(self, session_id: str) -> FlSessionReply:
