@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -22,32 +21,32 @@ from typing import Any
 import anyio
 import structlog
 
-from parity_contracts.files import write_file
 from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_session_rounds, session_strategy
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
-from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
+from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, UpdateState, decide
 from parity_market.federation import Federation, Merged
 from parity_market.operations import groups, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
-from parity_market.round_jobs import model_file, state_file, sync_folder, update_file
+from parity_market.round_files import append, make_folder, model_file, on_disk, settle, state_file, update_file
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore, ReadTx
 from parity_market.store.rows import TaskRow, to_us
 from parity_protocol.api.rounds import AcceptedUpdate, RoundStep, UpdateTaken
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge
-from parity_protocol.task import FederatedLearningSpec, TaskState
+from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
 
 __all__ = ["Known", "RoundEngine", "rounds_of"]
 
 log = structlog.get_logger(__name__)
 
 EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
+MODEL_LOOKS = 3  # for the newest model
 HELD_BYTES = 4 << 20  # of an update in memory before it is written
 LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
 AFTER_RESTART = timedelta(seconds=60)  # that nodes have at least to send what they could not while the market was down
@@ -152,7 +151,8 @@ class RoundEngine:
             config = read_session_rounds(spec.session(), parts=group.row.parts)
             strategy, warnings = session_strategy(spec.session(), config, partition_strategy=session.plan.strategy)
             found = Known(session, config, strategy, tuple(warnings), is_phased=is_phased(spec.session()))
-            self._known[group.value.id] = found
+            if group.value.state is GroupState.RUNNING:  # nothing would remove it again after the session's end
+                self._known[group.value.id] = found
         return found
 
     async def step(self, group: Group) -> bool:
@@ -209,7 +209,7 @@ class RoundEngine:
         dataset = await self._federation.read(
             known.session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes
         )
-        await anyio.to_thread.run_sync(_make_folder, folder, dataset)
+        await on_disk(make_folder, folder, dataset)
         made = await self._do(group, {"do": "begin"})
         settings = {
             "rounds": known.config.to_dict(),
@@ -265,7 +265,7 @@ class RoundEngine:
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
-        await anyio.to_thread.run_sync(self._tidy, group_id, number, phase)
+        await on_disk(self._tidy, group_id, number, phase)
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
@@ -287,7 +287,7 @@ class RoundEngine:
         """Store a checkpoint for its submitter, by CID."""
         if path is None:
             return None
-        data = await anyio.to_thread.run_sync(Path(path).read_bytes)
+        data = await on_disk(Path(path).read_bytes)
         return Published(await self._federation.store_model(data), len(data))
 
     async def _again(self, group: Group, known: Known, problem: str, rejected: dict[int, str]) -> bool:
@@ -308,7 +308,7 @@ class RoundEngine:
             return None
         job = {"do": "final", "round": found.row.round, "phase": found.row.phase, "rounds": found.row.round - 1}
         done = await self._do(group, job)
-        data = await anyio.to_thread.run_sync((self.folder(group.value.id) / "final.safetensors").read_bytes)
+        data = await on_disk((self.folder(group.value.id) / "final.safetensors").read_bytes)
         cid = await self._federation.store_model(data)
         return Merged(cid, len(data), {**done["metrics"], "final_model": found.row.base_hash})
 
@@ -402,7 +402,11 @@ class RoundEngine:
             pairs = rounds.pairs_of(tx, group_id, part, fence)
             accepted = tuple(AcceptedUpdate(round=one, phase=two, sha256=three) for one, two, three in pairs)
             return RoundStep(state="done", accepted=accepted, **place)
-        has_sent = any(update.part == part for update in found.updates)
+        # What a holder before sent stays its own; only when it was rejected is the one after asked too.
+        has_sent = any(
+            update.part == part and (update.fence == fence or update.state != UpdateState.REJECTED)
+            for update in found.updates
+        )
         if session.state == SessionState.PAUSED or row.state != RoundState.OPEN or part not in found.cohort or has_sent:
             return RoundStep(state="wait", **place)
         left = None if session.deadline_us is None else (session.deadline_us - to_us(self._clock.now())) / 1e6
@@ -422,13 +426,14 @@ class RoundEngine:
         Raises:
             NotFound: There is none.
         """
-        found = await self._loaded(group_id)
-        path = model_file(self.folder(group_id), found.row.round, found.row.phase)
-        if not path.exists():
-            raise NotFound(f"the model of session {group_id} is not here any more")
-        return path, found.row.base_hash, found.row.base_size
+        for _ in range(MODEL_LOOKS):  # a round may close between the row and its file: then the next one's is there
+            found = await self._loaded(group_id)
+            path = model_file(self.folder(group_id), found.row.round, found.row.phase)
+            if path.exists():
+                return path, found.row.base_hash, found.row.base_size
+        raise NotFound(f"the model of session {group_id} is not here any more")
 
-    async def take(self, group_id: str, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
+    async def take(self, group: Group, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
         """Put an update on disk and then note it.
 
         Args:
@@ -439,9 +444,8 @@ class RoundEngine:
             Conflict: It is late or not wanted; as ``operations.rounds.take``.
             TooLarge: It is longer than any update of this model.
         """
-        known_session = self._known.get(group_id)
-        is_bounded = known_session is not None and not known_session.is_phased
-        most = (await self._loaded(group_id)).row.base_size + EXTRA_BYTES if is_bounded else MAX_UPDATE_BYTES
+        group_id, is_phased = group.value.id, self.known(group).is_phased
+        most = MAX_UPDATE_BYTES if is_phased else (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
         folder = self.folder(group_id)
@@ -455,12 +459,12 @@ class RoundEngine:
                 digest.update(piece)
                 held += piece
                 if len(held) > HELD_BYTES:
-                    await anyio.to_thread.run_sync(_append, temporary, bytes(held))
+                    await on_disk(append, temporary, bytes(held))
                     held.clear()
             done = replace(new, sha256=digest.hexdigest(), size=size)
             if known is None:
                 path = update_file(folder, new.number, new.phase, new.part, done.sha256)
-                await anyio.to_thread.run_sync(_settle, temporary, bytes(held), path)
+                await on_disk(settle, temporary, bytes(held), path)
             now = self._clock.now()
             created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
         finally:
@@ -469,28 +473,6 @@ class RoundEngine:
         if created:
             self.wake(group_id)
         return UpdateTaken(sha256=done.sha256, size=size, created=created)
-
-
-def _make_folder(folder: Path, dataset: bytes) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_file(folder / "dataset", dataset)
-
-
-def _append(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(data)
-
-
-def _settle(temporary: Path, rest: bytes, path: Path) -> None:
-    """Write the rest, make it durable, and give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("ab") as file:
-        file.write(rest)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def _shown(done: dict[str, Any]) -> dict[str, float]:

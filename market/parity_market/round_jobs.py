@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity_contracts.files import write_file
+from parity_market.round_files import model_file, state_file, sync_folder, update_file
 from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
 
 if TYPE_CHECKING:
@@ -24,36 +25,12 @@ if TYPE_CHECKING:
 
     Server: TypeAlias = RoundServer | ForestRounds
 
-__all__ = ["execute", "model_file", "state_file", "sync_folder", "update_file", "write_synced"]
+__all__ = ["execute", "write_synced"]
 
 MAX_OPEN = 4  # sessions whose data one worker keeps in memory
 MAX_FILE_BYTES = 1 << 30
 
 _open: OrderedDict[str, Server] = OrderedDict()
-
-
-def model_file(folder: Path, number: int, phase: int) -> Path:
-    """Return where the model lies that a round starts from."""
-    return folder / f"model-{number}-{phase}.safetensors"
-
-
-def state_file(folder: Path, number: int, phase: int) -> Path:
-    """Return where the strategy's state lies that a round starts from."""
-    return folder / f"state-{number}-{phase}.safetensors"
-
-
-def update_file(folder: Path, number: int, phase: int, part: int, digest: str) -> Path:
-    """Return where an update lies; by its SHA-256, so that two that come at once do not mix."""
-    return folder / "updates" / f"{number}-{phase}" / f"{part}-{digest}.safetensors"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def execute(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,10 +151,8 @@ def check_part(tx: ReadTx, group_id: str, part: int, *, node_id: str, lease_id: 
         TaskCancelled: The task was cancelled, or the session has failed.
         StaleFence: The lease is not this node's current one.
     """
-    for task in tx.all(sql.TASKS_OF_GROUP, group_id=group_id):
-        if task.part == part:
-            break
-    else:
+    task = tx.one(sql_rounds.TASK_OF_PART, group_id=group_id, part=part)
+    if task is None:
         raise NotFound(f"there is no part {part} of a session {group_id}")
     if task.state is TaskState.CANCELLED:
         raise TaskCancelled(task.message or f"task {task.id} was cancelled")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from hashlib import sha256
 from typing import TypeAlias
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from parity_market.auth import Access
+from parity_market.bodies import checked_body
 from parity_market.operations import groups, round_views, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
@@ -25,13 +23,11 @@ from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
 from parity_protocol.api import paths
 from parity_protocol.api.rounds import FlSessionReply, FlSessionsReply, RoundStep, UpdateTaken
-from parity_protocol.errors import BadField, InvalidInput, NotFound, Unreachable
-from parity_protocol.signing.http_signatures import check_body
+from parity_protocol.errors import BadField, NotFound, TaskCancelled
+from parity_protocol.task import GroupState
 
 __all__ = ["ENDPOINTS"]
 
-UPLOAD_IDLE_S = 30.0  # longest silence in an update
-UPLOAD_LIMIT_S = 3_600.0
 _MAX_PART = 1 << 20
 _MAX_FENCE = 1 << 31
 _MAX_ROUND = 1 << 20
@@ -59,10 +55,22 @@ async def _group(call: Call) -> Group:
     raise NotFound(f"there is no session {group_id} of yours here")
 
 
+async def _running(call: Call) -> Group:
+    """Return the session as ``_group`` does, while it runs.
+
+    Raises:
+        TaskCancelled: It has ended; so has every lease of it.
+    """
+    group = await _group(call)
+    if group.value.state is not GroupState.RUNNING:
+        raise TaskCancelled(f"session {group.value.id} has ended: {group.value.state}")
+    return group
+
+
 async def next_step(call: Call) -> RoundStep:
     """Say what a part does now; with ``wait_s`` once that is more than waiting."""
     state, node_id = call.state, call.caller.id
-    known = state.rounds.known(await _group(call))
+    known = state.rounds.known(await _running(call))
     ask = partial(
         state.rounds.next_step,
         group_id=call.path("session_id"),
@@ -104,8 +112,8 @@ async def send(call: Call) -> UpdateTaken:
         size=0,
         metrics=_said(call),
     )
-    await _group(call)
-    return await call.state.rounds.take(call.path("session_id"), call.caller.id, new, _checked(call))
+    body = checked_body(call.request, call.signature, what="update")
+    return await call.state.rounds.take(await _running(call), call.caller.id, new, body)
 
 
 def _whole_of(call: Call, name: str, high: int) -> int:
@@ -129,27 +137,6 @@ def _said(call: Call) -> dict[str, float]:
                 raise BadField(f"{name}: expected a finite number", field=name)
             said[name] = value
     return said
-
-
-async def _checked(call: Call) -> AsyncIterator[bytes]:
-    """Yield the body; at its end, refuse it unless its digest is the signed one."""
-    digest = sha256()
-    stream = aiter(call.request.stream())
-    try:
-        async with asyncio.timeout(UPLOAD_LIMIT_S):
-            while True:
-                async with asyncio.timeout(UPLOAD_IDLE_S):
-                    piece = await anext(stream, None)
-                if piece is None:
-                    break
-                digest.update(piece)
-                yield piece
-    except TimeoutError as exc:
-        raise InvalidInput(f"the update was silent for {UPLOAD_IDLE_S:g} s or took too long", field="body") from exc
-    except ClientDisconnect as exc:
-        raise Unreachable("the caller went away while sending") from exc
-    assert call.signature is not None
-    check_body(call.signature, digest.digest())
 
 
 # -- for people ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from parity_market.store import tables as t
 from parity_market.store.builders import bind, find, insert, select_rows, update, whole
 from parity_market.store.statements import Command, upsert
 
+TASK_OF_PART = find(rows.TaskRow, t.task, "group_id", "part")
+
 FL_SESSION = find(rows.FlSessionRow, t.fl_session, "group_id")
 FL_SESSION_INSERT = upsert(t.fl_session, keys=["group_id"], update=[])
 FL_SESSION_MOVED = update(t.fl_session, ["group_id"], "state", "round", "phase", "deadline_us", "message", "updated_us")

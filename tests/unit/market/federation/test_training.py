@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -22,17 +23,19 @@ from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
 from parity_fl.trees import Forest
+from parity_market import round_engine
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import groups, leases, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
+from parity_market.round_engine import EXTRA_BYTES
 from parity_market.store import sql
 from parity_market.testing.builders import final_report, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
-from parity_protocol.errors import Conflict, InvalidTransition, StaleFence, TaskCancelled, TooLarge
+from parity_protocol.errors import Conflict, InvalidTransition, StaleFence, StorageFull, TaskCancelled, TooLarge
 from parity_protocol.lease import Lease
 from parity_protocol.testing.clock import FakeClock
 
@@ -115,7 +118,7 @@ class Play:
             step, body = await self.body(part)
         lease = self.leases[part]
         new = NewUpdate(step.round, step.phase, part, lease.lease_id, lease.fence, base or step.base, "", 0, {})
-        return (await self.rig.state.rounds.take(self.id, lease.node_id, new, pieces(body))).created
+        return (await self.rig.state.rounds.take(await self.group(), lease.node_id, new, pieces(body))).created
 
     async def round(self, *parts: int) -> None:
         for part in parts:
@@ -338,6 +341,69 @@ async def test_a_round_with_too_few_usable_updates_opens_again_for_the_others(ri
     assert (shown.state, shown.round) == ("running", 1)
     assert {one.part: one.state for one in shown.rounds[0].updates} == {0: "received", 1: "received", 2: "rejected"}
     assert shown.closes_at is not None
+
+
+async def test_who_takes_over_a_part_after_a_rejected_update_is_asked_and_who_sent_it_is_not(
+    rig: Rig, clock: FakeClock
+) -> None:
+    settings = {"quorum": 3, "round_timeout_s": 600.0, "update_format": "fp32"}
+    play = await Play.begin(rig, strategy_config={"strategy": "FedMedian"}, rounds_config=settings)
+    step, body = await play.body(2)
+    await play.send(0)
+    await play.send(1)
+    await play.send(2, step, b"rubbish")
+    assert await play.step()
+    sender = await play.next(2)
+    await clock.advance(timedelta(seconds=31))  # nobody has renewed
+    await rig.store.write(partial(leases.reap, market=rig.state.market, now=clock.now()))
+    await play.hold(2, "n1")
+
+    successor = await play.next(2)
+    await play.send(2, successor, body)
+
+    assert (sender.state, successor.state) == ("wait", "train")
+    assert await play.step()
+    assert (await play.show()).round == 2
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_an_update_is_bounded_by_its_model_also_before_the_loop_has_seen_the_session(
+    rig: Rig, is_restarted: bool
+) -> None:
+    play = await Play.begin(rig)
+    step, body = await play.body(0)
+    if is_restarted:
+        rig.state.rounds._known.clear()
+
+    with pytest.raises(TooLarge, match=f"at most {step.base_size + EXTRA_BYTES} bytes"):
+        await play.send(0, step, body.ljust(step.base_size + EXTRA_BYTES + 1, b" "))
+
+
+async def test_a_full_disk_is_nobodys_fault_but_the_markets(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    play = await Play.begin(rig)
+    step, body = await play.body(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(round_engine, "settle", full)
+        with pytest.raises(StorageFull, match="No space left"):
+            await play.send(0, step, body)
+
+    assert await play.send(0, step, body)
+    assert StorageFull.retryable
+
+
+async def test_an_ended_session_leaves_nothing_in_memory(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig)
+    await rig.store.write(
+        partial(groups.fail, market=rig.state.market, group_id=play.id, reason="enough", now=clock.now())
+    )
+    await rig.state.rounds.remove(play.id)
+
+    rig.state.rounds.known(await play.group())
+
+    assert play.id not in rig.state.rounds._known
 
 
 # -- what its submitter may do ---------------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""The files of a session that trains in rounds: where each lies, and how it gets there whole.
+
+Used by the market and by the process of ``round_worker``: this imports nothing that is slow to load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import anyio.to_thread
+
+from parity_contracts.files import write_file
+from parity_protocol.errors import StorageFull
+
+__all__ = [
+    "append",
+    "make_folder",
+    "model_file",
+    "on_disk",
+    "settle",
+    "state_file",
+    "sync_folder",
+    "update_file",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def model_file(folder: Path, number: int, phase: int) -> Path:
+    """Return where the model lies that a round starts from."""
+    return folder / f"model-{number}-{phase}.safetensors"
+
+
+def state_file(folder: Path, number: int, phase: int) -> Path:
+    """Return where the strategy's state lies that a round starts from."""
+    return folder / f"state-{number}-{phase}.safetensors"
+
+
+def update_file(folder: Path, number: int, phase: int, part: int, digest: str) -> Path:
+    """Return where an update lies; by its SHA-256, so that two that come at once do not mix."""
+    return folder / "updates" / f"{number}-{phase}" / f"{part}-{digest}.safetensors"
+
+
+async def on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call ``function``, which uses files, in a thread.
+
+    Raises:
+        StorageFull: The disk is full, or cannot be used; nobody who sent something is to blame.
+    """
+    try:
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+    except OSError as exc:
+        raise StorageFull(f"the market cannot use its files of a session: {exc.strerror}") from exc
+
+
+def make_folder(folder: Path, dataset: bytes) -> None:
+    """Make a session's folder with its data set."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(folder / "dataset", dataset)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write to the end of a file that does not have its name yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def settle(temporary: Path, rest: bytes, path: Path) -> None:
+    """Write the rest, make it durable, and give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("ab") as file:
+        file.write(rest)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
