@@ -16,6 +16,7 @@ import httpx
 from parity_contracts.chain.calls import AddFunds, Allow, Approve, Faucet, SetOperator, Stake
 from parity_contracts.chain.memory import MemoryChain
 from parity_market.app import create_app
+from parity_market.federation import Offload
 from parity_market.loops.chain_follower import refresh_account
 from parity_market.operations import money
 from parity_market.state import MarketState
@@ -212,11 +213,11 @@ class Served:
 
 
 @asynccontextmanager
-async def serve_in_process(folder: Path) -> AsyncIterator[Served]:
-    """Serve a market with a minimum bond of ten tokens."""
+async def serve_in_process(folder: Path, *, offload: Offload | None = None) -> AsyncIterator[Served]:
+    """Serve a market with a minimum bond of ten tokens; ``offload`` as of ``open_rig``."""
     clock = FakeClock(START)
     chain = MemoryChain(clock)
-    async with open_rig(folder, chain, clock, settings={"market_min_bond": "10"}) as rig:
+    async with open_rig(folder, chain, clock, settings={"market_min_bond": "10"}, offload=offload) as rig:
         state = rig.state
         await rig.store.write(lambda tx: money.record_head(tx, state.market.chain, 0, clock.now()))
         transport = httpx.ASGITransport(create_app(state), raise_app_exceptions=True)
