@@ -20,11 +20,11 @@ from parity_fl.table import Table, contradiction
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.trees import forest_from_tensors, forest_tensors
 from parity_protocol import strict_json
-from parity_protocol.errors import BadDocument, TooLarge
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, TooLarge
 
 __all__ = ["ForestRounds", "ForestTrainer"]
 
-_MAX_FILE_BYTES: Final = 1 << 30
+_MAX_FILE_BYTES: Final = 1 << 30  # of a forest, and of the state: the market reads no longer file back
 _LENGTH_BYTES: Final = 4
 
 
@@ -61,7 +61,8 @@ class ForestRounds:
 
         Raises:
             BadDocument: ``base`` or ``state`` is not one of ours.
-            ExecutionFailed: ``data_invalid``: the parts do not belong together.
+            ExecutionFailed: ``data_invalid``: the parts do not belong together; ``output_too_large``: the answers of
+                all phases are more than a state may hold.
         """
         del leave_one_out  # no part's answer can be left out of a sum that later answers must add up to
         server = self._server_at(base, state)
@@ -76,11 +77,18 @@ class ForestRounds:
                 rejected[part] = f"malformed: {exc.message}"
         if rejected or len(answers) < self._plan.total_parts:
             return Refused(f"a forest needs all {self._plan.total_parts} parts in every phase", rejected)
-        self._server = server
         more = server.next_request() is not None
+        kept = (state or b"") + _framed([answers[part] for part in sorted(answers)])
+        if more and len(kept) > _MAX_FILE_BYTES:
+            raise ExecutionFailed(
+                FailureReason.OUTPUT_TOO_LARGE,
+                f"the answers of all phases take {len(kept)} bytes, at most {_MAX_FILE_BYTES} are kept",
+                hint="Use fewer trees, less depth or fewer bins.",
+            )
+        self._server = server
         return Reduced(
             model=_body(server) if more else _finished(server),
-            state=(state or b"") + _framed([answers[part] for part in sorted(answers)]),
+            state=kept,
             accepted=tuple(sorted(answers)),
             rejected={},
             metrics={},

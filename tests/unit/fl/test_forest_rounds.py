@@ -99,6 +99,20 @@ def test_state_of_another_session_is_refused(session):
         ForestRounds(spec, plan, data).reduce(done.model, done.state[:-3], {})
 
 
+def test_session_ends_in_words_before_its_answers_outgrow_what_is_kept(session, monkeypatch):
+    spec, plan, data = session
+    trainers = [ForestTrainer(spec, plan, data, part) for part in range(3)]
+    server = ForestRounds(spec, plan, data)
+    done = close(server, server.first(), None, trainers)
+    assert isinstance(done, Reduced)
+    monkeypatch.setattr("parity_fl.forest_rounds._MAX_FILE_BYTES", len(done.state) + 1)
+
+    with pytest.raises(ExecutionFailed, match="answers of all phases take") as caught:
+        close(server, done.model, done.state, trainers)
+
+    assert caught.value.reason == "output_too_large"
+
+
 def test_stopped_session_has_no_forest(session):
     spec, plan, data = session
     server = ForestRounds(spec, plan, data)
