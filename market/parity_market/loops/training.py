@@ -13,7 +13,7 @@ from parity_market.operations.groups import Group
 from parity_market.round_engine import AFTER_RESTART, rounds_of
 from parity_market.state import MarketState
 from parity_protocol.errors import ExecutionFailed, InvalidInput, ParityError
-from parity_protocol.task import FederatedLearningSpec, GroupState
+from parity_protocol.task import GroupState
 
 __all__ = ["Training", "run"]
 
@@ -43,6 +43,7 @@ class Training:
     def __init__(self, state: MarketState) -> None:
         self._state = state
         self._driven: set[str] = set()
+        self._others: set[str] = set()  # running groups that do not train in rounds: their spec says so for ever
 
     async def start_up(self) -> None:
         """Put off deadlines, and remove the files of sessions that have ended."""
@@ -58,15 +59,20 @@ class Training:
 
     async def scan(self, turn: asyncio.TaskGroup) -> None:
         """Begin to take along sessions that are not yet."""
-        after = ""
+        after, running = "", set()
         while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
             for row in page:
-                if row.kind == FederatedLearningSpec.model_fields["type"].default and row.id not in self._driven:
-                    group = await self._state.store.read(partial(groups.load, group_id=row.id))
-                    if rounds_of(group.value.spec):
-                        self._driven.add(row.id)
-                        turn.create_task(self._drive(row.id), name=f"session {row.id}")
+                running.add(row.id)
+                if row.id in self._driven or row.id in self._others:
+                    continue
+                group = await self._state.store.read(partial(groups.load, group_id=row.id))
+                if rounds_of(group.value.spec):
+                    self._driven.add(row.id)
+                    turn.create_task(self._drive(row.id), name=f"session {row.id}")
+                else:
+                    self._others.add(row.id)
             after = page[-1].id
+        self._others &= running
 
     async def _drive(self, group_id: str) -> None:
         """Take one session to its end."""

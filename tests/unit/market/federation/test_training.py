@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from collections.abc import AsyncIterator
@@ -32,7 +33,8 @@ from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
 from parity_market.store import sql
-from parity_market.testing.builders import final_report, new_node
+from parity_market.store.base import ReadTx
+from parity_market.testing.builders import final_report, fl_submission, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.errors import Conflict, InvalidTransition, StaleFence, StorageFull, TaskCancelled, TooLarge
@@ -404,6 +406,32 @@ async def test_an_ended_session_leaves_nothing_in_memory(rig: Rig, clock: FakeCl
     rig.state.rounds.known(await play.group())
 
     assert play.id not in rig.state.rounds._known
+
+
+async def test_a_group_that_does_not_train_in_rounds_is_read_once_and_forgotten_when_it_ends(
+    rig: Rig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = groups.load
+
+    def counted(tx: ReadTx, group_id: str) -> Group:
+        loads.append(group_id)
+        return load(tx, group_id)
+
+    rig.bench.now = clock.now()
+    other = (await rig.bench.submit(fl_submission(deadline=clock.now() + timedelta(hours=1)))).id
+    monkeypatch.setattr(groups, "load", counted)
+    training = Training(rig.state)
+    async with asyncio.TaskGroup() as turn:
+        for _ in range(3):
+            await training.scan(turn)
+        await rig.store.write(
+            partial(groups.fail, market=rig.state.market, group_id=other, reason="enough", now=clock.now())
+        )
+        await training.scan(turn)
+
+    assert loads == [other]
+    assert training._others == set()
 
 
 # -- what its submitter may do ---------------------------------------------------------------------------------------
