@@ -33,6 +33,14 @@ _MAX_FENCE = 1 << 31
 _MAX_ROUND = 1 << 20
 _HASH_CHARS = 64
 
+SAID = {
+    "loss": "Mean loss of the training",
+    "samples": "Rows trained on",
+    "steps": "Optimiser steps",
+    "train_s": "Seconds of training",
+}
+"""What a node may say of an update, in its query."""
+
 
 async def _group(call: Call) -> Group:
     """Return the session that the path names, for its submitter or a node that holds a part of it.
@@ -126,7 +134,7 @@ def _whole_of(call: Call, name: str, high: int) -> int:
 def _said(call: Call) -> dict[str, float]:
     """Return what a node says of its training: shown, never used to weigh or pay."""
     said: dict[str, float] = {}
-    for name in ("loss", "samples", "steps", "train_s"):
+    for name in SAID:
         text = call.text(name, max_chars=32)
         if text:
             try:
@@ -221,7 +229,7 @@ ENDPOINTS = (
         "Send an update",
         UpdateTaken,
         streams_body=True,
-        query=(LEASE, FENCE, BASE),
+        query=(LEASE, FENCE, BASE, *(Query(name, {"type": "number"}, text) for name, text in SAID.items())),
     ),
     Endpoint(
         "GET", paths.FL_SESSIONS, listing, Access.SUBMITTER, "Your sessions", FlSessionsReply, query=(LIMIT, CURSOR)
