@@ -33,7 +33,7 @@ _IOV_MAX = 512  # below every platform's
 
 
 class Pace(Protocol):
-    """Bounds how slow a peer may be; ``gateway_http.Meter``."""
+    """Bounds how slow a peer may be; ``meter.Meter``."""
 
     url: str
     stall_s: float

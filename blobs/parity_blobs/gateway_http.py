@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -20,6 +18,7 @@ import httpx
 from parity_blobs.car import CAR_MEDIA_TYPE
 from parity_blobs.cid import Cid
 from parity_blobs.http_transport import KeepAliveTransport
+from parity_blobs.meter import Meter
 from parity_blobs.verify import DEFAULT_LIMITS, DagLimits
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadDocument, Forbidden, NotFound, Unreachable
@@ -30,7 +29,6 @@ __all__ = [
     "Form",
     "Gateway",
     "GatewayHttp",
-    "Meter",
     "NotInThisForm",
     "RetryLater",
     "url_problem",
@@ -105,77 +103,6 @@ class RetryLater(Unreachable):
     def __init__(self, message: str, after_s: float) -> None:
         super().__init__(message)
         self.after_s = after_s
-
-
-class Meter:
-    """Bounds one attempt: total time, rate over a window, and the bytes of each response.
-
-    Not bound to a thread, but to one at a time.
-    """
-
-    def __init__(self, clock: Clock, limits: FetchLimits, url: str) -> None:
-        self._clock = clock
-        self._limits = limits
-        self.url = url
-        self.stall_s = limits.stall_s
-        self._start = clock.monotonic()
-        self._waiters = 0
-        self._since = self._waited = self._window_start = 0.0
-        self._received = self._window_received = 0
-
-    async def watch(self, response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body as it comes.
-
-        Raises:
-            BadDocument: More than ``max_bytes`` came.
-            Unreachable: Too slow, over the total time, or cut off.
-        """
-        came = 0
-        pieces = response.aiter_raw()
-        while True:
-            with self.waiting():
-                try:
-                    piece = await anext(pieces, None)
-                except (httpx.HTTPError, httpx.StreamError) as exc:
-                    raise Unreachable(f"{self.url}: {type(exc).__name__} {exc}".rstrip()) from exc
-            if piece is None:
-                return
-            came += len(piece)
-            if came > max_bytes:
-                raise BadDocument(f"{self.url}: more than {max_bytes} bytes came")
-            self.count(len(piece))
-            yield piece
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside; waiting for several answers at once counts once."""
-        if self._waiters == 0:
-            self._since = self._clock.monotonic()
-        self._waiters += 1
-        try:
-            yield
-        finally:
-            self._waiters -= 1
-            now = self._clock.monotonic()
-            self._waited += now - self._since
-            self._since = now
-
-    def count(self, size: int) -> None:
-        """Note bytes that came.
-
-        Raises:
-            Unreachable: Too slow, or over the total time.
-        """
-        now = self._clock.monotonic()
-        self._received += size
-        if now - self._start > self._limits.total_s:
-            raise Unreachable(f"{self.url}: not done after {self._limits.total_s:g} s")
-        window = self._waited - self._window_start
-        if window < self._limits.rate_window_s:
-            return
-        if self._received - self._window_received < self._limits.min_rate * window:
-            raise Unreachable(f"{self.url}: slower than {self._limits.min_rate:g} bytes a second")
-        self._window_start, self._window_received = self._waited, self._received
 
 
 class GatewayHttp:
@@ -285,7 +212,9 @@ class GatewayHttp:
         status = response.status_code
         url = str(response.request.url.copy_with(query=None))
         if gateway.is_kubo_rpc and status == 500:
-            said = await _beginning(response)
+            said = b""
+            with anyio.move_on_after(self._limits.headers_s):
+                said = await _beginning(response)
             if b"not find" in said or b"not found" in said or b"deadline exceeded" in said:
                 raise NotFound(f"{url}: {status}")
         if form == "file" and status not in (200, 206, 429, 503):  # a gateway may well serve blocks only

@@ -13,9 +13,10 @@ import httpx
 from parity_blobs.bulk import MIN_BULK_BYTES, Bulk
 from parity_blobs.car import CarReader
 from parity_blobs.cid import CODEC_RAW, Block, Cid
-from parity_blobs.gateway_http import Form, Gateway, GatewayHttp, Meter, NotInThisForm
+from parity_blobs.gateway_http import Form, Gateway, GatewayHttp, NotInThisForm
 from parity_blobs.http_transport import TakenOver
 from parity_blobs.local_threads import translate_os
+from parity_blobs.meter import Meter
 from parity_blobs.plain import Cutter, Leaf, are_new, is_leaf_like, is_worth_it, layout_of
 from parity_blobs.unixfs import Node, read_node
 from parity_blobs.verify import CheckedBlock, CheckedLeaf, DagLimits, DagVerifier

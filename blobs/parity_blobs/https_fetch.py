@@ -19,6 +19,7 @@ import anyio
 import httpx
 
 from parity_blobs.http_transport import Connect, KeepAliveTransport
+from parity_blobs.meter import Meter
 from parity_blobs.public_address import connect_public, parse_https_url
 from parity_blobs.tls import system_context
 from parity_protocol.clock import Clock
@@ -63,7 +64,7 @@ class HttpsLimits:
         headers_s: Until the response begins.
         stall_s: Between two pieces.
         total_s: In all, with every try.
-        min_rate: Bytes a second on average, looked at after ``rate_grace_s``.
+        min_rate: Bytes a second over each ``rate_window_s`` of waiting; time that our own disk takes does not count.
         tries: In a row that bring nothing.
         max_tries: In all.
         pause_s: Between two tries, doubled by each that brought nothing.
@@ -74,7 +75,7 @@ class HttpsLimits:
     stall_s: float = 20.0
     total_s: float = 3600.0
     min_rate: float = 4096.0
-    rate_grace_s: float = 15.0
+    rate_window_s: float = 15.0
     tries: int = 3
     max_tries: int = 20
     pause_s: float = 0.5
@@ -145,8 +146,6 @@ class HttpsFetcher:
             Unreachable: It did not come, or too slowly.
         """
         parse_https_url(source.url)
-        if "#" in source.url:
-            raise BadField("a URL with a fragment, which no server sees", field="url")
         parts = urlsplit(source.url)
         transfer = _Transfer(source, f"https://{parts.netloc}{parts.path}", self._clock.monotonic())
         digest = sha256()
@@ -230,25 +229,16 @@ class HttpsFetcher:
         """Yield what was not received before: a server that cannot go on sends it all again."""
         skip = transfer.received if response.status_code == 200 else 0
         size, name = transfer.source.size, transfer.name
-        began, came = self._clock.monotonic(), 0
-        try:
-            async for piece in response.aiter_raw():
-                came += len(piece)
-                skipped = min(skip, len(piece))
-                skip -= skipped
-                rest = piece[skipped:] if skipped else piece
-                if transfer.received + len(rest) > size:
-                    raise TooLarge(f"{name}: more than the {size} bytes that the spec states")
-                elapsed = self._clock.monotonic() - began
-                if elapsed > self._limits.rate_grace_s and came < self._limits.min_rate * elapsed:
-                    raise Unreachable(f"{name}: slower than {self._limits.min_rate:g} bytes a second")
-                if self._is_late(transfer):
-                    raise Unreachable(f"{name}: not done after {self._limits.total_s:g} s")
-                if rest:
-                    transfer.received += len(rest)
-                    yield rest
-        except (httpx.HTTPError, httpx.StreamError, TimeoutError) as exc:
-            raise Unreachable(f"{name}: {type(exc).__name__} {exc}".rstrip()) from exc
+        meter = Meter(self._clock, self._limits, name, began=transfer.began)
+        async for piece in meter.watch(response, max_bytes=None):
+            skipped = min(skip, len(piece))
+            skip -= skipped
+            rest = piece[skipped:] if skipped else piece
+            if transfer.received + len(rest) > size:
+                raise TooLarge(f"{name}: more than the {size} bytes that the spec states")
+            if rest:
+                transfer.received += len(rest)
+                yield rest
         if transfer.received < size:
             raise Unreachable(f"{name}: it ended after {transfer.received} of {size} bytes")
 

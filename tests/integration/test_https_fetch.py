@@ -8,15 +8,16 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from parity_blobs.https_fetch import DEFAULT_HTTPS_LIMITS, HttpsFetcher
+from parity_blobs.https_fetch import DEFAULT_HTTPS_LIMITS, HttpsFetcher, HttpsLimits
 from parity_blobs.public_address import connect_public
 from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, make_certificate
-from parity_protocol.clock import SystemClock
+from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import (
     BadDocument,
     BadField,
@@ -29,9 +30,11 @@ from parity_protocol.errors import (
     Unreachable,
 )
 from parity_protocol.needs import HttpsInput
+from parity_protocol.testing.clock import FakeClock
 
 CONTENT = bytes(range(256)) * 4_000
 HOST = "data.example.org"
+CLOCK = SystemClock()
 LIMITS = replace(DEFAULT_HTTPS_LIMITS, pause_s=0.01, stall_s=0.5, tries=2, max_tries=6)
 
 
@@ -89,7 +92,9 @@ class Place:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, *answers: Answer) -> AsyncIterator[Place]:
+async def serving(
+    tmp_path: Path, *answers: Answer, clock: Clock = CLOCK, limits: HttpsLimits = LIMITS
+) -> AsyncIterator[Place]:
     make_certificate(tmp_path, f"https://{HOST}", now=SystemClock().now())
     chain, key = tmp_path / CERTIFICATE, tmp_path / CERTIFICATE_KEY
     server = Server(*answers)
@@ -107,7 +112,7 @@ async def serving(tmp_path: Path, *answers: Answer) -> AsyncIterator[Place]:
 
     trust = ssl.create_default_context(cafile=str(chain))
     try:
-        async with HttpsFetcher(clock=SystemClock(), limits=LIMITS, connect=connect, verify=trust) as fetcher:
+        async with HttpsFetcher(clock=clock, limits=limits, connect=connect, verify=trust) as fetcher:
             yield Place(server, fetcher)
     finally:
         listening.close()
@@ -186,6 +191,41 @@ async def test_a_transfer_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -
 async def test_a_server_without_ranges_sends_it_again(tmp_path: Path) -> None:
     async with serving(tmp_path, cut(300_000), whole()) as place:
         assert await place.fetch() == CONTENT
+
+
+async def test_a_trickle_after_a_good_start_is_given_up(tmp_path: Path) -> None:
+    clock, taken = FakeClock(), asyncio.Event()
+
+    async def trickle(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(_head(0, '"v1"') + CONTENT[:500_000])
+        for at in range(500_000, len(CONTENT), 100):
+            await taken.wait()  # the fetcher waits for more
+            taken.clear()
+            await clock.advance(timedelta(seconds=1))
+            writer.write(CONTENT[at : at + 100])
+            await writer.drain()
+
+    async with serving(tmp_path, trickle, clock=clock, limits=replace(LIMITS, max_tries=1)) as place:
+
+        async def read() -> None:
+            async for _ in place.fetcher.stream(place.source()):
+                taken.set()
+
+        with pytest.raises(Unreachable, match="slower than 4096 bytes"):
+            await read()
+
+    assert clock.monotonic() < 40  # the good start is no credit for minutes that follow
+
+
+async def test_time_that_our_own_disk_takes_is_not_the_servers(tmp_path: Path) -> None:
+    clock, got = FakeClock(), 0
+
+    async with serving(tmp_path, whole(), clock=clock) as place:
+        async for piece in place.fetcher.stream(place.source()):
+            got += len(piece)
+            await clock.advance(timedelta(seconds=100))
+
+    assert got == len(CONTENT)
 
 
 async def test_content_that_changed_in_between_is_refused_by_its_digest(tmp_path: Path) -> None:

@@ -436,6 +436,19 @@ async def test_headers_that_never_end_are_given_up(net: Net, store: LocalBlobSto
             await gateway.fetch_into(CID, store)
 
 
+async def test_a_kubos_complaint_that_never_ends_is_given_up(net: Net, store: LocalBlobStore) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'{"Message":"'
+        await anyio.sleep_forever()
+
+    url = net.serve("kubo.example", lambda: httpx.Response(500, stream=Body(endless())))
+    limits = replace(DEFAULT_FETCH_LIMITS, headers_s=0.01)
+
+    async with net.client(Gateway(url, is_kubo_rpc=True), limits=limits) as gateway:
+        with anyio.fail_after(10), pytest.raises(Unreachable, match="got 500"):
+            await gateway.fetch_into(CID, store)
+
+
 async def test_one_block_that_fails_ends_the_others(net: Net, store: LocalBlobStore) -> None:
     blocks = await dag()
     held = {str(block.cid): block.data for block in blocks}
