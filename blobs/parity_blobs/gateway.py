@@ -1,8 +1,9 @@
 """The trustless-gateway client: fetches a DAG over HTTP and believes nothing but hashes.
 
 Follows the IPFS Trustless Gateway specification: a CAR in depth-first order, block by block from a gateway that has no
-CARs, and large files as plain bytes whose leaves are hashed against their nodes. Each block is hashed as it comes, so a transfer that breaks anywhere goes on with the next block at the next
-gateway; gateways of one rank are raced when the first does not answer at once.
+CARs, and large files as plain bytes whose leaves are hashed against their nodes. Each block is hashed as it comes, so a
+transfer that breaks anywhere goes on with the next block at the next gateway; gateways of one rank are raced when the
+first does not answer at once.
 """
 
 from __future__ import annotations
@@ -264,12 +265,18 @@ class TrustlessGateway:
                         await opened.response.aclose()
             settled.set()
 
-        async with anyio.create_task_group() as group:
-            for gateway in contenders:
-                settled = anyio.Event()
-                group.start_soon(contend, gateway, settled)
-                with anyio.move_on_after(self._limits.hedge_s):
-                    await settled.wait()
+        try:
+            async with anyio.create_task_group() as group:
+                for gateway in contenders:
+                    settled = anyio.Event()
+                    group.start_soon(contend, gateway, settled)
+                    with anyio.move_on_after(self._limits.hedge_s):
+                        await settled.wait()
+        except BaseException:
+            if winner is not None:  # we were cancelled while the others ended: nobody else knows of this answer
+                with anyio.CancelScope(shield=True):
+                    await winner.response.aclose()
+            raise
         return winner
 
 

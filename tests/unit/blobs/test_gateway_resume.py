@@ -323,6 +323,34 @@ async def test_a_gateway_that_does_not_begin_is_raced_by_the_next() -> None:
     assert net.hosts() == {"good"}
 
 
+async def test_an_answer_that_is_not_waited_for_any_more_is_closed() -> None:
+    blocks = await dag_of(SMALL)
+    net = Net(silent=Site(blocks), good=Site(blocks))
+    outer, is_closed = anyio.CancelScope(), False
+
+    class Noted(Body):
+        async def aclose(self) -> None:
+            nonlocal is_closed
+            is_closed = True
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.host.startswith("silent"):
+            try:
+                await anyio.sleep_forever()
+            finally:  # the other one has won
+                outer.cancel()
+        found = await net.handle(request)
+        return httpx.Response(200, stream=Noted(b"", None), headers=found.headers)
+
+    gateways = ["https://silent.example", "https://good.example"]
+    async with TrustlessGateway(gateways, limits=HURRIED, transport=httpx.MockTransport(handle)) as gateway:
+        with outer, anyio.fail_after(5):
+            await gateway.fetch_into(blocks[0].cid, MemoryBlobStore())
+
+    assert outer.cancelled_caught
+    assert is_closed
+
+
 async def test_strangers_are_not_asked_while_our_own_may_still_answer() -> None:
     blocks = await dag_of(SMALL)
     net = Net(market=Site(blocks), stranger=Site(blocks))
