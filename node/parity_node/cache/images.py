@@ -72,6 +72,7 @@ class ImageCache:
         self.max_bytes = max_bytes
         self._engine: ImageEngine | None = None
         self._rows, self._expected = _read(path)
+        self._left_over = frozenset(self._expected)  # of an earlier process; ours end as brought or given up
         self._written_at = 0.0
 
     @property
@@ -97,16 +98,24 @@ class ImageCache:
     async def serve(self, engine: ImageEngine) -> None:
         """Use ``engine`` from now on, and compare the ledger with what it has: after a crash, or what others removed.
 
+        What is brought meanwhile, or on its way, stays.
+
         Raises:
             ParityError: The engine does not answer; the ledger stays as it was.
         """
+        known = frozenset(self._rows)
         found = await engine.images()
-        for reference in tuple(self._expected):
+        for reference in self._left_over:
             image_id = await engine.find_image(reference)
             if image_id in found and image_id is not None and image_id not in self._rows:
                 self._rows[image_id] = ImageRow(image_id, reference, found[image_id], self._now())
-        self._expected.clear()
-        self._rows = {key: replace(row, size_bytes=found[key]) for key, row in self._rows.items() if key in found}
+        self._expected = {key: at for key, at in self._expected.items() if key not in self._left_over}
+        self._left_over = frozenset()
+        self._rows = {
+            key: replace(row, size_bytes=found.get(key, row.size_bytes))
+            for key, row in self._rows.items()
+            if key in found or key not in known
+        }
         self._engine = engine
         self._save()
 
@@ -117,6 +126,7 @@ class ImageCache:
             StorageFull: No room for the note, so there is none for an image.
         """
         self._expected[reference] = self._now()
+        self._left_over -= {reference}
         self._save(must=True)
 
     async def brought(self, image_id: str, *, reference: str, size_bytes: int, execution_id: str) -> None:
@@ -149,7 +159,7 @@ class ImageCache:
 
     def has(self, image_id: str) -> bool:
         """Return whether this node brought an image."""
-        return any(row.id == image_id for row in self.rows)
+        return image_id in self._rows
 
     def used(self, image_id: str, *, execution_id: str) -> None:
         """Note that an execution uses an image; one that is not ours is protected and not written down."""

@@ -198,6 +198,37 @@ async def test_ledger_that_is_broken_is_begun_anew_and_removes_nothing(
     assert json.loads((tmp_path / "images.json").read_bytes())["images"] == []
 
 
+async def test_image_that_is_brought_while_the_ledger_is_compared_stays_in_it(
+    cache: ImageCache, engine: Engine, uses: Uses, clock: FakeClock
+) -> None:
+    await pull_all(engine, cache, uses, clock, 1)
+    listed = engine.images
+
+    async def images() -> Mapping[str, int]:
+        found = await listed()
+        await engine.pull(cache, 1)  # by an execution, while the engine's answer is on its way
+        return found
+
+    engine.images = images  # type: ignore[method-assign]
+
+    await cache.serve(engine)
+
+    assert {row.id for row in cache.rows} == {image(0), image(1)}
+
+
+async def test_pull_under_way_when_the_engine_comes_back_is_still_known_after_a_crash(
+    cache: ImageCache, engine: Engine, clock: FakeClock, tmp_path: Path
+) -> None:
+    cache.expect("image:1")
+    await cache.serve(engine)  # the engine was started again meanwhile
+
+    engine.sizes[image(1)], engine.names["image:1"] = MIB, image(1)
+    again = ImageCache(tmp_path / "images.json", max_bytes=35 * MIB, clock=clock, uses=Uses())
+    await again.serve(engine)
+
+    assert [row.id for row in again.rows] == [image(1)]
+
+
 async def test_pin_of_an_unknown_image_is_refused(cache: ImageCache) -> None:
     with pytest.raises(NotFound):
         cache.pin("postgres:15", keep=True)
