@@ -33,6 +33,7 @@ __all__ = ["StoredResult", "build_report", "failure_of", "store_result"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff]")
 _COPY_BYTES = 1 << 20
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ async def store_result(result: ExecutionResult, folder: Path, execution_id: str)
             raise ExecutionFailed(FailureReason.NODE_FAULT, "the executor brought no result")
         return await anyio.to_thread.run_sync(_store_large, data, path, folder, execution_id)
     except OSError as exc:
-        if exc.errno == errno.ENOSPC:
+        if exc.errno in _NO_ROOM:
             raise StorageFull("no room for a result") from exc
         raise ExecutionFailed(FailureReason.NODE_FAULT, f"the result cannot be read: {exc.strerror}") from exc
 
@@ -85,7 +86,7 @@ def failure_of(error: Exception) -> ExecutionResult:
     """Return the failed result that an executor's error stands for; an error that is not ours is the node's fault."""
     if isinstance(error, ExecutionFailed):
         return ExecutionResult(Outcome.FAILED, error.reason, error.message)
-    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         return ExecutionResult(Outcome.FAILED, FailureReason.DISK_FULL, str(error))
     if isinstance(error, ParityError):
         reason = FailureReason.DEPENDENCY_UNAVAILABLE if error.retryable else FailureReason.NODE_FAULT
