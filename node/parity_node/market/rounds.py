@@ -39,7 +39,7 @@ class HttpRounds(RoundsMarket):
 
     async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
         """See the port."""
-        timeout_s = REPLY_TIMEOUT_S + step.base_size / _SLOWEST
+        timeout_s = REPLY_TIMEOUT_S + min(step.base_size, max_bytes) / _SLOWEST
         path = paths.fl_session_path(place.group_id, "model")
         data = await self._market.get(path, timeout_s=timeout_s, max_bytes=max_bytes)
         found = sha256(data).hexdigest()
