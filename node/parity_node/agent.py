@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,7 @@ class AgentParts:
     cache: NodeCache
     disk: DiskGuard
     ballast: Ballast | None = None  # of the journal
+    metrics: NodeMetrics = field(default_factory=NodeMetrics)
 
 
 class Agent:
@@ -87,7 +88,7 @@ class Agent:
     def __init__(self, parts: AgentParts) -> None:
         self._parts = parts
         settings, clock, store, market = parts.settings, parts.clock, parts.store, parts.market
-        self.metrics = NodeMetrics()
+        self.metrics = parts.metrics
         self.policy = OperatorPolicy(settings, clock, state_dir=parts.folders.state)
         self.slots = Slots(settings.runner_slots)
         self.leases = LeaseKeeper(market, clock)

@@ -24,6 +24,7 @@ from parity_node.keys import NodeKeys, load_keys
 from parity_node.lockfile import exclusive_lock
 from parity_node.market.http import HttpMarket
 from parity_node.observability.logging import configure_logging
+from parity_node.observability.metrics import NodeMetrics
 from parity_node.settings import NodeSettings
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.waiting import Backoff
@@ -50,6 +51,7 @@ class NodeServices:
     clock: Clock
     cache: NodeCache
     disk: DiskGuard
+    metrics: NodeMetrics
 
 
 @runtime_checkable
@@ -88,7 +90,8 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
     store = SqliteNodeStore(folders.state / JOURNAL_FILE, ballast_bytes=settings.runner_disk_ballast)
     cache = cache_of(settings, cache_dir=folders.cache, results_dir=folders.results, clock=clock)
     disk = DiskGuard(folders.by_name(), floor_bytes=settings.runner_disk_floor, clock=clock)
-    executors = make_executors(NodeServices(settings, keys, folders, market, clock, cache, disk))
+    metrics = NodeMetrics()
+    executors = make_executors(NodeServices(settings, keys, folders, market, clock, cache, disk, metrics))
     try:
         agent = Agent(
             AgentParts(
@@ -104,6 +107,7 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
                 cache=cache,
                 disk=disk,
                 ballast=store.ballast,
+                metrics=metrics,
             )
         )
         await agent.run()

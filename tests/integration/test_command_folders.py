@@ -32,7 +32,14 @@ class Runner:
     def __init__(self, exec_dir: Path) -> None:
         self.exec_dir = exec_dir
         self.inputs = StaticInputs()
-        self.executor = CommandExecutor(exec_dir=exec_dir, inputs=self.inputs, clock=SystemClock(), enabled=True)
+        self.refused: list[str] = []  # rules of the proxy
+        self.executor = CommandExecutor(
+            exec_dir=exec_dir,
+            inputs=self.inputs,
+            clock=SystemClock(),
+            enabled=True,
+            on_egress_refused=self.refused.append,
+        )
         self.files: dict[str, bytes] = {}  # of the last result that was a folder
 
     async def run(self, *command: str, bounds: dict[str, float] | None = None, **members: object) -> ExecutionResult:
@@ -196,6 +203,7 @@ async def test_with_granted_hosts_the_proxy_answers_inside_and_its_refusals_are_
     assert "403" in said
     assert "http://127.0.0.1:3128" in said
     assert "E-EGRESS evil.test" in said
+    assert runner.refused == ["egress.domains"]
 
 
 async def test_without_granted_hosts_nothing_listens_there(runner):

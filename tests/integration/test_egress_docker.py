@@ -204,6 +204,7 @@ class Node:
         self._exec_dir = exec_dir
         self._image = image
         self._python = python
+        self.refused: list[str] = []  # rules
         self.executor = self._start()
 
     def _start(self) -> DockerExecutor:
@@ -214,6 +215,7 @@ class Node:
             node_id="0xegress",
             options=DockerOptions(timeout_s=20.0, floor_bytes=0, local_images=("parity-test/*",)),
             environ={"DOCKER_HOST": self._dockerd.url},
+            on_egress_refused=self.refused.append,
         )
 
     async def start(self, script: str, *domains: str, tier: IsolationTier = IsolationTier.NONE) -> Handle:
@@ -417,6 +419,7 @@ async def test_a_docker_task_reaches_its_host_and_its_result_says_what_was_refus
     lines = result.result_bytes.decode().splitlines()
     assert [line.partition(" |")[0] for line in lines[:2]] == ["HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden"]
     assert lines[-1].startswith("E-EGRESS example.net: ")
+    assert node.refused == ["egress.domains"]
     assert 100 / (1 << 30) < result.metrics["network_data_gb"] < 1000 / (1 << 30)
 
 

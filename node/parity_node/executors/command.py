@@ -73,16 +73,25 @@ class CommandExecutor:
         exec_dir: Where the executions' folders are; tried by the trial run.
         enabled: Whether the operator wants it.
         hidden: Files of the node, such as its keys, that the trial run must not reach.
+        on_egress_refused: As ``on_refused`` of ``EgressProxy``.
     """
 
     def __init__(
-        self, *, exec_dir: Path, inputs: InputSource, clock: Clock, enabled: bool, hidden: Collection[Path] = ()
+        self,
+        *,
+        exec_dir: Path,
+        inputs: InputSource,
+        clock: Clock,
+        enabled: bool,
+        hidden: Collection[Path] = (),
+        on_egress_refused: Callable[[str], None] | None = None,
     ) -> None:
         self._exec_dir = exec_dir
         self._inputs = inputs
         self._clock = clock
         self._enabled = enabled
         self._hidden = tuple(hidden)
+        self._on_egress_refused = on_egress_refused
         self._runs: dict[str, _Run] = {}
         self._trial = Trial(self._try, clock=clock, retry_s=RETRY_TRIAL_S)
 
@@ -131,7 +140,12 @@ class CommandExecutor:
             cgroup = Cgroup.make(key, job.limits)
             if job.egress is not None:
                 proxy = EgressProxy(
-                    job.egress, folder=folder.path, on_refusal=output.note, execution_id=key, clock=self._clock
+                    job.egress,
+                    folder=folder.path,
+                    on_refusal=output.note,
+                    on_refused=self._on_egress_refused,
+                    execution_id=key,
+                    clock=self._clock,
                 )
             sandbox = job.sandbox(folder, also_env=proxy.env() if proxy else {})
             adopt_orphans()

@@ -83,6 +83,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         ledger=services.cache.images,
         watch=partial(services.disk.watch, "images"),
         hidden=hidden,
+        on_egress_refused=services.metrics.egress_refused,
     )
     return ExecutorSet(
         [
@@ -93,6 +94,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
                 clock=services.clock,
                 enabled=settings.runner_shell_enabled,
                 hidden=hidden,
+                on_egress_refused=services.metrics.egress_refused,
             ),
             FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock, rounds=HttpRounds(market)),
         ],

@@ -43,6 +43,12 @@ class NodeMetrics:
         self._offers_refused = Counter(
             "parity_node_offers_refused_total", "Offers that were not taken", ["rule"], registry=self.registry
         )
+        self._egress_refused = Counter(
+            "parity_node_egress_refused_total",
+            "Connections of tasks that the node's proxy refused",
+            ["rule"],
+            registry=self.registry,
+        )
         self._reports = Counter(
             "parity_node_reports_total", "Reports with the market's answer", ["answer"], registry=self.registry
         )
@@ -63,6 +69,10 @@ class NodeMetrics:
         self._offers_refused.labels(rule).inc()
         known = self.refusals.get(rule)
         self.refusals[rule] = RefusalCount(rule, denial.message, (known.count if known else 0) + 1, task_id)
+
+    def egress_refused(self, rule: str) -> None:
+        """Count a connection that a task was refused; the rules are the proxy's own, and few."""
+        self._egress_refused.labels(rule).inc()
 
     def report_answered(self, answer: str) -> None:
         """Count a report: accepted, or the refusal's code."""

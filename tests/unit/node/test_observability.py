@@ -69,6 +69,15 @@ def test_market_that_invents_rules_cannot_fill_the_memory() -> None:
     assert metrics.refusals["other"].count == 10_000 - MAX_RULES
 
 
+def test_connections_that_tasks_were_refused_are_counted_by_rule() -> None:
+    metrics = NodeMetrics()
+    for rule in ("egress.domains", "egress.private", "egress.domains"):
+        metrics.egress_refused(rule)
+
+    assert b'parity_node_egress_refused_total{rule="egress.domains"} 2.0' in metrics.render()
+    assert b'parity_node_egress_refused_total{rule="egress.private"} 1.0' in metrics.render()
+
+
 def answer(request: str, *, ready: bool = True) -> tuple[str, bytes]:
     response = _respond(request, lambda: b"metric 1\n", lambda: (ready, {"status": "ok"}))
     head, _, body = response.partition(b"\r\n\r\n")

@@ -83,6 +83,7 @@ class DockerExecutor:
         watch: Gets the folder in which a proven engine keeps images, so that room on its disk counts too.
         hidden: Files of the node that a trial must not reach.
         environ: Where ``DOCKER_HOST`` is looked up.
+        on_egress_refused: As ``on_refused`` of ``EgressProxy``.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class DockerExecutor:
         watch: Callable[[Path], None] | None = None,
         hidden: Sequence[Path] = (),
         environ: Mapping[str, str] = os.environ,
+        on_egress_refused: Callable[[str], None] | None = None,
     ) -> None:
         self._inputs = inputs
         self._clock = clock
@@ -117,7 +119,9 @@ class DockerExecutor:
         )
         self._runs: dict[str, ContainerRun] = {}
         self._gpus = GpuGrants(options.gpus)
-        self._egress = ContainerEgress(self.engine, workplace=exec_dir, seccomp=seccomp_profile(), clock=clock)
+        self._egress = ContainerEgress(
+            self.engine, workplace=exec_dir, seccomp=seccomp_profile(), clock=clock, on_refused=on_egress_refused
+        )
         self._gate = EngineGate(
             self.engine,
             exec_dir=exec_dir,

@@ -43,6 +43,7 @@ class EgressProxy:
         egress: The grant, narrowed by the operator's policy already.
         folder: The execution's own folder; the byte count and the sidecar's socket live in it.
         on_refusal: Gets a line for the task's own log, without a line break, at a bounded rate.
+        on_refused: Told the rule of each refusal, for counters.
         resolver: How names are looked up; the machine's resolver by default.
         allow: Which addresses are good; by default public ones that are not this machine's own. For tests.
 
@@ -58,6 +59,7 @@ class EgressProxy:
         on_refusal: Callable[[str], None],
         execution_id: str,
         clock: Clock,
+        on_refused: Callable[[str], None] | None = None,
         resolver: Resolver | None = None,
         allow: Callable[[str], bool] | None = None,
     ) -> None:
@@ -67,7 +69,9 @@ class EgressProxy:
         self._resolver = resolver or Lookups()
         self._allow = allow
         self._meter = Meter(folder / "egress.used", egress.max_bytes)
-        self._refusals = Refusals(on_refusal, path=folder / "egress.log", execution_id=execution_id, clock=clock)
+        self._refusals = Refusals(
+            on_refusal, path=folder / "egress.log", execution_id=execution_id, clock=clock, on_refused=on_refused
+        )
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,11 +81,6 @@ class EgressProxy:
     def bytes_used(self) -> int:
         """Bytes that have passed, both directions together, before a restart of the node too."""
         return self._meter.used
-
-    @property
-    def refused(self) -> int:
-        """How many connections were refused."""
-        return self._refusals.count
 
     @property
     def refusals(self) -> bytes:

@@ -64,10 +64,19 @@ class Refusals:
     Args:
         tell: Gets the line for the task's own log.
         path: Keeps the lines, for an execution that outlives the node.
+        on_refused: Told the rule of each refusal, said or not.
     """
 
-    def __init__(self, tell: Callable[[str], None], *, path: Path, execution_id: str, clock: Clock) -> None:
-        self.count = 0
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        *,
+        path: Path,
+        execution_id: str,
+        clock: Clock,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> None:
+        self._on_refused = on_refused
         self._tell = tell
         self._path = path
         self._execution_id = execution_id
@@ -86,7 +95,8 @@ class Refusals:
 
     def note(self, refusal: Refusal) -> None:
         """Count one refusal, and write a line unless the same was written a moment ago."""
-        self.count += 1
+        if self._on_refused is not None:
+            self._on_refused(refusal.rule)
         key, now = (refusal.rule, refusal.host), self._clock.monotonic()
         said_at = self._said.get(key)
         if self._lines >= _MAX_LINES or (said_at is not None and now - said_at < _REPEAT_S):

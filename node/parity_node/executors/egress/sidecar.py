@@ -56,6 +56,7 @@ class ContainerEgress:
     Args:
         workplace: Folder of this node's executions; a copy of the interpreter, about 15 MB, is kept in it.
         seccomp: The system-call profile, JSON.
+        on_refused: As for ``EgressProxy``.
         resolver: As for ``EgressProxy``.
         allow: As for ``EgressProxy``.
     """
@@ -67,6 +68,7 @@ class ContainerEgress:
         workplace: Path,
         seccomp: str,
         clock: Clock,
+        on_refused: Callable[[str], None] | None = None,
         resolver: Resolver | None = None,
         allow: Callable[[str], bool] | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class ContainerEgress:
         self._workplace = workplace
         self._seccomp = seccomp
         self._clock = clock
+        self._on_refused = on_refused
         self._resolver = resolver
         self._allow = allow
         self._staging = anyio.Lock()
@@ -136,6 +139,7 @@ class ContainerEgress:
                 egress,
                 folder=folder,
                 on_refusal=_in_its_own_file,
+                on_refused=self._on_refused,
                 execution_id=execution_id,
                 clock=self._clock,
                 resolver=self._resolver,
