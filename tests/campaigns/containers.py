@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -21,18 +17,17 @@ from urllib.parse import quote
 import anyio
 
 from benchmarks.figures import Aim, Figure, NotAvailable
-from chaos.test_node_crash_points import LEASE_TTL_S, serving, until
+from campaigns.killed_node import NodeProcess, at_market, come_back, kill_at_each, killed_at, left_over
+from chaos.test_node_crash_points import until
 from parity_node.crashpoints import CRASHPOINTS, DOCKER_CRASHPOINTS
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
-from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.testing.dockerd import PrivateDockerd
 from parity_node.testing.inputs import StaticInputs
-from parity_node.testing.market import MarketSimulator, SimulatedTask
+from parity_node.testing.market import MarketSimulator
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import FailureReason
 from parity_protocol.needs import OutputFolder
-from parity_protocol.report import Outcome
 from parity_protocol.task import DockerSpec
 
 IMAGE = "parity-test/busybox:1"
@@ -44,7 +39,6 @@ WALL_S = 1.0
 AT_ONCE = 4
 CRASHES_AT_ONCE = 3
 TASKS = 2
-NODE = "from parity_node.run import run_node; from parity_node.settings import load_settings; run_node(load_settings())"
 
 R = FailureReason
 
@@ -289,50 +283,30 @@ QUICK_POINTS = ("docker.created", "docker.started", "docker.removed")  # the who
 async def crashes(engine: PrivateDockerd, *, quick: bool) -> list[Figure]:
     """A2: the node is killed at every named point; each task is run once, paid once, and leaves nothing."""
     points = QUICK_POINTS if quick else (*CRASHPOINTS, *DOCKER_CRASHPOINTS)
-    limiter, failures, took = anyio.CapacityLimiter(CRASHES_AT_ONCE), dict[str, str](), list[float]()
     top = _open_folder("pdc-")
 
-    async def one(point: str) -> None:
-        async with limiter:
-            began = time.monotonic()
-            said = await _survive(point, top / point, engine)
-            if said:
-                failures[point] = said
-            took.append(time.monotonic() - began)
+    async def survive(point: str, folder: Path) -> str:
+        async def attack(market: MarketSimulator, node: NodeProcess) -> None:
+            await _crash_and_restart(point, market, node, engine)
 
-    async with anyio.create_task_group() as group:
-        for point in points:
-            group.start_soon(one, point)
-    shutil.rmtree(top, ignore_errors=True)
-    note = f"{len(points)} points, {TASKS} containers each" + "".join(
-        f"; {point}: {said}" for point, said in failures.items()
-    )
-    return [
-        Figure("A2 containers: points not survived", len(failures), "points", Aim(0, "at most"), note),
-        Figure("A2 containers: slowest point", max(took), "s"),
-    ]
+        said = await at_market(
+            folder,
+            attack,
+            DOCKER_HOST=engine.url,
+            RUNNER_SHELL_ENABLED="false",
+            RUNNER_DOCKER_ENABLED="true",
+            RUNNER_DOCKER_LOCAL_IMAGES="parity-test/*",
+        )
+        return said or await left_over(folder, alive=_alive(folder, engine), of="containers")
 
-
-async def _survive(point: str, folder: Path, engine: PrivateDockerd) -> str:
-    """Return what was wrong after one kill and one restart; empty when all went well."""
-    folder.mkdir(mode=0o711)  # noqa: ASYNC240 - nothing else runs in this loop yet
-    with socket.socket() as listener:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        market = MarketSimulator(SystemClock(), ttl_s=LEASE_TTL_S, authority=address)
-        node = _Node(folder, str(market.join(f"http://{address}")), engine.url)
-        said = ""
-        async with serving(market, listener):
-            try:
-                await _crash_and_restart(point, market, node, engine)
-            except AssertionError as exc:
-                said = f"{exc} … {node.log()}"
-            market.go_offline()
-    return said or await _left(folder, engine)
+    what = f"{TASKS} containers"
+    try:
+        return await kill_at_each(points, top, survive, at_once=CRASHES_AT_ONCE, what=what, of="containers")
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
 
 
-async def _crash_and_restart(point: str, market: MarketSimulator, node: _Node, engine: PrivateDockerd) -> None:
+async def _crash_and_restart(point: str, market: MarketSimulator, node: NodeProcess, engine: PrivateDockerd) -> None:
     since = int(time.time())
     spec = json.dumps(
         {
@@ -348,28 +322,10 @@ async def _crash_and_restart(point: str, market: MarketSimulator, node: _Node, e
         with node.run("start.handle.journalled") as process:
             await until(lambda: process.poll() is not None, "killed at first")
     with node.run(point) as process:
-        if point == "release.sent":
-            await until(lambda: bool(_ours(engine, node.folder)), "running")
-            process.send_signal(signal.SIGTERM)
-        await until(lambda: process.poll() is not None, f"killed at {point}")
-        assert process.returncode == -signal.SIGKILL, f"ended with {process.returncode} instead"
-    enrolled = market.calls.get("enrol", 0)
-    with node.run("") as process:
-        await until(lambda: market.calls.get("enrol", 0) > enrolled, "enrolled again")
-        await until(lambda: not market.unfinished(), f"every task ends: {[task.events for task in tasks]}")
-        process.send_signal(signal.SIGTERM)
-        await until(lambda: process.poll() is not None, "drained")
-        assert process.returncode == 0, f"drained with {process.returncode}"
-    for task in tasks:
-        _ended_once(task)
+        await killed_at(point, process, is_running=lambda: bool(_ours(engine, node.folder)))
+    await come_back(market, node, tasks)
     doubles = [key for key, times in _starts(engine, since).items() if times > 1]
     assert not doubles, f"started twice: {doubles}"
-
-
-def _ended_once(task: SimulatedTask) -> None:
-    successes = [item for item in task.reports.values() if item.report.outcome is Outcome.SUCCEEDED]
-    assert task.earnings == 1, task.events
-    assert len(successes) == 1, task.events
 
 
 def _starts(engine: PrivateDockerd, since: int) -> dict[str, int]:
@@ -391,59 +347,8 @@ def _ours(engine: PrivateDockerd, folder: Path) -> list[str]:
     return [each["Id"] for each in json.loads(answer) if each["Labels"].get("network.parity.execution") in names]
 
 
-async def _left(folder: Path, engine: PrivateDockerd) -> str:
-    store = SqliteNodeStore(folder / "state" / "journal.sqlite")
-    snapshot = await store.load()
-    await store.close()
-    rows = len(snapshot.executions) + len(snapshot.outbox)
-    files = [
-        str(path.relative_to(folder))
-        for top in ("exec", "state/results")
-        for path in (folder / top).rglob("*")
-        if path.is_file()
-    ]
+def _alive(folder: Path, engine: PrivateDockerd) -> int:
+    """Return how many containers there are of the nodes whose executions lay below ``folder``."""
     nodes = {path.name for path in (folder / "exec").iterdir()}
     _, answer = engine.call("GET", "/containers/json?all=1")
-    alive = [each["Id"] for each in json.loads(answer) if each["Labels"].get("network.parity.node", "")[:16] in nodes]
-    return f"left: {rows} rows, files {files[:5]}, {len(alive)} containers" if rows or files or alive else ""
-
-
-class _Node:
-    """A node in a process of its own, with the executors that it has."""
-
-    def __init__(self, folder: Path, join: str, engine: str) -> None:
-        self.folder = folder
-        self._join = join
-        self._engine = engine
-
-    @contextmanager
-    def run(self, crashpoint: str) -> Iterator[subprocess.Popen[bytes]]:
-        environment = {
-            **os.environ,
-            "PARITY_TESTING": "1",
-            "PARITY_CRASHPOINT": crashpoint,
-            "DOCKER_HOST": self._engine,
-            "RUNNER_STATE_DIR": str(self.folder / "state"),
-            "RUNNER_EXEC_DIR": str(self.folder / "exec"),
-            "RUNNER_MARKET_JOIN": self._join,
-            "RUNNER_SHELL_ENABLED": "false",
-            "RUNNER_DOCKER_ENABLED": "true",
-            "RUNNER_DOCKER_LOCAL_IMAGES": "parity-test/*",
-            "RUNNER_SLOTS": "2",
-            "RUNNER_GRACE": "0s",
-            "RUNNER_DISK_FLOOR": "0",
-            "RUNNER_LOG_LEVEL": os.environ.get("RUNNER_LOG_LEVEL", "warning"),
-        }
-        with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", NODE], env=environment, cwd=self.folder, stdout=log, stderr=log
-            )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()[-1_500:]
+    return sum(each["Labels"].get("network.parity.node", "")[:16] in nodes for each in json.loads(answer))
