@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from pydantic import JsonValue
+from pydantic import TypeAdapter, ValidationError
 
 from parity_node.executors.base import Job, Limits
 from parity_node.executors.folder import JobFolder
@@ -22,7 +23,7 @@ __all__ = ["CommandJob"]
 
 @dataclass(frozen=True, slots=True)
 class CommandJob:
-    """What ``start`` needs."""
+    """What ``start`` needs; every member is JSON."""
 
     command: tuple[str, ...]  # the argument list that is executed
     env: Mapping[str, str]  # as declared
@@ -55,10 +56,7 @@ class CommandJob:
         Raises:
             ExecutionFailed: The disk does not take it.
         """
-        members = {name: value for name, value in asdict(self).items() if name != "limits"}
-        for name, request in (("output", self.output), ("egress", self.egress)):
-            members[name] = None if request is None else request.model_dump_json()
-        folder.write_job(members, self.limits)
+        folder.write_job(_JOB.dump_python(self, mode="json", exclude={"limits"}), self.limits)
 
     @classmethod
     def read(cls, folder: JobFolder) -> CommandJob:
@@ -68,20 +66,9 @@ class CommandJob:
             ExecutionFailed: It is not there or not whole: the machine lost power in between (``node_restarted``).
         """
         members, limits = folder.read_job()
-        output, egress = members.get("output"), members.get("egress")  # JSON texts
         try:
-            return cls(
-                command=_texts(members, "command"),
-                env=_text_map(members, "env"),
-                workdir=str(members["workdir"]),
-                inputs=_texts(members, "inputs"),
-                max_output_bytes=_whole(members, "max_output_bytes"),
-                output=None if output is None else OutputFolder.model_validate_json(str(output)),
-                egress=None if egress is None else Egress.model_validate_json(str(egress)),
-                slot=_whole(members, "slot"),
-                limits=limits,
-            )
-        except (KeyError, ValueError) as exc:
+            return _JOB.validate_json(json.dumps({**members, "limits": asdict(limits)}), strict=True)
+        except ValidationError as exc:
             raise ExecutionFailed(FailureReason.NODE_RESTARTED, "the execution's folder was lost") from exc
 
     def sandbox(self, folder: JobFolder, *, also_env: Mapping[str, str]) -> Sandbox:
@@ -105,22 +92,4 @@ class CommandJob:
         )
 
 
-def _whole(members: Mapping[str, JsonValue], name: str) -> int:
-    value = members[name]
-    if not isinstance(value, int):
-        raise ValueError(name)  # noqa: TRY004 - told from what a folder holds, not from a caller's mistake
-    return value
-
-
-def _texts(members: Mapping[str, JsonValue], name: str) -> tuple[str, ...]:
-    value = members[name]
-    if not isinstance(value, list):
-        raise ValueError(name)  # noqa: TRY004 - as above
-    return tuple(str(each) for each in value)
-
-
-def _text_map(members: Mapping[str, JsonValue], name: str) -> dict[str, str]:
-    value = members[name]
-    if not isinstance(value, dict):
-        raise ValueError(name)  # noqa: TRY004 - as above
-    return {key: str(each) for key, each in value.items()}
+_JOB: TypeAdapter[CommandJob] = TypeAdapter(CommandJob)

@@ -61,7 +61,7 @@ def test_a_job_that_lacks_a_member_is_a_restart(tmp_path, member):
 
 
 @pytest.mark.parametrize(
-    ("member", "value"), [("command", "rm"), ("env", []), ("slot", "0"), ("output", '{"max_bytes": -1}')]
+    ("member", "value"), [("command", "rm"), ("env", []), ("slot", "0"), ("output", {"max_bytes": -1})]
 )
 def test_a_job_with_a_wrong_member_is_a_restart(tmp_path, member, value):
     job_of(tmp_path).write(JobFolder(tmp_path))
