@@ -14,12 +14,13 @@ import anyio
 
 from parity_blobs.base import BlobStat
 from parity_blobs.bulk import write_at
-from parity_blobs.cid import CODEC_RAW, Block, Cid
+from parity_blobs.cid import Cid
 from parity_blobs.files import export_path
 from parity_blobs.local import LocalBlobStore
 from parity_blobs.local_threads import Worker, translate_os
+from parity_blobs.plain import leaf_block
 from parity_blobs.spool import fsync_file, fsync_folder
-from parity_blobs.unixfs import Kind, encode_leaf, read_node
+from parity_blobs.unixfs import Kind, read_node
 from parity_blobs.verify import CheckedBlock, CheckedLeaf
 from parity_protocol.errors import Conflict, DigestMismatch, InvalidInput, TooLarge, Unavailable
 
@@ -153,7 +154,7 @@ class _Part:
             return None
         content = os.pread(self._fd, size, self._end)
         try:
-            block = CheckedBlock.of(Block(cid, content if cid.codec == CODEC_RAW else encode_leaf(content)))
+            block = CheckedBlock.of(leaf_block(cid, content))
         except DigestMismatch:
             return None
         self._places[cid.key] = (self._end, size)

@@ -350,7 +350,7 @@ async def _leaves_of(
         reading = _in_bulk(taken, leaves, fetch, meter)
     else:
         size = leaves[-1].start + leaves[-1].size - leaves[0].start
-        reading = _piecewise(meter.watch(response, size), Cutter(fetch.walk, leaves, 0), fetch)
+        reading = _piecewise(meter.watch(response, size), Cutter(fetch.walk, leaves), fetch)
     try:
         async with aclosing(reading) as blocks:
             async for block in blocks:

@@ -90,11 +90,11 @@ class Cutter:
             be a leaf, so that nobody lied.
     """
 
-    def __init__(self, walk: DagVerifier, leaves: list[Leaf], first: int) -> None:
+    def __init__(self, walk: DagVerifier, leaves: list[Leaf]) -> None:
         self._walk = walk
         self._leaves = leaves
-        self._at = first  # the leaf that the next byte belongs to
-        self._missing = leaves[first].size
+        self._at = 0  # the leaf that the next byte belongs to
+        self._missing = leaves[0].size
         self._parts: list[memoryview] = []  # of that leaf
         self.problem: DigestMismatch | None = None
 
