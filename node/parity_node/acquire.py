@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -36,6 +36,7 @@ from parity_protocol.lease import local_deadline
 from parity_protocol.manifest import VerifiedManifest
 from parity_protocol.policy import Denial
 from parity_protocol.signing.jws import LEEWAY
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
 
 __all__ = ["Acquirer", "Granted"]
 
@@ -125,8 +126,15 @@ class Acquirer:
             await self._clock.sleep(max(min(reply.retry_after_s, 60.0), SHORTEST_POLL_S - took_s, 0.0))
         return reply.manifests[:slots]
 
-    async def take(self, manifests: tuple[str, ...]) -> list[Granted]:
+    async def take(self, manifests: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]]) -> int:
         """Verify, admit and claim offers; what is refused is counted and logged, never raised.
+
+        Args:
+            hand_over: Begins a lease's execution, when there is a slot for it. Until then what it may use stays counted
+                here, so that no other offer is promised the same room.
+
+        Returns:
+            How many leases were handed over.
 
         Raises:
             StorageFull: The intent cannot be journalled; nothing was claimed.
@@ -137,10 +145,15 @@ class Acquirer:
             for token in manifests:
                 verified = await self._check(token, self._committed() + self._under_way)
                 if verified is not None:
-                    asked = Committed(verified.spec.resources.memory_bytes, need_of(verified.spec))
+                    asked = _asked(verified.spec)
                     mine, self._under_way = mine + asked, self._under_way + asked
                     wanted.append(verified)
-            return await self._take(wanted)
+            granted = await self._take(wanted)
+            for lease in granted:
+                await hand_over(lease)
+                asked = _asked(lease.work.spec)
+                mine, self._under_way = mine - asked, self._under_way - asked
+            return len(granted)
         finally:
             self._under_way -= mine
 
@@ -274,3 +287,7 @@ class Acquirer:
             self._refuse(Denial(f"lease.{exc.code}", exc.message), row.task_id)
             return False
         return True
+
+
+def _asked(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -> Committed:
+    return Committed(spec.resources.memory_bytes, need_of(spec))

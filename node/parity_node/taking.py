@@ -110,14 +110,16 @@ class Taker:
 
     async def _take(self, offers: tuple[str, ...]) -> None:
         reserved = len(offers)
+
+        async def begin(lease: Granted) -> None:
+            nonlocal reserved
+            await self._slots.wait_free()
+            self._slots.unreserve(1)
+            reserved -= 1
+            self._begin(lease)
+
         try:
-            granted = await self._acquirer.take(offers)
-            for lease in granted:
-                await self._slots.wait_free()
-                self._slots.unreserve(1)
-                reserved -= 1
-                self._begin(lease)
-            if granted:
+            if await self._acquirer.take(offers, begin):
                 self._idle.reset()
             else:
                 self._pause_s = max(self._pause_s, self._idle.after())

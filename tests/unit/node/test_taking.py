@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, cast
@@ -42,12 +42,14 @@ class Acquiring:
             await self._arrived.wait()
         return self.waiting.pop(0)
 
-    async def take(self, offers: tuple[str, ...]) -> list[Granted]:
+    async def take(self, offers: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]]) -> int:
         await self.answer.wait()
         if self.failure is not None:
             raise self.failure
         self.taken += offers
-        return [cast("Granted", name) for name in offers]
+        for name in offers:
+            await hand_over(cast("Granted", name))
+        return len(offers)
 
 
 class World:
