@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -38,6 +38,7 @@ from parity_protocol.errors import (
     DigestMismatch,
     InvalidInput,
     NotFound,
+    ParityError,
     StorageFull,
     TooLarge,
     Unavailable,
@@ -47,6 +48,7 @@ __all__ = ["KuboBlobStore"]
 
 _Key = tuple[int, int, bytes]  # Cid.key
 
+UNDO_S = 10.0  # for taking back what failed
 _PINNED, _HELD = "pinned", "held"
 _KINDS = {"f": Kind.FILE, "d": Kind.DIRECTORY}
 _ENTRY = re.compile(r"([fd])\.([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,9})\.([A-Za-z0-9]{1,200})")
@@ -297,9 +299,15 @@ class KuboBlobStore:
         """Give content its entry, and make sure that Kubo did not collect a block of it in the meantime."""
         entry = self._entry(stat)
         await self.rpc.command("files/cp", f"/ipfs/{stat.cid}", entry)
-        answer = await self.rpc.command("files/stat", entry, with_local="true")
-        if not isinstance(answer, dict) or answer.get("Local") is not True:
-            await self.rpc.command("files/rm", entry, force="true")
+        is_whole = False
+        try:
+            answer = await self.rpc.command("files/stat", entry, with_local="true")
+            is_whole = isinstance(answer, dict) and answer.get("Local") is True
+        finally:
+            if not is_whole:  # an entry that is not in our books would be in the way of the next try
+                with anyio.move_on_after(UNDO_S, shield=True), suppress(ParityError):
+                    await self.rpc.command("files/rm", entry, force="true")
+        if not is_whole:
             raise Unavailable(f"{self.rpc.name} lost blocks of {stat.cid} while they were stored; try again")
 
     async def _mark(self, found: _Object, *, is_pinned: bool) -> None:

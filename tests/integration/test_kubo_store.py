@@ -128,6 +128,28 @@ async def test_blocks_that_were_collected_before_the_commit_are_missed(
 
 
 @pytest.mark.service("kubo")
+async def test_content_whose_check_failed_can_be_stored_again(
+    kubo: PrivateKubo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = deterministic_bytes(405, 100)
+    async with store_in(kubo) as store:
+        command = store.rpc.command
+        failing = ["files/stat"]
+
+        async def fail_once(verb: str, *args: object, **options: object) -> object:
+            if verb in failing:
+                failing.remove(verb)
+                raise Unavailable("Kubo went away")
+            return await command(verb, *args, **options)  # type: ignore[arg-type]  # passed on as they came
+
+        monkeypatch.setattr(store.rpc, "command", fail_once)
+        with pytest.raises(Unavailable, match="went away"):
+            await store.put_bytes(data)
+
+        assert await store.put_bytes(data) == cid_of_bytes(data)
+
+
+@pytest.mark.service("kubo")
 async def test_a_sharded_folder_goes_through(kubo: PrivateKubo, tmp_path: Path) -> None:
     write_tree({"wide": {"count": 1000, "name_chars": 250, "extra": 1}}, tmp_path / "wide")
     cid = await asyncio.to_thread(kubo.add, tmp_path / "wide")
