@@ -166,7 +166,9 @@ class ExecutionRunner:
         policy = self._policy()
         limits = limits_of(work.spec, policy, self._capability())
         asked = replace(work, spec=narrowed(work.spec, policy))
-        live = Running(row, asked, executor, limits, self._slots.take(), _handle_of(row))
+        handle = _handle_of(row)
+        slot = self._slots.take(handle.slot if handle is not None else None)
+        live = Running(row, asked, executor, limits, slot, handle)
         self._running[row.id] = live
         self._uses.take(row.id, names_of(work.spec))
         self._keep_lease(live, sent_at)

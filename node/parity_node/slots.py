@@ -44,11 +44,18 @@ class Slots:
         self.reserved -= count
         self._wake()
 
-    def take(self) -> int:
+    def take(self, preferred: int | None = None) -> int:
         """Take a slot.
 
         Recovered executions may outnumber the slots after their number was lowered: they get numbers above the last.
+
+        Args:
+            preferred: The one that a recovered execution had; taken if it is free, since its number is its user too.
         """
+        if preferred in self._free:
+            self._free.remove(preferred)
+            heapq.heapify(self._free)
+            return preferred
         if self._free:
             return heapq.heappop(self._free)
         self._next_extra += 1

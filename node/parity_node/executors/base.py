@@ -58,6 +58,12 @@ class Handle:
     version: int
     state: Mapping[str, JsonValue]
 
+    @property
+    def slot(self) -> int | None:
+        """The slot that the execution was prepared for, where the executor says so."""
+        slot = self.state.get("slot")
+        return slot if isinstance(slot, int) else None
+
     def to_json(self) -> dict[str, JsonValue]:
         """Return the handle as JSON."""
         return {"executor": self.executor, "version": self.version, "state": dict(self.state)}

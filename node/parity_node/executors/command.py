@@ -121,7 +121,9 @@ class CommandExecutor:
         for item in spec.inputs:
             await self._inputs.bring(item, folder.inputs / item.name)
         CommandJob.of(job, spec).write(folder)
-        return Handle("command", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
+        return Handle(
+            "command", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder), "slot": job.slot}
+        )
 
     async def start(self, handle: Handle) -> Handle:
         """Start the sandbox; see the port."""

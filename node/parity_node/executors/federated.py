@@ -123,7 +123,9 @@ class FederatedExecutor:
         if members["rounds"] and (self._rounds is None or not job.group_id):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node cannot ask for rounds")
         folder.write_job(members, job.limits)
-        return Handle("federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
+        return Handle(
+            "federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder), "slot": job.slot}
+        )
 
     async def start(self, handle: Handle) -> Handle:
         """Start the training process; see the port."""

@@ -141,6 +141,15 @@ async def test_a_slot_whose_task_has_ended_is_open_before_it_is_free_and_a_reser
     assert (slots.free, slots.open) == (1, 1)
 
 
+async def test_a_recovered_execution_gets_its_slot_back_if_nobody_has_it() -> None:
+    slots = Slots(3)
+
+    assert [slots.take(2), slots.take(2), slots.take(7), slots.take(None)] == [2, 0, 1, 3]
+    slots.release(2)
+    slots.release(0)
+    assert [slots.take(2), slots.take()] == [2, 0]
+
+
 async def test_everybody_who_waits_for_a_slot_hears_of_it() -> None:
     slots = Slots(1)
     slot = slots.take()

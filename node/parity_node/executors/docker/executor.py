@@ -194,7 +194,9 @@ class DockerExecutor:
         except BaseException:
             self._gpus.release(job.execution_id)
             raise
-        return Handle("docker", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder)})
+        return Handle(
+            "docker", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder), "slot": job.slot}
+        )
 
     async def start(self, handle: Handle) -> Handle:
         """Make and start the container; see the port."""
