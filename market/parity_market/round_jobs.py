@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity_contracts.files import write_file
 from parity_market.round_files import model_file, state_file, sync_folder, update_file
-from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError
+from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError, StorageFull, TooLarge
 
 if TYPE_CHECKING:
     from parity_fl.forest_rounds import ForestRounds
@@ -39,13 +39,20 @@ def execute(job: Mapping[str, Any]) -> dict[str, Any]:
     ``begin`` writes the first model, ``reduce`` closes a round, ``final`` writes the session's result.
     """
     try:
-        return {"doc": _do(job)}
+        return {"doc": _on_disk(job)}
     except ParityError as exc:
         reason = str(exc.reason) if isinstance(exc, ExecutionFailed) else ""
         described: dict[str, Any] = {"code": exc.code, "message": exc.message, "field": exc.field, "reason": reason}
         return {"error": described}
     except MemoryError:
         return {"error": {"code": "internal", "message": "the round needs more memory", "field": None, "reason": ""}}
+
+
+def _on_disk(job: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return _do(job)
+    except OSError as exc:  # the session waits, and the operator reads which file
+        raise StorageFull(f"the market cannot use its files of a session: {exc.filename}: {exc.strerror}") from exc
 
 
 def _do(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,9 +151,12 @@ def _named(data: bytes) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise BadDocument(f"{path.name} cannot be read: {exc.strerror}") from exc
+    if len(data) > MAX_FILE_BYTES:
+        raise TooLarge(f"{path.name} has over {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def _server(job: Mapping[str, Any], folder: Path) -> Server:

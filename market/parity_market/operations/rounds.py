@@ -35,13 +35,13 @@ __all__ = [
     "has_session",
     "holds_part",
     "load",
+    "move",
     "pairs_of",
-    "pause",
     "reopen",
-    "resume",
+    "session_of",
     "set_clock",
-    "stop",
     "take",
+    "tell",
 ]
 
 
@@ -129,7 +129,7 @@ def begin(
     if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
         return False
     _open_round(tx, group.id, 1, 0, first, cohort_of(config, parts=group.parts, seed=seed, number=1), now_us)
-    _tell(tx, market, group.id)
+    tell(tx, market, group.id)
     return True
 
 
@@ -232,8 +232,8 @@ def take(tx: Tx, group_id: str, node_id: str, new: NewUpdate, now: datetime) -> 
 
 def set_clock(tx: Tx, group_id: str, deadline: datetime | None, message: str, now: datetime) -> None:
     """Start or stop the open round's clock."""
-    session = _session(tx, group_id)
-    _move(tx, session, now, deadline_us=None if deadline is None else to_us(deadline), message=message)
+    session = session_of(tx, group_id)
+    move(tx, session, now, deadline_us=None if deadline is None else to_us(deadline), message=message)
 
 
 def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
@@ -247,7 +247,7 @@ def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
     for update in chosen:
         _judge(tx, update, UpdateState.CHOSEN, "", json.loads(update.metrics_doc))
     _move_round(tx, found.row, RoundState.CLOSING, {}, None)
-    _move(tx, found.session, now, deadline_us=None, message="")
+    move(tx, found.session, now, deadline_us=None, message="")
     return chosen
 
 
@@ -262,7 +262,7 @@ def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetim
             state = UpdateState.REJECTED if reason else UpdateState.RECEIVED
             _judge(tx, update, state, reason, json.loads(update.metrics_doc))
     _move_round(tx, found.row, RoundState.OPEN, {}, None)
-    _move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
+    move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
 
 
 def close(
@@ -311,8 +311,8 @@ def close(
     if more_phases:
         phase = session.phase + 1
         _open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us)
-        _tell(tx, market, group.id)
-        return _move(tx, session, now, phase=phase, deadline_us=None, message="")
+        tell(tx, market, group.id)
+        return move(tx, session, now, phase=phase, deadline_us=None, message="")
     number = session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
     cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
@@ -325,8 +325,8 @@ def close(
         _move_round(tx, closing, RoundState.CLOSED, {}, now_us)
     else:
         state = SessionState(session.state)
-    moved = _move(tx, session, now, state=state, round=number, phase=0, deadline_us=None, message="")
-    _tell(tx, market, group.id)
+    moved = move(tx, session, now, state=state, round=number, phase=0, deadline_us=None, message="")
+    tell(tx, market, group.id)
     return moved
 
 
@@ -346,7 +346,7 @@ def accept(tx: Tx, market: Market, task_id: str, fence: int, now: datetime) -> T
         InvalidTransition: It is not verifying this fence's result (any more).
     """
     task = load_task(tx, task_id)
-    session = _session(tx, task.group_id or "")
+    session = session_of(tx, task.group_id or "")
     config = config_of(session, parts=task.parts)
     asked, after = 0, 0
     while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, after=after, limit=PAGE):
@@ -373,56 +373,15 @@ def _contributions(tx: ReadTx, group_id: str, parts: int) -> dict[int, float]:
     return found
 
 
-def pause(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
-    """Let the open round wait, without a deadline; repeating it changes nothing.
-
-    Raises:
-        InvalidTransition: The session is stopping or done.
-    """
-    session = _session(tx, group_id)
-    if session.state == SessionState.PAUSED:
-        return session
-    if session.state != SessionState.RUNNING:
-        raise InvalidTransition(f"session {group_id} is {session.state}: it cannot be paused")
-    moved = _move(tx, session, now, state=SessionState.PAUSED, deadline_us=None, message="paused")
-    _tell(tx, market, group_id)
-    return moved
-
-
-def resume(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
-    """Go on where ``pause`` stopped; repeating it changes nothing.
-
-    Raises:
-        InvalidTransition: The session is stopping or done.
-    """
-    session = _session(tx, group_id)
-    if session.state == SessionState.RUNNING:
-        return session
-    if session.state != SessionState.PAUSED:
-        raise InvalidTransition(f"session {group_id} is {session.state}: there is nothing to resume")
-    moved = _move(tx, session, now, state=SessionState.RUNNING, deadline_us=None, message="")
-    _tell(tx, market, group_id)
-    return moved
-
-
-def stop(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow:
-    """Make the open round the last one; repeating it changes nothing."""
-    session = _session(tx, group_id)
-    if session.state in (SessionState.STOPPING, SessionState.DONE):
-        return session
-    moved = _move(tx, session, now, state=SessionState.STOPPING, deadline_us=None, message="stopping")
-    _tell(tx, market, group_id)
-    return moved
-
-
-def _session(tx: ReadTx, group_id: str) -> FlSessionRow:
+def session_of(tx: ReadTx, group_id: str) -> FlSessionRow:
+    """Return a session that trains in rounds; ``NotFound`` when there is none."""
     session = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
     if session is None:
         raise NotFound(f"there is no session {group_id} that trains in rounds")
     return session
 
 
-def _move(
+def move(
     tx: Tx,
     session: FlSessionRow,
     now: datetime,
@@ -433,6 +392,7 @@ def _move(
     round: int | None = None,  # noqa: A002 - the column's name
     phase: int | None = None,
 ) -> FlSessionRow:
+    """Write a session's new state, round, phase and deadline; return the row as it is now."""
     moved = session._replace(
         state=state or session.state,
         round=session.round if round is None else round,
@@ -482,7 +442,8 @@ def _judge(tx: Tx, update: FlUpdateRow, state: UpdateState, reason: str, metrics
     )
 
 
-def _tell(tx: Tx, market: Market, group_id: str) -> None:
+def tell(tx: Tx, market: Market, group_id: str) -> None:
+    """Wake whoever waits for the session, once this is durable."""
     tx.after_commit(partial(market.signals.task_changed, group_id))
 
 

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 
 from parity_market.auth import Access
 from parity_market.bodies import checked_body
-from parity_market.operations import groups, round_views, rounds
+from parity_market.operations import groups, round_control, round_views, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
@@ -187,17 +187,17 @@ async def _change(call: Call, change: Change) -> FlSessionReply:
 
 async def pause(call: Call) -> FlSessionReply:
     """Let the open round wait."""
-    return await _change(call, rounds.pause)
+    return await _change(call, round_control.pause)
 
 
 async def resume(call: Call) -> FlSessionReply:
     """Go on with a paused session."""
-    return await _change(call, rounds.resume)
+    return await _change(call, round_control.resume)
 
 
 async def stop(call: Call) -> FlSessionReply:
     """Make the open round the session's last."""
-    return await _change(call, rounds.stop)
+    return await _change(call, round_control.stop)
 
 
 SESSION = "{session_id}"

@@ -28,7 +28,7 @@ from parity_market import round_engine
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import groups, leases, round_views, rounds
+from parity_market.operations import groups, leases, round_control, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
@@ -437,14 +437,27 @@ async def test_a_group_that_does_not_train_in_rounds_is_read_once_and_forgotten_
 # -- what its submitter may do ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("change", [round_control.pause, round_control.resume, round_control.stop])
+async def test_a_session_that_has_failed_is_not_changed_any_more(rig: Rig, clock: FakeClock, change: Any) -> None:
+    play = await Play.begin(rig)
+    market, now = rig.state.market, clock.now()
+    await rig.store.write(partial(groups.fail, market=market, group_id=play.id, reason="enough", now=now))
+    before = (await play.show()).state
+
+    with pytest.raises(InvalidTransition, match="it is failed"):
+        await rig.store.write(partial(change, market=market, group_id=play.id, now=now))
+
+    assert (await play.show()).state == before
+
+
 async def test_a_paused_session_closes_no_round_and_has_no_deadline(rig: Rig, clock: FakeClock) -> None:
     play = await Play.begin(rig)
-    await rig.store.write(partial(rounds.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
+    await rig.store.write(partial(round_control.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
     await clock.advance(timedelta(days=1))
 
     assert not await play.step()
     waiting = await play.show()
-    await rig.store.write(partial(rounds.resume, market=rig.state.market, group_id=play.id, now=clock.now()))
+    await rig.store.write(partial(round_control.resume, market=rig.state.market, group_id=play.id, now=clock.now()))
     await play.step()
 
     assert (waiting.state, waiting.closes_at) == ("paused", None)
@@ -453,13 +466,13 @@ async def test_a_paused_session_closes_no_round_and_has_no_deadline(rig: Rig, cl
 
 async def test_a_stopped_session_ends_with_the_open_rounds_model(rig: Rig, clock: FakeClock) -> None:
     play = await Play.begin(rig)
-    await rig.store.write(partial(rounds.stop, market=rig.state.market, group_id=play.id, now=clock.now()))
+    await rig.store.write(partial(round_control.stop, market=rig.state.market, group_id=play.id, now=clock.now()))
 
     await play.round(0, 1, 2)
 
     assert (await play.next(0)).state == "done"
     with pytest.raises(InvalidTransition):
-        await rig.store.write(partial(rounds.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
+        await rig.store.write(partial(round_control.pause, market=rig.state.market, group_id=play.id, now=clock.now()))
 
 
 async def test_a_part_is_paid_only_for_a_list_of_its_own_accepted_updates(rig: Rig, clock: FakeClock) -> None:
