@@ -7,76 +7,30 @@ named by the SHA-256 of its file; what a node sends is the difference to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
-from parity_fl.aggregate import Update, make_strategy
+from parity_fl.averaging import (
+    Bodies,
+    PartTrainer,
+    Reduced,
+    Refused,
+    TrainedRound,
+    average,
+    decode_state,
+)
 from parity_fl.checkpoint import Checkpoint
 from parity_fl.finishing import FinalModel, Metric
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
 from parity_fl.plan import PartitionPlan
-from parity_fl.round_bodies import decode_weights, encode_delta, encode_weights, mapped_delta
+from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds_config import UpdateFormat
-from parity_fl.spec import FlSpec, TrainConfig
+from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
 from parity_fl.table import contradiction
-from parity_fl.tensors import decode_tensors, encode_tensors
-from parity_fl.training import SessionModel, train_seed
-from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates
+from parity_fl.training import SessionModel
 
 __all__ = ["Reduced", "Refused", "RoundServer", "RoundTrainer", "TrainedRound"]
-
-_MAX_STATE_BYTES: Final = 4 << 30
-_MAX_SCORED_PARTS: Final = 64  # beyond that, leaving out each in turn would take longer than the round
-
-
-@dataclass(frozen=True, slots=True)
-class Reduced:
-    """A closed round.
-
-    Attributes:
-        model: The next model's file.
-        state: Of the strategy, for the next round.
-        accepted: Parts whose update is in the model, ascending.
-        rejected: Why others are not, by part.
-        metrics: Scores of the next model on the hold-out, and what the rule says.
-        contributions: By part: how much worse the hold-out's loss is without it; empty when not asked for.
-        more_phases: The round goes on with another phase; only a forest's does.
-    """
-
-    model: bytes
-    state: bytes
-    accepted: tuple[int, ...]
-    rejected: dict[int, str]
-    metrics: dict[str, float]
-    contributions: dict[int, float]
-    more_phases: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A round that cannot be closed with the updates that came.
-
-    Attributes:
-        reason: In words.
-        rejected: What is wrong with some of them, by part; others may still come.
-    """
-
-    reason: str
-    rejected: dict[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedRound:
-    """One part's update to one round, and JSON-ready numbers for people."""
-
-    update: bytes
-    metrics: dict[str, float]
 
 
 class RoundServer:
@@ -111,7 +65,7 @@ class RoundServer:
         self,
         base: bytes,
         state: bytes | None,
-        updates: Mapping[int, Callable[[], bytes | memoryview]],
+        updates: Bodies,
         *,
         leave_one_out: bool = False,
     ) -> Reduced | Refused:
@@ -127,53 +81,18 @@ class RoundServer:
             BadDocument: ``base`` or ``state`` is not one of ours.
         """
         shapes = self._made.model.shapes()
-        weights = decode_weights(base, shapes)
-        bad: dict[int, str] = {}
-        good: list[int] = []
-        for part in sorted(updates):
-            try:
-                mapped_delta(updates[part](), shapes)  # names and shapes; values are the rule's to check
-                good.append(part)
-            except ParityError as exc:
-                bad[part] = f"malformed: {exc.message}"
-
-        def combine(
-            parts: list[int], *, keep: bool
-        ) -> tuple[Weights, bytes, tuple[int, ...], dict[int, str], dict[str, float]]:
-            rule = make_strategy(self._strategy)
-            if state is not None:
-                rule.restore({name: np.array(value) for name, value in _state_of(state).items()})
-
-            def each() -> Iterator[Update]:
-                for part in parts:
-                    # The market's own count of rows: what a node says of itself weighs nothing.
-                    yield Update(part, float(self._plan.part_size(part)), mapped_delta(updates[part](), shapes))
-
-            done = rule.aggregate(weights, each, len(parts))
-            kept = encode_tensors(rule.state(), {}) if keep else b""
-            return done.weights, kept, done.accepted, done.rejected, done.metrics
-
-        try:
-            made, kept, accepted, rejected, metrics = combine(good, keep=True)
-        except TooFewUpdates as exc:
-            return Refused(exc.message, {**bad, **exc.rejected})
-        contributions: dict[int, float] = {}
-        scores = self.scores(made)
-        if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
-            for part in accepted:
-                try:
-                    without = self.scores(combine([one for one in accepted if one != part], keep=False)[0])
-                except ParityError:  # the rule needs every one of them
-                    continue
-                contributions[part] = without.get("loss", scores["loss"]) - scores["loss"]
-        return Reduced(
-            model=encode_weights(made),
-            state=kept,
-            accepted=accepted,
-            rejected={**bad, **rejected},
-            metrics={**scores, **metrics},
-            contributions=contributions,
+        done = average(
+            self._strategy,
+            shapes,
+            decode_weights(base, shapes),
+            state,
+            updates,
+            # The market's own count of rows: what a node says of itself weighs nothing.
+            weight=lambda part: float(self._plan.part_size(part)),
+            score=self.scores,
+            leave_one_out=leave_one_out,
         )
+        return done if isinstance(done, Refused) else done.reduced(encode_weights(done.weights))
 
     def checkpoint(
         self, file: bytes, state: bytes, *, number: int, total_rounds: int, metrics: Mapping[str, float]
@@ -193,7 +112,7 @@ class RoundServer:
             total_rounds=total_rounds,
             strategy=self._strategy,
             weights=decode_weights(file, self._made.model.shapes()),
-            state=_state_of(state),
+            state=decode_state(state),
             metrics=dict(metrics),
         )
 
@@ -240,15 +159,8 @@ class RoundTrainer:
             contradiction(f"there is no part {part} of {plan.total_parts}")
         if spec.train is None:
             contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
-        self._config: TrainConfig = spec.train
-        self._plan = plan
-        self._part = part
         made = SessionModel.load(spec, plan, dataset)
-        self._model = made.model
-        self._features, self._truth = made.rows(part)
-        self._number = 0  # of the round trained last
-        self._before: Weights | None = None  # what the formats of the rounds before it could not carry
-        self._left: Weights | None = None  # the same after it
+        self._trainer = PartTrainer(made.model, spec.train, *made.rows(part), seed=plan.seed, part=part)
 
     def train(
         self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
@@ -263,21 +175,4 @@ class RoundTrainer:
             BadDocument: ``base`` is not this session's model.
             ExecutionFailed: ``numerical_instability``: training diverges.
         """
-        weights = decode_weights(base, self._model.shapes())
-        seed = train_seed(self._plan, self._part, number)
-        trained = self._model.train(
-            weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
-        )
-        delta = {name: trained.weights[name] - weights[name] for name in weights}
-        if number != self._number:
-            self._number, self._before = number, self._left
-        body, self._left = encode_delta(delta, update_format, left=self._before)
-        said = {"loss": trained.loss, "samples": float(trained.n_samples), "steps": float(trained.steps)}
-        return TrainedRound(body, {name: value for name, value in said.items() if math.isfinite(value)})
-
-
-def _state_of(data: bytes) -> dict[str, NDArray[np.float64]]:
-    tensors, _ = decode_tensors(data, max_bytes=_MAX_STATE_BYTES)
-    if any(tensor.dtype != np.float64 for tensor in tensors.values()):
-        raise BadDocument("a strategy's state is float64")
-    return tensors
+        return self._trainer.train(base, number=number, proximal_mu=proximal_mu, update_format=update_format)

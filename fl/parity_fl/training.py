@@ -21,7 +21,7 @@ from parity_fl.prng import derive_key
 from parity_fl.spec import FlSpec, TrainConfig
 from parity_fl.table import Table, contradiction
 
-__all__ = ["RoundUpdate", "SessionModel", "first_model", "train_seed"]
+__all__ = ["RoundUpdate", "SessionModel", "first_model", "first_seed", "round_seed", "train_seed"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ class SessionModel:
 
     def first(self) -> Weights:
         """Return the model that round 1 starts from; ``first_model`` needs no data for it."""
-        return self.model.init(_first_seed(self.plan))
+        return self.model.init(first_seed(self.plan.seed))
 
     def train(
         self,
@@ -155,17 +155,22 @@ def first_model(spec: FlSpec, plan: PartitionPlan) -> Weights:
         BadField: The settings do not fit the plan, or the model has no rounds.
     """
     model = round_model(spec, n_features=plan.n_features, n_classes=_n_classes(spec, plan))
-    return model.init(_first_seed(plan))
+    return model.init(first_seed(plan.seed))
 
 
 def train_seed(plan: PartitionPlan, part: int, round_number: int) -> bytes:
     """Return the 32 bytes that key a part's training in a round."""
-    session = bytes.fromhex(plan.seed)
-    return derive_key("train", session, round_number.to_bytes(4, "big"), part.to_bytes(4, "big"))
+    return round_seed(plan.seed, part, round_number)
 
 
-def _first_seed(plan: PartitionPlan) -> bytes:
-    return derive_key("init", bytes.fromhex(plan.seed))
+def round_seed(seed: str, part: int, round_number: int) -> bytes:
+    """Return what ``train_seed`` does, of a session's seed of 64 hex characters."""
+    return derive_key("train", bytes.fromhex(seed), round_number.to_bytes(4, "big"), part.to_bytes(4, "big"))
+
+
+def first_seed(seed: str) -> bytes:
+    """Return the 32 bytes that a session's first model is drawn with."""
+    return derive_key("init", bytes.fromhex(seed))
 
 
 def _n_classes(spec: FlSpec, plan: PartitionPlan) -> int:

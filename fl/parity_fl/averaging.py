@@ -1,0 +1,247 @@
+"""Rounds of a model whose weights are averaged, apart from where its rows lie: the rule on updates, a part's training.
+
+``rounds`` and ``sharded`` put the session's data around it. Both halves are pure functions of their arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.aggregate import Update, make_strategy
+from parity_fl.models import Weights
+from parity_fl.models.base import RoundModel
+from parity_fl.round_bodies import decode_weights, encode_delta, mapped_delta
+from parity_fl.rounds_config import UpdateFormat
+from parity_fl.spec import TrainConfig
+from parity_fl.strategy import StrategyConfig
+from parity_fl.tensors import decode_tensors, encode_tensors
+from parity_fl.training import round_seed
+from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates
+
+__all__ = ["Averaged", "Bodies", "PartTrainer", "Reduced", "Refused", "TrainedRound", "average", "decode_state"]
+
+Bodies = Mapping[int, Callable[[], bytes | memoryview]]
+"""By part, what reads or maps its answer; called several times, one in memory at a time."""
+
+_MAX_STATE_BYTES: Final = 4 << 30
+_MAX_SCORED_PARTS: Final = 64  # beyond that, leaving out each in turn would take longer than the round
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A closed round, or a closed phase of one.
+
+    Attributes:
+        model: The next model's file.
+        state: Of the strategy, for the next round.
+        accepted: Parts whose update is in the model, ascending.
+        rejected: Why others are not, by part.
+        metrics: Scores of the next model on the hold-out, and what the rule says.
+        contributions: By part: how much worse the hold-out's loss is without it; empty when not asked for.
+        more_phases: The round goes on with another phase.
+        asks: What the next phase, or the first of the next round, asks of the parts.
+    """
+
+    model: bytes
+    state: bytes
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
+    metrics: dict[str, float]
+    contributions: dict[int, float]
+    more_phases: bool = False
+    asks: str = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A round that cannot be closed with the updates that came.
+
+    Attributes:
+        reason: In words.
+        rejected: What is wrong with some of them, by part; others may still come.
+    """
+
+    reason: str
+    rejected: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRound:
+    """One part's answer to one round, and JSON-ready numbers for people."""
+
+    update: bytes
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Averaged:
+    """What a rule made of a round's updates; the members are those of ``Reduced``."""
+
+    weights: Weights
+    state: bytes
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
+    metrics: dict[str, float]
+    contributions: dict[int, float]
+
+    def reduced(self, model: bytes, *, more_phases: bool = False, asks: str = "train") -> Reduced:
+        """Return the closed round whose next model is the file ``model``."""
+        return Reduced(
+            model,
+            self.state,
+            self.accepted,
+            self.rejected,
+            self.metrics,
+            self.contributions,
+            more_phases=more_phases,
+            asks=asks,
+        )
+
+
+def average(
+    strategy: StrategyConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: Weights,
+    state: bytes | None,
+    updates: Bodies,
+    *,
+    weight: Callable[[int], float],
+    score: Callable[[Weights], dict[str, float]],
+    leave_one_out: bool = False,
+) -> Averaged | Refused:
+    """Combine a round's updates by its rule.
+
+    Args:
+        strategy: The rule.
+        shapes: Of the model's parameters.
+        weights: The model that the updates start from.
+        state: Of the strategy, from the round before; None in the first.
+        updates: By part.
+        weight: What a part's update counts, above 0; the market's own number, never the node's.
+        score: Finite scores of a model, ``loss`` among them if anything can be left out; empty without a hold-out.
+        leave_one_out: Score each part by the round without it.
+
+    Raises:
+        BadDocument: ``state`` is not one of ours.
+    """
+    bad: dict[int, str] = {}
+    good: list[int] = []
+    for part in sorted(updates):
+        try:
+            mapped_delta(updates[part](), shapes)  # names and shapes; values are the rule's to check
+            good.append(part)
+        except ParityError as exc:
+            bad[part] = f"malformed: {exc.message}"
+
+    def combine(
+        parts: list[int], *, keep: bool
+    ) -> tuple[Weights, bytes, tuple[int, ...], dict[int, str], dict[str, float]]:
+        rule = make_strategy(strategy)
+        if state is not None:
+            rule.restore({name: np.array(value) for name, value in decode_state(state).items()})
+
+        def each() -> Iterator[Update]:
+            for part in parts:
+                yield Update(part, weight(part), mapped_delta(updates[part](), shapes))
+
+        done = rule.aggregate(weights, each, len(parts))
+        kept = encode_tensors(rule.state(), {}) if keep else b""
+        return done.weights, kept, done.accepted, done.rejected, done.metrics
+
+    try:
+        made, kept, accepted, rejected, metrics = combine(good, keep=True)
+    except TooFewUpdates as exc:
+        return Refused(exc.message, {**bad, **exc.rejected})
+    contributions: dict[int, float] = {}
+    scores = score(made)
+    if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
+        for part in accepted:
+            try:
+                without = score(combine([one for one in accepted if one != part], keep=False)[0])
+            except ParityError:  # the rule needs every one of them
+                continue
+            contributions[part] = without.get("loss", scores["loss"]) - scores["loss"]
+    return Averaged(made, kept, accepted, {**bad, **rejected}, {**scores, **metrics}, contributions)
+
+
+class PartTrainer:
+    """Trains one part, round after round.
+
+    Args:
+        model: The session's.
+        config: Epochs, batch size, learning rate, optimizer.
+        features: The part's rows, shape ``(n, d)``.
+        truth: Their class indices or targets, shape ``(n,)``.
+        seed: The session's, 64 hex characters.
+        part: Which part.
+    """
+
+    def __init__(
+        self,
+        model: RoundModel,
+        config: TrainConfig,
+        features: NDArray[np.float64],
+        truth: NDArray[np.float64],
+        *,
+        seed: str,
+        part: int,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._features, self._truth = features, truth
+        self._seed, self._part = seed, part
+        self._number = 0  # of the round trained last
+        self._before: Weights | None = None  # what the formats of the rounds before it could not carry
+        self._left: Weights | None = None  # the same after it
+
+    def train(
+        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+    ) -> TrainedRound:
+        """Train one round from the global model's file; see ``RoundTrainer.train``."""
+        return self.train_from(
+            decode_weights(base, self._model.shapes()),
+            number=number,
+            proximal_mu=proximal_mu,
+            update_format=update_format,
+        )
+
+    def train_from(
+        self, weights: Weights, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+    ) -> TrainedRound:
+        """Train one round from the global model. The same round again gives the same update.
+
+        Args:
+            weights: The round's model.
+            number: Of the round, from 1.
+
+        Raises:
+            ExecutionFailed: ``numerical_instability``: training diverges.
+        """
+        seed = round_seed(self._seed, self._part, number)
+        trained = self._model.train(
+            weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
+        )
+        delta = {name: trained.weights[name] - weights[name] for name in weights}
+        if number != self._number:
+            self._number, self._before = number, self._left
+        body, self._left = encode_delta(delta, update_format, left=self._before)
+        said = {"loss": trained.loss, "samples": float(trained.n_samples), "steps": float(trained.steps)}
+        return TrainedRound(body, {name: value for name, value in said.items() if math.isfinite(value)})
+
+
+def decode_state(data: bytes) -> dict[str, NDArray[np.float64]]:
+    """Read ``Reduced.state`` of an averaged round.
+
+    Raises:
+        BadDocument: It is not one of ours.
+    """
+    tensors, _ = decode_tensors(data, max_bytes=_MAX_STATE_BYTES)
+    if any(tensor.dtype != np.float64 for tensor in tensors.values()):
+        raise BadDocument("a strategy's state is float64")
+    return tensors
