@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,20 @@ from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
-from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, UpdateState, decide
+from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
 from parity_market.federation import Federation, Merged
 from parity_market.operations import groups, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
-from parity_market.round_files import append, make_folder, model_file, on_disk, settle, state_file, update_file
+from parity_market.round_bodies import Bodies, receive
+from parity_market.round_files import make_folder, model_file, on_disk, settle, state_file, update_file
 from parity_market.round_worker import RoundWork
-from parity_market.store.base import MarketStore, ReadTx
+from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
-from parity_protocol.api.rounds import AcceptedUpdate, RoundStep, UpdateTaken
+from parity_protocol.api.rounds import UpdateTaken
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, InvalidInput, NotFound, TooLarge
+from parity_protocol.errors import BadField, InvalidInput, NotFound
 from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
 
 __all__ = ["Known", "RoundEngine", "rounds_of"]
@@ -47,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
 MODEL_LOOKS = 3  # for the newest model
-HELD_BYTES = 4 << 20  # of an update in memory before it is written
 LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
 AFTER_RESTART = timedelta(seconds=60)  # that nodes have at least to send what they could not while the market was down
 
@@ -99,6 +98,7 @@ class RoundEngine:
         self._known: dict[str, Known] = {}
         self._new = asyncio.Event()
         self._waiting: dict[str, asyncio.Event] = {}
+        self._bodies = Bodies()
 
     def folder(self, group_id: str) -> Path:
         """Return a session's folder."""
@@ -374,52 +374,6 @@ class RoundEngine:
 
     # -- the nodes' side ------------------------------------------------------------------------------------------
 
-    def next_step(
-        self,
-        tx: ReadTx,
-        group_id: str,
-        part: int,
-        *,
-        node_id: str,
-        lease_id: str,
-        fence: int,
-        config: RoundsConfig,
-        mu: float,
-    ) -> RoundStep:
-        """Say what a part does now.
-
-        Raises:
-            StaleFence: The lease is not the node's current one; ``TaskCancelled``, ``NotFound`` as of ``check_part``.
-        """
-        rounds.check_part(tx, group_id, part, node_id=node_id, lease_id=lease_id, fence=fence)
-        found = rounds.load(tx, group_id)
-        total = config.total_rounds
-        if found is None:
-            return RoundStep(state="wait", round=1, phase=0, total_rounds=total, message="the first model is made")
-        session, row = found.session, found.row
-        place = {"round": row.round, "phase": row.phase, "total_rounds": total, "message": session.message}
-        if session.state == SessionState.DONE:
-            pairs = rounds.pairs_of(tx, group_id, part, fence)
-            accepted = tuple(AcceptedUpdate(round=one, phase=two, sha256=three) for one, two, three in pairs)
-            return RoundStep(state="done", accepted=accepted, **place)
-        # What a holder before sent stays its own; only when it was rejected is the one after asked too.
-        has_sent = any(
-            update.part == part and (update.fence == fence or update.state != UpdateState.REJECTED)
-            for update in found.updates
-        )
-        if session.state == SessionState.PAUSED or row.state != RoundState.OPEN or part not in found.cohort or has_sent:
-            return RoundStep(state="wait", **place)
-        left = None if session.deadline_us is None else (session.deadline_us - to_us(self._clock.now())) / 1e6
-        return RoundStep(
-            state="train",
-            base=row.base_hash,
-            base_size=row.base_size,
-            update_format=config.update_format,
-            proximal_mu=mu,
-            closes_in_s=left,
-            **place,
-        )
-
     async def model(self, group_id: str) -> tuple[Path, str, int]:
         """Return the newest model's file, its sha256 and size.
 
@@ -443,36 +397,28 @@ class RoundEngine:
         Raises:
             Conflict: It is late or not wanted; as ``operations.rounds.take``.
             TooLarge: It is longer than any update of this model.
+            Overloaded: Another body of the part is on its way under the same lease; try again.
         """
         group_id, is_phased = group.value.id, self.known(group).is_phased
         most = MAX_UPDATE_BYTES if is_phased else (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
-        folder = self.folder(group_id)
-        temporary = update_file(folder, new.number, new.phase, new.part, f".{self._market.make_id()}")
-        digest, size, held = sha256(), 0, bytearray()
-        try:
-            async for piece in body:
-                size += len(piece)
-                if size > most:
-                    raise TooLarge(f"an update of this model has at most {most} bytes", field="body")
-                digest.update(piece)
-                held += piece
-                if len(held) > HELD_BYTES:
-                    await on_disk(append, temporary, bytes(held))
-                    held.clear()
-            done = replace(new, sha256=digest.hexdigest(), size=size)
-            if known is None:
-                path = update_file(folder, new.number, new.phase, new.part, done.sha256)
-                await on_disk(settle, temporary, bytes(held), path)
-            now = self._clock.now()
-            created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        with self._bodies.only(f"part {new.part} of session {group_id} with fence {new.fence}"):
+            path = partial(update_file, self.folder(group_id), new.number, new.phase, new.part)
+            temporary = path(f".{self._market.make_id()}")
+            try:
+                held = await receive(body, temporary, max_bytes=most)
+                done = replace(new, sha256=held.sha256, size=held.size)
+                if known is None:
+                    await on_disk(settle, temporary, held.rest, path(done.sha256))
+                now = self._clock.now()
+                created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
+            finally:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
         if created:
             self.wake(group_id)
-        return UpdateTaken(sha256=done.sha256, size=size, created=created)
+        return UpdateTaken(sha256=done.sha256, size=done.size, created=created)
 
 
 def _shown(done: dict[str, Any]) -> dict[str, float]:

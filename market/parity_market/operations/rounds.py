@@ -36,6 +36,7 @@ __all__ = [
     "holds_part",
     "load",
     "move",
+    "open_row",
     "pairs_of",
     "reopen",
     "session_of",
@@ -86,14 +87,23 @@ def config_of(session: FlSessionRow, *, parts: int) -> RoundsConfig:
     return RoundsConfig.from_dict(json.loads(session.settings_doc)["rounds"], parts=parts)
 
 
-def load(tx: ReadTx, group_id: str) -> OpenRound | None:
-    """Return a session and its open round; None before it began."""
+def open_row(tx: ReadTx, group_id: str) -> tuple[FlSessionRow, FlRoundRow] | None:
+    """Return a session and its open round, without its updates, which may be many; None before it began."""
     session = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
     if session is None:
         return None
     row = tx.one(sql_rounds.FL_ROUND, group_id=group_id, round=session.round, phase=session.phase)
     if row is None:
         raise NotFound(f"session {group_id} has no round {session.round}")
+    return session, row
+
+
+def load(tx: ReadTx, group_id: str) -> OpenRound | None:
+    """Return a session and its open round with all updates; None before it began."""
+    found = open_row(tx, group_id)
+    if found is None:
+        return None
+    session, row = found
     updates = tx.all(sql_rounds.FL_UPDATES_OF_ROUND, group_id=group_id, round=session.round, phase=session.phase)
     return OpenRound(session, row, tuple(updates), tuple(json.loads(row.cohort_doc)))
 
@@ -185,15 +195,15 @@ def examine(tx: ReadTx, group_id: str, node_id: str, new: NewUpdate) -> FlUpdate
     )
     if known is not None:
         return known
-    found = load(tx, group_id)
+    found = open_row(tx, group_id)
     if found is None:
         raise Conflict("the session has not begun")
-    session, row = found.session, found.row
+    session, row = found
     if (new.number, new.phase) != (session.round, session.phase) or row.state != RoundState.OPEN:
         raise Conflict(f"late: round {new.number} phase {new.phase} is closed; nothing is paid for this update")
     if new.base != row.base_hash:
         raise Conflict(f"the update starts from the model {new.base[:16]}, round {row.round} from {row.base_hash[:16]}")
-    if new.part not in found.cohort:
+    if new.part not in json.loads(row.cohort_doc):
         raise Conflict(f"part {new.part} is not asked in round {new.number}")
     return None
 

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 
 from parity_market.auth import Access
 from parity_market.bodies import checked_body
-from parity_market.operations import groups, round_control, round_views, rounds
+from parity_market.operations import groups, round_control, round_steps, round_views, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
@@ -80,7 +80,7 @@ async def next_step(call: Call) -> RoundStep:
     state, node_id = call.state, call.caller.id
     known = state.rounds.known(await _running(call))
     ask = partial(
-        state.rounds.next_step,
+        round_steps.next_step,
         group_id=call.path("session_id"),
         part=call.whole("part", 0, low=0, high=_MAX_PART),
         node_id=node_id,
@@ -91,7 +91,7 @@ async def next_step(call: Call) -> RoundStep:
     )
     return await state.scheduler.followers.until(
         call.path("session_id"),
-        lambda: state.store.read(ask),
+        lambda: state.store.read(partial(ask, now=state.clock.now())),
         lambda step: step.state != "wait",
         wait_s=call.wait_s(),
     )

@@ -57,6 +57,16 @@ FL_UPDATES_OF_ROUND = select_rows(
         t.fl_update.c.phase == whole("phase"),
     ).order_by(t.fl_update.c.part, t.fl_update.c.fence),
 )
+FL_UPDATES_OF_PART_IN_ROUND = select_rows(
+    rows.FlUpdateRow,
+    t.fl_update,
+    lambda s: s.where(
+        t.fl_update.c.group_id == bind("group_id"),
+        t.fl_update.c.round == whole("round"),
+        t.fl_update.c.phase == whole("phase"),
+        t.fl_update.c.part == whole("part"),
+    ),
+)
 FL_UPDATES_OF_PART = select_rows(
     rows.FlUpdateRow,
     t.fl_update,

@@ -28,7 +28,7 @@ from parity_market import round_engine
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import groups, leases, round_control, round_views, rounds
+from parity_market.operations import groups, leases, round_control, round_steps, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
@@ -37,7 +37,15 @@ from parity_market.store.base import ReadTx
 from parity_market.testing.builders import final_report, fl_submission, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
-from parity_protocol.errors import Conflict, InvalidTransition, StaleFence, StorageFull, TaskCancelled, TooLarge
+from parity_protocol.errors import (
+    Conflict,
+    InvalidTransition,
+    Overloaded,
+    StaleFence,
+    StorageFull,
+    TaskCancelled,
+    TooLarge,
+)
 from parity_protocol.lease import Lease
 from parity_protocol.testing.clock import FakeClock
 
@@ -96,7 +104,7 @@ class Play:
         known = engine.known(await self.group())
         return await self.rig.store.read(
             partial(
-                engine.next_step,
+                round_steps.next_step,
                 group_id=self.id,
                 part=part,
                 node_id=lease.node_id,
@@ -104,6 +112,7 @@ class Play:
                 fence=lease.fence,
                 config=known.config,
                 mu=0.0,
+                now=self.rig.state.clock.now(),
             )
         )
 
@@ -366,6 +375,53 @@ async def test_who_takes_over_a_part_after_a_rejected_update_is_asked_and_who_se
     assert (sender.state, successor.state) == ("wait", "train")
     assert await play.step()
     assert (await play.show()).round == 2
+
+
+async def test_one_body_of_a_part_is_on_its_way_at_a_time_and_a_second_may_come_after_it(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    step, body = await play.body(0)
+    begun, rest = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.set()
+        yield body[:10]
+        await rest.wait()
+        yield body[10:]
+
+    lease, group, engine = play.leases[0], await play.group(), rig.state.rounds
+    new = NewUpdate(step.round, step.phase, 0, lease.lease_id, lease.fence, step.base, "", 0, {})
+    async with asyncio.TaskGroup() as turn:
+        first = turn.create_task(engine.take(group, lease.node_id, new, slow()))
+        await begun.wait()
+        with pytest.raises(Overloaded, match=r"part 0 .* on its way already"):
+            await play.send(0, step, body)
+        assert await play.send(1)  # nobody else waits for it
+        rest.set()
+
+    assert first.result().created
+    assert not await play.send(0, step, body)
+    assert Overloaded.retryable
+
+
+async def test_a_part_that_asks_what_to_do_reads_its_own_updates_only(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = await Play.begin(rig)
+    step, _ = await play.body(2)
+    await play.send(0)
+    await play.send(1)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("all updates of the round were read")
+
+    monkeypatch.setattr(rounds, "load", refuse)
+    states = [(await play.next(part)).state for part in range(3)]
+    lease = play.leases[2]
+    new = NewUpdate(step.round, step.phase, 2, lease.lease_id, lease.fence, step.base, "", 0, {})
+    known = await rig.store.read(partial(rounds.examine, group_id=play.id, node_id=lease.node_id, new=new))
+
+    assert states == ["wait", "wait", "train"]
+    assert known is None
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
