@@ -106,21 +106,22 @@ def decide(
         return Verdict(Decision.CLOSE)
     lost = {task.part for task in tasks if task.state in FINAL_STATES}
     can_come = [part for part in cohort if part not in lost and part not in have]
+    refused = _refused(updates, tasks) & set(can_come)
     quorum = min(config.quorum, len(cohort))
     if len(have) + len(can_come) < quorum:
         gone = ", ".join(str(part) for part in sorted(lost & set(cohort)))
         return Verdict(
             Decision.FAIL, f"only {len(have) + len(can_come)} of {quorum} needed updates can come: lost parts {gone}"
         )
-    if not can_come:
-        return Verdict(Decision.CLOSE)  # nobody else will send one
+    if len(have) >= quorum and refused.issuperset(can_come):
+        return Verdict(Decision.CLOSE)  # nobody else will send one, unless somebody takes over: that is not waited for
     if deadline_us is None:
         held = sum(task.state in HELD for task in tasks)
         if held >= config.min_available_clients:
             return Verdict(Decision.WAIT, starts_clock=True)
         return Verdict(Decision.WAIT, f"waits for nodes: {held} of {config.min_available_clients} parts are held")
     if now_us < deadline_us:
-        return Verdict(Decision.WAIT)
+        return Verdict(Decision.WAIT, _waits_for(refused) if len(have) + len(can_come) - len(refused) < quorum else "")
     if len(have) >= quorum:
         return Verdict(Decision.CLOSE)
     missing = ", ".join(str(part) for part in can_come)
@@ -128,6 +129,21 @@ def decide(
         Decision.FAIL,
         f"{len(have)} of {quorum} needed updates came within {config.round_timeout_s:g} s; missing parts {missing}",
     )
+
+
+def _refused(updates: Sequence[FlUpdateRow], tasks: Sequence[TaskRow]) -> set[int]:
+    """Return the parts whose present holder's update was rejected: it is not asked again, only who takes over is."""
+    holders = {task.part: task.fence for task in tasks if task.state in HELD}
+    return {
+        update.part
+        for update in updates
+        if update.state == UpdateState.REJECTED and holders.get(update.part) == update.fence
+    }
+
+
+def _waits_for(refused: Collection[int]) -> str:
+    parts = ", ".join(str(part) for part in sorted(refused))
+    return f"waits for somebody to take over parts {parts}: their updates were rejected"
 
 
 def pay_of(
