@@ -38,34 +38,55 @@ class FlSessions:
         return parse_reply(FlSessionsReply, await self._get(paths.FL_SESSIONS, query))
 
     async def show(
-        self, session_id: str, *, from_round: int = 1, after_round: int = 0, wait_s: float = 0.0
+        self,
+        session_id: str,
+        *,
+        from_round: int = 1,
+        from_phase: int = 0,
+        after_round: int = 0,
+        after_phase: int | None = None,
+        wait_s: float = 0.0,
     ) -> FlSessionReply:
-        """Return a session with at most 200 rounds, from ``from_round`` on.
+        """Return a session with at most 200 rounds, each phase of one counted, from ``from_round`` on.
 
         Args:
             session_id: The group's id.
             from_round: First round that is listed.
+            from_phase: First phase of that round that is listed.
             after_round: With ``wait_s``: answer once the session is past this round or has ended.
+            after_phase: Or past this phase of it; None waits for all phases.
             wait_s: Seconds to wait for that.
 
         Raises:
             NotFound: There is no such session of yours, or it has not begun.
         """
         query = {"from_round": str(from_round), "after_round": str(after_round)}
+        query |= {"from_phase": str(from_phase)} if from_phase else {}
+        query |= {} if after_phase is None else {"after_phase": str(after_phase)}
         path = paths.fl_session_path(session_id)
         return parse_reply(FlSessionReply, await self._get(path, query, wait_s=wait_s))
 
     async def follow(self, session_id: str) -> AsyncIterator[tuple[FlSessionReply, tuple[FlRoundReply, ...]]]:
-        """Yield the session and the rounds, with all their phases, that have closed since; to the last one."""
-        shown = 0
+        """Yield the session and the rounds, phase by phase, that have closed since; to the last one."""
+        number, phase = 1, 0  # nothing before has to be listed again
         while True:
-            found = await self.show(session_id, from_round=shown + 1, after_round=shown + 1, wait_s=FOLLOW_S)
-            # A phase that has closed does not mean that its round has.
-            closed = tuple(one for one in found.rounds if one.state == "closed" and shown < one.round < found.round)
-            shown = max([shown, *(one.round for one in closed)])
+            found = await self.show(
+                session_id,
+                from_round=number,
+                from_phase=phase,
+                after_round=number,
+                after_phase=phase,
+                wait_s=FOLLOW_S,
+            )
+            now = (found.round, found.phase)
+            closed = tuple(one for one in found.rounds if one.state == "closed" and (one.round, one.phase) < now)
             yield found, closed
-            if found.state in ENDED and (not closed or shown + 1 >= found.round):
+            if closed and (found.rounds[-1].round, found.rounds[-1].phase) != now:  # there may be another page
+                number, phase = closed[-1].round, closed[-1].phase + 1
+            elif found.state in ENDED:
                 return
+            else:
+                number, phase = now
 
     async def pause(self, session_id: str) -> FlSessionReply:
         """Let the open round wait."""

@@ -24,7 +24,8 @@ def round_line(one: FlRoundReply, *, total: int) -> str:
     scores = "  ".join(f"{name} {one.metrics[name]:.4f}" for name in _SCORES if _is_number(one.metrics.get(name)))
     taken = sum(update.state == "accepted" for update in one.updates)
     rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
-    line = f"round {one.round}/{total}  {scores}  {taken} of {len(one.cohort)} updates"
+    phase = f" phase {one.phase}" if one.phase else ""
+    line = f"round {one.round}/{total}{phase}  {scores}  {taken} of {len(one.cohort)} updates"
     return printable("; ".join([line, *rejected]))
 
 

@@ -13,12 +13,12 @@ from parity_protocol.task import GroupState
 
 __all__ = ["MAX_ROUNDS", "session", "sessions"]
 
-MAX_ROUNDS = 200  # of one answer; the rest by ``from_round``
+MAX_ROUNDS = 200  # and phases, of one answer; the rest by ``from_round`` and ``from_phase``
 _LAST_ID = "~"  # after every id
 
 
-def session(tx: ReadTx, group_id: str, *, first: int) -> FlSessionReply:
-    """Return a session with at most ``MAX_ROUNDS`` rounds, from ``first`` on.
+def session(tx: ReadTx, group_id: str, *, first: int, first_phase: int = 0) -> FlSessionReply:
+    """Return a session with at most ``MAX_ROUNDS`` rounds and phases, from a phase of round ``first`` on.
 
     Raises:
         NotFound: There is none with this id.
@@ -29,7 +29,7 @@ def session(tx: ReadTx, group_id: str, *, first: int) -> FlSessionReply:
     row = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
     if row is None:
         raise NotFound(f"session {group_id} does not train in rounds, or has not begun")
-    found = tx.all(sql_rounds.FL_ROUNDS, group_id=group_id, after=first - 1, limit=MAX_ROUNDS)
+    found = tx.all(sql_rounds.FL_ROUNDS, group_id=group_id, first=first, first_phase=first_phase, limit=MAX_ROUNDS)
     rounds = tuple(_round(tx, one) for one in found if json.loads(one.cohort_doc))  # the last one is the final model
     return _session(row, group, rounds)
 

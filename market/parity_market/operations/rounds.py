@@ -358,10 +358,10 @@ def accept(tx: Tx, market: Market, task_id: str, fence: int, now: datetime) -> T
     task = load_task(tx, task_id)
     session = session_of(tx, task.group_id or "")
     config = config_of(session, parts=task.parts)
-    asked, after = 0, 0
-    while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, after=after, limit=PAGE):
+    asked, at = 0, (1, 0)
+    while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, first=at[0], first_phase=at[1], limit=PAGE):
         asked += sum(task.part in json.loads(row.cohort_doc) for row in page if row.state == RoundState.CLOSED)
-        after = page[-1].round
+        at = (page[-1].round, page[-1].phase + 1)
     earned = pay_of(
         task.reward,
         base_share=config.base_share,

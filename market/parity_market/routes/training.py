@@ -151,19 +151,23 @@ def _said(call: Call) -> dict[str, float]:
 
 
 async def show(call: Call) -> FlSessionReply:
-    """Return a session with its rounds; with ``wait_s`` once it is past ``after_round`` or has ended."""
+    """Return a session with its rounds; with ``wait_s`` once it is past a round, or a phase of it, or has ended."""
     state, group_id = call.state, call.path("session_id")
     await _group(call)
-    after = call.whole("after_round", 0, low=0, high=_MAX_ROUND)
+    after = (
+        call.whole("after_round", 0, low=0, high=_MAX_ROUND),
+        call.whole("after_phase", _MAX_ROUND, low=0, high=_MAX_ROUND),
+    )
     first = call.whole("from_round", 1, low=1, high=_MAX_ROUND)
+    first_phase = call.whole("from_phase", 0, low=0, high=_MAX_ROUND)
 
     def read(tx: ReadTx) -> FlSessionReply:
-        return round_views.session(tx, group_id, first=first)
+        return round_views.session(tx, group_id, first=first, first_phase=first_phase)
 
     return await state.scheduler.followers.until(
         group_id,
         lambda: state.store.read(read),
-        lambda found: found.round > after or found.state in ("completed", "failed", "cancelled"),
+        lambda found: (found.round, found.phase) > after or found.state in ("completed", "failed", "cancelled"),
         wait_s=call.wait_s(),
     )
 
@@ -208,7 +212,9 @@ BASE = Query(
     "base", {"type": "string", "maxLength": _HASH_CHARS}, "SHA-256, hex, of the model that training began with"
 )
 AFTER = whole_number("after_round", "Wait until the session is past it", high=_MAX_ROUND)
+AFTER_PHASE = whole_number("after_phase", "Wait until it is past this phase of the round", high=_MAX_ROUND)
 FROM = whole_number("from_round", "Rounds are listed from this one on", high=_MAX_ROUND)
+FROM_PHASE = whole_number("from_phase", "And of that round, phases from this one on", high=_MAX_ROUND)
 
 ENDPOINTS = (
     Endpoint(
@@ -241,7 +247,7 @@ ENDPOINTS = (
         Access.SUBMITTER,
         "A session and its rounds",
         FlSessionReply,
-        query=(AFTER, FROM, WAIT),
+        query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT),
     ),
     Endpoint("POST", paths.fl_session_path(SESSION, "pause"), pause, Access.SUBMITTER, "Pause", FlSessionReply),
     Endpoint("POST", paths.fl_session_path(SESSION, "resume"), resume, Access.SUBMITTER, "Resume", FlSessionReply),

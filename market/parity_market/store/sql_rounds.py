@@ -37,7 +37,10 @@ FL_ROUNDS = select_rows(
     rows.FlRoundRow,
     t.fl_round,
     lambda s: (
-        s.where(t.fl_round.c.group_id == bind("group_id"), t.fl_round.c.round > whole("after"))
+        s.where(
+            t.fl_round.c.group_id == bind("group_id"),
+            sa.tuple_(t.fl_round.c.round, t.fl_round.c.phase) >= sa.tuple_(whole("first"), whole("first_phase")),
+        )
         .order_by(t.fl_round.c.round, t.fl_round.c.phase)
         .limit(whole("limit"))
     ),

@@ -18,15 +18,27 @@ def _round(number: int, phase: int = 0, state: str = "closed") -> FlRoundReply:
 
 
 class Scripted(FlSessions):
-    """Answers one after the other: where the session is, its state, and its rounds."""
+    """Answers one after the other: where the session is, its state, and its rounds.
 
-    def __init__(self, *answers: tuple[int, str, list[FlRoundReply]]) -> None:
+    As the market, it waits while the session is not past what it is asked about: that goes on to the next answer.
+    """
+
+    def __init__(self, *answers: tuple[int | tuple[int, int], str, list[FlRoundReply]]) -> None:
         self._answers = list(answers)
+        self.asked = 0
 
-    async def show(self, session_id: str, *, from_round: int = 1, **_: Any) -> FlSessionReply:
-        number, state, rounds = self._answers[0] if len(self._answers) == 1 else self._answers.pop(0)
-        listed = [one for one in rounds if one.round >= from_round][:PAGE]
-        fields = {"id": session_id, "state": state, "round": number, "phase": 0, "total_rounds": number - 1}
+    async def show(
+        self, session_id: str, *, from_round: int = 1, from_phase: int = 0, after_round: int = 0, **more: Any
+    ) -> FlSessionReply:
+        self.asked += 1
+        where, state, rounds = self._answers[0]
+        number, phase = (where, 0) if isinstance(where, int) else where
+        if (number, phase) <= (after_round, more["after_phase"]) and len(self._answers) > 1:
+            del self._answers[0]
+            where, state, rounds = self._answers[0]
+            number, phase = (where, 0) if isinstance(where, int) else where
+        listed = [one for one in rounds if (one.round, one.phase) >= (from_round, from_phase)][:PAGE]
+        fields = {"id": session_id, "state": state, "round": number, "phase": phase, "total_rounds": 1}
         return FlSessionReply.model_validate({**fields, "created_at": NOW, "updated_at": NOW, "rounds": listed})
 
 
@@ -40,14 +52,29 @@ async def test_a_session_that_has_long_ended_is_shown_to_its_last_round() -> Non
     assert await followed(sessions) == [(number, 0) for number in range(1, 501)]
 
 
-async def test_a_round_in_phases_is_shown_with_all_of_them_once_it_has_closed() -> None:
-    open_one = _round(1, 1, "open")
+async def test_a_round_in_phases_is_shown_phase_by_phase() -> None:
     sessions = Scripted(
-        (1, "running", [_round(1, 0), open_one]),
+        ((1, 1), "running", [_round(1, 0), _round(1, 1, "open")]),
         (2, "completed", [_round(1, 0), _round(1, 1), _round(1, 2)]),
     )
 
-    assert await followed(sessions) == [(1, 0), (1, 1), (1, 2)]
+    seen = [[(one.round, one.phase) for one in closed] async for _, closed in sessions.follow("s")]
+
+    assert seen == [[(1, 0)], [(1, 1), (1, 2)], []]
+
+
+async def test_a_round_with_more_phases_than_a_page_is_shown_to_its_last_one() -> None:
+    phases = [_round(1, phase) for phase in range(450)]
+    sessions = Scripted((3, "completed", [*phases, _round(2)]))
+
+    assert await followed(sessions) == [*((1, phase) for phase in range(450)), (2, 0)]
+
+
+async def test_a_session_whose_parts_report_is_not_asked_about_again_and_again() -> None:
+    sessions = Scripted((2, "done", [_round(1)]), (2, "completed", [_round(1)]))
+
+    assert await followed(sessions) == [(1, 0)]
+    assert sessions.asked == 3  # two that had an answer at once, and one that waited
 
 
 async def test_following_a_session_that_failed_in_a_round_ends() -> None:

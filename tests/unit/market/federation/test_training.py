@@ -652,6 +652,8 @@ async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig) -> None
     assert shown.state == "completed", shown.message
     assert {one.round for one in shown.rounds} == {1}
     assert len(shown.rounds) > 3
+    rest = await rig.store.read(partial(round_views.session, group_id=play.id, first=1, first_phase=2))
+    assert [one.phase for one in rest.rounds] == [one.phase for one in shown.rounds[2:]]
     group = await play.group()
     data = await rig.state.federation.read(str(shown.result_cid), group.row.creator, max_bytes=1 << 20)
     forest = decode_model(data).fitted
