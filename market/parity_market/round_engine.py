@@ -262,6 +262,7 @@ class RoundEngine:
                 now=self._clock.now(),
                 checkpoint=saved,
                 more_phases=done["more_phases"],
+                asks=done["asks"],
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))

@@ -94,6 +94,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         **_named(reduced.model),
         "checkpoint": saved,
         "more_phases": reduced.more_phases,
+        "asks": reduced.asks,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,

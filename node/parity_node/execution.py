@@ -31,12 +31,12 @@ from parity_protocol.capability import Capability
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
 from parity_protocol.ids import NodeId
-from parity_protocol.manifest import Manifest
+from parity_protocol.manifest import Manifest, spec_of
 from parity_protocol.policy import Policy
 from parity_protocol.report import Outcome
 from parity_protocol.signing.jws import b64url_decode
 from parity_protocol.signing.keys import EvmKey
-from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind, parse_spec
+from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind
 from parity_protocol.wire import parse_as
 
 __all__ = ["ExecutionRunner", "Running", "Work", "work_of"]
@@ -86,7 +86,7 @@ def work_of(execution: Execution) -> Work:
         ParityError: The journal's copy is damaged.
     """
     manifest = parse_as(Manifest, b64url_decode(execution.manifest.split(".")[1]))
-    return Work(manifest, parse_spec(manifest.spec))
+    return Work(manifest, spec_of(manifest))
 
 
 class ExecutionRunner:

@@ -17,6 +17,7 @@ from parity_protocol.errors import BadField, PolicyDenied, WrongAudience
 from parity_protocol.ids import NodeId, TaskId, WireAddress, WireBytes32, WireNodeId, WireUuid
 from parity_protocol.order import Order, check_order
 from parity_protocol.quantities import WireTokenAmount
+from parity_protocol.shards import MAX_SEALED_CHARS, open_shard
 from parity_protocol.signing import jws
 from parity_protocol.signing.eip712 import Eip712Domain
 from parity_protocol.signing.keys import Ed25519PublicKey
@@ -32,7 +33,7 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject, SignedDocument, parse_as
 
-__all__ = ["MANIFEST_TYPE", "ChainRef", "Manifest", "VerifiedManifest", "verify_manifest", "version_tuple"]
+__all__ = ["MANIFEST_TYPE", "ChainRef", "Manifest", "VerifiedManifest", "spec_of", "verify_manifest", "version_tuple"]
 
 MANIFEST_TYPE = "manifest+jws"
 
@@ -64,6 +65,7 @@ class Manifest(SignedDocument):
     parts: int = Field(ge=1)
     attempt: int = Field(ge=1)
     ttl_s: float = Field(gt=0, le=86_400)  # of the lease that a claim gives
+    shard: Annotated[str, StringConstraints(max_length=MAX_SEALED_CHARS)] | None = None  # this part's sealed source
     plan: JsonObject | None = None  # what the market computed for the group (partition plan); checked by its hash
     min_node_version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", max_length=20)] = "0.0.0"
     chain: ChainRef
@@ -74,7 +76,7 @@ class VerifiedManifest:
     """A manifest that passed every check, with the spec it permits."""
 
     manifest: Manifest
-    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec
+    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec  # of a sharded part with its own source as input
     token: str  # the compact JWS, sent back verbatim in the claim
     hash: str  # hex sha256 of the token, what receipts name
     order_hash: str  # 0x and 64 hex digits
@@ -124,7 +126,7 @@ def verify_manifest(
         market=jws.thumbprint_bytes(issuer),
         now=now,
     )
-    spec = parse_spec(manifest.spec)
+    spec = spec_of(manifest)
     parts = parts_of(spec)
     if manifest.parts != parts or manifest.part >= parts:
         raise PolicyDenied(f"the spec has {parts} parts, the manifest names part {manifest.part} of {manifest.parts}")
@@ -137,6 +139,21 @@ def verify_manifest(
         hash=verified.token_sha256,
         order_hash="0x" + manifest.order.digest(domain).hex(),
     )
+
+
+def spec_of(manifest: Manifest) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec:
+    """Return what a manifest permits: the signed spec, and for a part of a sharded session its source as only input.
+
+    Raises:
+        InvalidInput: The spec or the shard is not acceptable.
+        DigestMismatch: The shard is not the one that was signed for this part.
+    """
+    spec = parse_spec(manifest.spec)
+    if not isinstance(spec, FederatedLearningSpec) or spec.data_mode != "sharded":
+        return spec
+    if manifest.shard is None or manifest.part >= len(spec.shards):
+        raise BadField(f"a manifest of a sharded session names the source of its part {manifest.part}", field="shard")
+    return spec.model_copy(update={"inputs": (open_shard(manifest.shard, spec.shards[manifest.part]).source,)})
 
 
 def version_tuple(text: str) -> tuple[int, int, int]:

@@ -36,6 +36,7 @@ from pydantic import (
 
 from parity_protocol import strict_json
 from parity_protocol.errors import BadField, InvalidTransition
+from parity_protocol.ids import WireSha256
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.needs import (
     Argument,
@@ -288,11 +289,19 @@ class FederatedLearningSpec(_Spec):
     """A federated-learning session; each part of its partition becomes one task.
 
     The dictionaries keep the Parity network's field names; ``parity_fl.spec.resolve_fl_spec`` checks every one.
+
+    In data mode ``partitioned`` every node cuts its part out of one data set. In ``sharded`` each part has a source of its
+    own, which only the node that trains it is told: see ``parity_protocol.shards``.
     """
 
     type: Literal["federated_learning"] = "federated_learning"
     model_type: Annotated[str, StringConstraints(max_length=64)] = ""
+    data_mode: Literal["partitioned", "sharded"] = "partitioned"
     dataset_cid: Annotated[str, StringConstraints(max_length=128)] = ""
+    shards: Annotated[tuple[WireSha256, ...], Field(max_length=MAX_PARTS)] = ()  # of each part's sealed source
+    eval_cid: Annotated[str, StringConstraints(max_length=128)] = (
+        ""  # of a sharded session: what the market scores with
+    )
     data_format: Annotated[str, StringConstraints(max_length=16)] = ""
     model_settings: Annotated[dict[str, JsonValue], Field(max_length=64, alias="model_config")] = {}
     train_config: Annotated[dict[str, JsonValue], Field(max_length=64)] = {}
@@ -303,11 +312,28 @@ class FederatedLearningSpec(_Spec):
     rounds_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
     strategy_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
 
+    @model_validator(mode="after")
+    def _data_mode_names_its_data(self) -> FederatedLearningSpec:
+        if self.data_mode == "partitioned":
+            if self.shards or self.eval_cid:
+                raise ValueError("data_mode: shards and eval_cid belong to the data mode sharded")
+            return self
+        if not self.shards:
+            raise ValueError("shards: a sharded session names the source of each part")
+        if self.dataset_cid or self.inputs:
+            raise ValueError("dataset_cid: a sharded session has no data but its shards")
+        if self.partition_config.get("total_parts", len(self.shards)) != len(self.shards):
+            raise ValueError(f"partition_config: total_parts must be the number of shards, {len(self.shards)}")
+        return self
+
     def session(self) -> JsonObject:
         """Return the session's own fields under their wire names, as ``resolve_fl_spec`` takes them."""
         fields = {
             "model_type",
+            "data_mode",
             "dataset_cid",
+            "shards",
+            "eval_cid",
             "data_format",
             "model_settings",
             "train_config",
@@ -360,6 +386,8 @@ def parts_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec) -
     """
     if not isinstance(spec, FederatedLearningSpec):
         return 1
+    if spec.data_mode == "sharded":
+        return len(spec.shards)
     parts: Any = spec.partition_config.get("total_parts", 1)
     if isinstance(parts, bool) or not isinstance(parts, int) or not 1 <= parts <= MAX_PARTS:
         raise BadField(

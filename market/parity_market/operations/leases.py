@@ -12,7 +12,7 @@ from parity_market.operations.context import Market
 from parity_market.operations.money import check_bond, is_covered
 from parity_market.operations.nodes import check_instance
 from parity_market.operations.steps import end_lease, free, load_task, newest_lease, read_names, step
-from parity_market.store import sql
+from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import LeaseRow, LogChunkRow, SubmissionRow, TaskRow, from_us, to_us
 from parity_protocol.api.leases import LogChunk, ReleaseItem, RenewItem, StartItem
@@ -65,6 +65,7 @@ class Offer:
     task: TaskRow
     submission: SubmissionRow
     plan_doc: str | None  # of its group, JSON text
+    shard: str | None = None  # of a part of a sharded session: where its data lie, sealed
 
 
 def offers(tx: ReadTx, chain: str, spender: str, task_ids: Sequence[str]) -> list[Offer]:
@@ -93,7 +94,10 @@ def offers(tx: ReadTx, chain: str, spender: str, task_ids: Sequence[str]) -> lis
                 group = tx.one(sql.GROUP, id=task.group_id)
                 plans[task.group_id] = None if group is None else group.plan_doc
             plan = plans[task.group_id]
-        found.append(Offer(task, submission, plan))
+        shard = (
+            tx.one(sql_rounds.FL_SHARD, group_id=task.group_id, part=task.part) if task.group_id is not None else None
+        )
+        found.append(Offer(task, submission, plan, None if shard is None else shard.sealed))
     return found
 
 

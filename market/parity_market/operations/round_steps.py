@@ -52,6 +52,7 @@ def next_step(
     left = None if session.deadline_us is None else (session.deadline_us - to_us(now)) / 1e6
     return RoundStep(
         state="train",
+        asks=row.asks,
         base=row.base_hash,
         base_size=row.base_size,
         update_format=config.update_format,

@@ -69,6 +69,7 @@ def _round(tx: ReadTx, row: FlRoundRow) -> FlRoundReply:
     return FlRoundReply(
         round=row.round,
         phase=row.phase,
+        asks=row.asks,
         state=row.state,
         base=row.base_hash,
         base_size=row.base_size,

@@ -118,16 +118,21 @@ def begin(
     *,
     seed: str,
     now: datetime,
+    asks: str = "train",
 ) -> bool:
-    """Open round 1 with the first model; returns False when the session had begun, or its group has ended."""
+    """Open round 1 with the first model; returns False when the session had begun, or its group has ended.
+
+    Args:
+        asks: What the parts do first. When that is not training it is round 0, in which all parts agree on something.
+    """
     row = tx.one(sql.GROUP, id=group.id)
     if row is None or row.state != GroupState.RUNNING:
         return False
-    now_us = to_us(now)
+    now_us, number = to_us(now), 1 if asks == "train" else 0
     session = FlSessionRow(
         group.id,
         SessionState.RUNNING,
-        1,
+        number,
         0,
         config.total_rounds,
         None,
@@ -138,18 +143,26 @@ def begin(
     )
     if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
         return False
-    _open_round(tx, group.id, 1, 0, first, cohort_of(config, parts=group.parts, seed=seed, number=1), now_us)
+    cohort = cohort_of(config, parts=group.parts, seed=seed, number=1) if number else range(group.parts)
+    _open_round(tx, group.id, number, 0, first, cohort, now_us, asks)
     tell(tx, market, group.id)
     return True
 
 
 def _open_round(
-    tx: Tx, group_id: str, number: int, phase: int, base: Published, cohort: Sequence[int], now_us: int
+    tx: Tx,
+    group_id: str,
+    number: int,
+    phase: int,
+    base: Published,
+    cohort: Sequence[int],
+    now_us: int,
+    asks: str = "train",
 ) -> None:
     doc = json.dumps(list(cohort), separators=(",", ":"))
     tx.insert(
         sql_rounds.FL_ROUND_INSERT,
-        FlRoundRow(group_id, number, phase, RoundState.OPEN, base.sha256, base.size, doc, "{}", now_us, None),
+        FlRoundRow(group_id, number, phase, RoundState.OPEN, base.sha256, base.size, doc, "{}", now_us, None, asks),
     )
 
 
@@ -290,12 +303,14 @@ def close(
     now: datetime,
     checkpoint: Published | None = None,
     more_phases: bool = False,
+    asks: str = "train",
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
 
     Args:
         checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
         more_phases: The round goes on with its next phase.
+        asks: What the next phase, or the next round's first, asks of the parts.
 
     Raises:
         InvalidTransition: It is not closing (any more).
@@ -320,14 +335,14 @@ def close(
     _move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
     if more_phases:
         phase = session.phase + 1
-        _open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us)
+        _open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us, asks)
         tell(tx, market, group.id)
         return move(tx, session, now, phase=phase, deadline_us=None, message="")
     number = session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
     cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
     # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
-    _open_round(tx, group.id, number, 0, next_model, cohort, now_us)
+    _open_round(tx, group.id, number, 0, next_model, cohort, now_us, asks)
     if is_last:
         state = SessionState.DONE
         closing = tx.one(sql_rounds.FL_ROUND, group_id=group.id, round=number, phase=0)
@@ -358,7 +373,7 @@ def accept(tx: Tx, market: Market, task_id: str, fence: int, now: datetime) -> T
     task = load_task(tx, task_id)
     session = session_of(tx, task.group_id or "")
     config = config_of(session, parts=task.parts)
-    asked, at = 0, (1, 0)
+    asked, at = 0, (0, 0)
     while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, first=at[0], first_phase=at[1], limit=PAGE):
         asked += sum(task.part in json.loads(row.cohort_doc) for row in page if row.state == RoundState.CLOSED)
         at = (page[-1].round, page[-1].phase + 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
+from parity_blobs.cid import Cid
 from parity_blobs.spec_cids import cids_of_spec
 from parity_market.domain.dispatch import needs_of
 from parity_market.domain.escrow import check_escrow
@@ -14,19 +16,22 @@ from parity_market.operations.blobs import link_inputs
 from parity_market.operations.context import Market
 from parity_market.operations.money import escrow_view
 from parity_market.operations.steps import end_lease, load_task, newest_lease, release_reserve, step
-from parity_market.store import sql
+from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
-from parity_market.store.rows import AccountRow, EventRow, GroupRow, SubmissionRow, TaskRow, to_us
+from parity_market.store.rows import AccountRow, EventRow, FlShardRow, GroupRow, SubmissionRow, TaskRow, to_us
 from parity_protocol.api.tasks import CancelReply, SubmitReply
 from parity_protocol.errors import BadField, Conflict, InvalidTransition, NotFound
 from parity_protocol.order import Order
 from parity_protocol.task import (
     FINAL_STATES,
+    CidInput,
     CommandSpec,
     DockerSpec,
     FederatedLearningSpec,
     GroupState,
+    HttpsInput,
     LlmSpec,
+    ShardInput,
     TaskEvent,
     TaskState,
     parts_of,
@@ -34,7 +39,7 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject
 
-__all__ = ["NewSubmission", "cancel", "owner_of", "submit"]
+__all__ = ["NewSubmission", "cancel", "link_data", "owner_of", "submit"]
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: a later deadline is none
 _CANCELLABLE = frozenset({TaskState.PENDING, TaskState.LEASED, TaskState.RUNNING})
@@ -51,6 +56,8 @@ class NewSubmission:
     order_hash: str  # 0x and 64 hex digits
     reward: int  # base units, for everything the spec becomes
     plan: JsonObject | None = None  # of a group: partition plan
+    shards: tuple[str, ...] = ()  # of a sharded session: each part's sealed source, as it was signed
+    sources: tuple[CidInput | HttpsInput | ShardInput, ...] = ()  # the same, read
 
 
 def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitReply:
@@ -118,9 +125,10 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
     tx.insert_many(
         sql.EVENT_INSERT, [EventRow(task.id, 1, "submit", str(task.state), now_us, None, 0, "") for task in tasks]
     )
-    cids = cids_of_spec(new.spec)
-    if cids:
-        link_inputs(tx, new.creator, cids, [task.id for task in tasks], now)
+    tx.insert_many(
+        sql_rounds.FL_SHARD_INSERT, [FlShardRow(root, part, sealed) for part, sealed in enumerate(new.shards)]
+    )
+    link_data(tx, new, [task.id for task in tasks], now)
     for task in tasks:
         tx.after_commit(partial(market.signals.task_pending, task))
     return SubmitReply(
@@ -131,7 +139,7 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
 def _make_tasks(
     market: Market, new: NewSubmission, root: str, parts: int, *, is_group: bool, now_us: int
 ) -> list[TaskRow]:
-    needs = needs_of(new.spec, reward=new.reward // parts).to_doc()
+    needs = [needs_of(spec, reward=new.reward // parts).to_doc() for spec in _specs_of(new)]
     deadline_us = min(new.order.deadline, _LAST_SECOND) * 1_000_000
     return [
         TaskRow(
@@ -145,7 +153,7 @@ def _make_tasks(
             title=new.spec.title,
             reward=share_of(new.reward, part, parts),
             order_hash=new.order_hash,
-            needs_doc=needs,
+            needs_doc=needs[min(part, len(needs) - 1)],
             state=TaskState.PENDING,
             seq=1,
             fence=0,
@@ -170,6 +178,21 @@ def _make_tasks(
         )
         for part in range(parts)
     ]
+
+
+def _specs_of(new: NewSubmission) -> list[CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec]:
+    """Return what the tasks' nodes are given: one for all, or of a sharded session one for each part."""
+    return [new.spec.model_copy(update={"inputs": (source,)}) for source in new.sources] or [new.spec]
+
+
+def link_data(tx: Tx, new: NewSubmission, task_ids: Sequence[str], now: datetime) -> None:
+    """Let nodes read the data that their tasks name, of a sharded session each its own part's alone."""
+    cids = cids_of_spec(new.spec)
+    if cids and not new.sources:
+        link_inputs(tx, new.creator, cids, task_ids, now)
+    for source, task_id in zip(new.sources, task_ids, strict=bool(new.sources)):
+        if isinstance(source, CidInput):
+            link_inputs(tx, new.creator, [Cid.parse(source.cid)], [task_id], now)
 
 
 def _reply_of(tx: ReadTx, known: SubmissionRow) -> SubmitReply:

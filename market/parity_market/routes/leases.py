@@ -76,6 +76,7 @@ def make_manifest(state: MarketState, offer: Offer, node_id: str, now: datetime)
         "attempt": task.attempts + 1,
         "ttl_s": state.market.lease_ttl.total_seconds(),
         "plan": None if offer.plan_doc is None else json.loads(offer.plan_doc),
+        **({} if offer.shard is None else {"shard": offer.shard}),
         "min_node_version": spec.get("requires", {}).get("min_node_version") or "0.0.0",
         "chain": state.identity.document.chain.model_dump(include={"chain_id", "genesis", "vault"}),
     }

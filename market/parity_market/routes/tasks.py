@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from parity_blobs.cid import Cid
 from parity_blobs.spec_cids import cids_of_spec
 from parity_market.auth import Access, Caller
 from parity_market.followers import end_of
 from parity_market.loops.chain_follower import refresh_account
-from parity_market.operations import blobs, money, tasks, views
+from parity_market.operations import money, tasks, views
 from parity_market.operations.steps import load_task
 from parity_market.operations.tasks import NewSubmission
 from parity_market.routing import CURSOR, LIMIT, MAX_WAIT_S, WAIT, Call, Endpoint, whole_number
@@ -29,17 +30,29 @@ from parity_protocol.api.tasks import (
     TaskStatusReply,
     WhyPendingReply,
 )
-from parity_protocol.errors import BadField, EscrowTooLow, Forbidden, NotFound, TooLarge
+from parity_protocol.errors import BadCid, BadField, EscrowTooLow, Forbidden, NotFound, TooLarge
 from parity_protocol.ids import checked_account_id
 from parity_protocol.order import check_order
-from parity_protocol.task import FINAL_STATES, FederatedLearningSpec, TaskState, parse_spec
+from parity_protocol.shards import open_shards
+from parity_protocol.task import (
+    FINAL_STATES,
+    CidInput,
+    CommandSpec,
+    DockerSpec,
+    FederatedLearningSpec,
+    HttpsInput,
+    LlmSpec,
+    ShardInput,
+    TaskState,
+    parse_spec,
+)
 from parity_protocol.wire import JsonObject
 
 __all__ = ["ENDPOINTS"]
 
 UNFUNDED = "the escrow does not cover your tasks any more: money is being released; cancel the release or some tasks"
 MAX_MANIFEST_PART = 190_000  # bytes, base64url makes 253,334 characters of them; a manifest has at most 262,144
-SUBMIT_BODY = 256 << 10  # bytes: a spec of 64 KiB, escaped, with its order
+SUBMIT_BODY = 1 << 20  # bytes: a spec of 64 KiB, escaped, with its order and the sources of its shards
 
 
 async def submit(call: Call) -> SubmitReply:
@@ -52,21 +65,40 @@ async def submit(call: Call) -> SubmitReply:
     spec = parse_spec(body.spec)
     order_hash = "0x" + body.order.digest(state.domain).hex()
     plan = None
-    cids = cids_of_spec(spec)
+    sources = _sources_of(spec, body.shards)
     if isinstance(spec, FederatedLearningSpec):
         plan = await state.federation.plan(spec, creator=creator, order_hash=order_hash)
     _check_manifest_fits(body, plan)
-    new = NewSubmission(creator, body.spec, spec, body.order, order_hash, body.reward, plan)
+    new = NewSubmission(creator, body.spec, spec, body.order, order_hash, body.reward, plan, body.shards, sources)
     try:
         made = await state.store.write(lambda tx: tasks.submit(tx, state.market, new, now))
     except EscrowTooLow:
         # An ``allow`` of a moment ago may not have been read yet: look once more before saying no.
         await refresh_account(state, creator)
         made = await state.store.write(lambda tx: tasks.submit(tx, state.market, new, state.clock.now()))
-    if cids and made.created:
-        await state.store.write(lambda tx: blobs.link_inputs(tx, creator, cids, made.task_ids, now))
+    if made.created and (sources or cids_of_spec(spec)):
+        await state.store.write(lambda tx: tasks.link_data(tx, new, made.task_ids, now))
     state.rounds.wake(made.id)
     return made
+
+
+def _sources_of(
+    spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, shards: tuple[str, ...]
+) -> tuple[CidInput | HttpsInput | ShardInput, ...]:
+    """Return where the parts of a sharded session lie, checked against what was signed; empty for anything else.
+
+    Raises:
+        BadField: One is missing, is not what was signed, is no source, or names no CID.
+    """
+    digests = spec.shards if isinstance(spec, FederatedLearningSpec) else ()
+    sources = tuple(shard.source for shard in open_shards(shards, digests))
+    for part, source in enumerate(sources):
+        if isinstance(source, CidInput):
+            try:
+                Cid.parse(source.cid)
+            except BadCid as exc:
+                raise BadField(f"shard of part {part}: {exc.message}", field=f"shards.{part}.source.cid") from exc
+    return sources
 
 
 def _check_manifest_fits(body: SubmitRequest, plan: JsonObject | None) -> None:
@@ -77,7 +109,8 @@ def _check_manifest_fits(body: SubmitRequest, plan: JsonObject | None) -> None:
     Raises:
         TooLarge: The spec's text with its escapes, the order with fields of the submitter's own, and the plan together.
     """
-    size = len(strict_json.dumps({"spec": body.spec, "order": body.order.model_dump(mode="json"), "plan": plan}))
+    document = {"spec": body.spec, "order": body.order.model_dump(mode="json"), "plan": plan}
+    size = len(strict_json.dumps({**document, "shard": max(body.shards, key=len, default="")}))
     if size > MAX_MANIFEST_PART:
         raise TooLarge(
             f"spec, order and plan take {size} bytes together, at most {MAX_MANIFEST_PART} fit", field="spec"

@@ -138,6 +138,15 @@ class FlRoundRow(NamedTuple):
     metrics_doc: str  # scores after it closed
     opened_us: int
     closed_us: int | None
+    asks: str = "train"  # what a part does in it; see ``RoundStep``
+
+
+class FlShardRow(NamedTuple):
+    """Where one part's data of a sharded session lie, for that part's node alone."""
+
+    group_id: str
+    part: int
+    sealed: str  # JSON text, whose hash the spec signs
 
 
 class FlUpdateRow(NamedTuple):

@@ -46,6 +46,9 @@ FL_ROUNDS = select_rows(
     ),
 )
 
+FL_SHARD = find(rows.FlShardRow, t.fl_shard, "group_id", "part")
+FL_SHARD_INSERT = insert(t.fl_shard)
+
 FL_UPDATE = find(rows.FlUpdateRow, t.fl_update, "group_id", "round", "phase", "part", "fence")
 FL_UPDATE_INSERT = insert(t.fl_update)
 FL_UPDATE_JUDGED = update(

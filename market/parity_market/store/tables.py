@@ -388,7 +388,10 @@ fl_round = _table(
     _needed("metrics_doc"),
     _needed("opened_us", _Time),
     _maybe("closed_us", _Time),
+    _needed("asks"),
 )
+
+fl_shard = _table("fl_shard", _key("group_id"), _key("part", sa.Integer), _needed("sealed"))
 
 fl_update = _table(
     "fl_update",

@@ -32,14 +32,16 @@ class AcceptedUpdate(_Reply):
 class RoundStep(_Reply):
     """``GET …/sessions/{id}/next``: what a part does now.
 
-    ``state`` is ``train`` (fetch the model named by ``base``, train, send the update), ``wait`` (ask again) or ``done``
-    (report the session's end with ``accepted`` in it).
+    ``state`` is ``train`` (fetch the file named by ``base``, do what ``asks`` says, send the answer), ``wait`` (ask again)
+    or ``done`` (report the session's end with ``accepted`` in it). ``asks`` is ``train``; a sharded session also asks for
+    a ``summary`` of the part's data, for its ``moments``, and to ``score`` a model on the part's hold-out.
     """
 
     state: str
     round: int
     phase: int
     total_rounds: int
+    asks: str = "train"
     base: str = ""  # hex sha256 of the model file
     base_size: int = 0  # bytes
     update_format: str = "fp16"
@@ -76,6 +78,7 @@ class FlRoundReply(_Reply):
 
     round: int
     phase: int
+    asks: str = "train"
     state: str
     base: str
     base_size: int

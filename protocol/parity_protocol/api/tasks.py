@@ -10,7 +10,8 @@ from parity_protocol.api.nodes import PayoutState, Refusal
 from parity_protocol.order import Order
 from parity_protocol.quantities import WireTokenAmount
 from parity_protocol.receipt import Receipt
-from parity_protocol.task import MAX_SPEC_BYTES
+from parity_protocol.shards import MAX_SEALED_CHARS
+from parity_protocol.task import MAX_PARTS, MAX_SPEC_BYTES
 from parity_protocol.wire import Request, WireTime
 
 __all__ = [
@@ -73,6 +74,10 @@ class SubmitRequest(Request):
     spec: Annotated[str, StringConstraints(min_length=2, max_length=MAX_SPEC_BYTES)]
     order: Order
     reward: WireTokenAmount  # for everything the spec becomes; at most the order's maximum
+    # Of a sharded session: each part's sealed source, whose hashes the spec signs; a node is told its own alone.
+    shards: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=MAX_SEALED_CHARS)], ...], Field(max_length=MAX_PARTS)
+    ] = ()
 
 
 class TaskReply(_Reply):

@@ -22,7 +22,9 @@ from parity_protocol.errors import (
     WrongType,
 )
 from parity_protocol.manifest import MANIFEST_TYPE, ChainRef, VerifiedManifest, verify_manifest, version_tuple
+from parity_protocol.needs import ShardInput
 from parity_protocol.order import spec_hash
+from parity_protocol.shards import seal_shard, shard_digest
 from parity_protocol.signing import jws
 from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
 from parity_protocol.signing.keys import Ed25519PrivateKey, node_id_of
@@ -211,3 +213,35 @@ def test_words_that_run_together_are_another_spec() -> None:
 def test_what_is_no_version_is_refused(text: str) -> None:
     with pytest.raises(BadField):
         version_tuple(text)
+
+
+def sharded(part: int, shard: str | None, **changes: Any) -> str:
+    sealed = [seal_shard(ShardInput(shard=name), bytes(16)) for name in ("a", "b")]
+    spec = json.dumps(
+        {
+            "type": "federated_learning",
+            "data_mode": "sharded",
+            "shards": [shard_digest(each) for each in sealed],
+            **changes,
+        }
+    )
+    members = {} if shard is None else {"shard": shard}
+    return signed(spec=spec, order=order(spec_hash=spec_hash(spec)), reward="500", parts=2, part=part, **members)
+
+
+def test_a_sharded_part_gets_its_own_source_as_its_only_input() -> None:
+    own, other = (seal_shard(ShardInput(shard=name), bytes(16)) for name in ("a", "b"))
+
+    found = verify(sharded(0, own))
+
+    assert found.spec.inputs == (ShardInput(shard="a"),)
+    assert other not in found.token
+
+
+@pytest.mark.parametrize(
+    ("shard", "error"),
+    [(None, BadField), (seal_shard(ShardInput(shard="b"), bytes(16)), DigestMismatch), ("{}", DigestMismatch)],
+)
+def test_a_sharded_part_without_its_own_source_is_refused(shard: str | None, error: type[ParityError]) -> None:
+    with pytest.raises(error):
+        verify(sharded(0, shard))
