@@ -10,9 +10,9 @@ PROJECT_PYTHON=$PROJECT_ROOT/.venv/bin/python
 PATH=$PATH:$(dirname "$(dirname "$(dirname "$SERVICES_FILE")")")/.venv/bin # a uv that the bootstrap brought
 CACHE=${PARITY_SERVICES:-${XDG_CACHE_HOME:-$HOME/.cache}/parity-node/services}
 
-ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox systemd torch postgres ollama gemma bore minio chromium"
+ALL_SERVICES="bubblewrap foundry anvil forge cast kubo redis docker runsc registry busybox systemd torch flower postgres ollama gemma bore minio chromium"
 TEST_SERVICES="bubblewrap foundry kubo docker runsc registry busybox systemd"
-if [ "${CI:-}" = true ]; then TEST_SERVICES="$TEST_SERVICES torch"; fi # 5 GB: elsewhere only when asked for
+if [ "${CI:-}" = true ]; then TEST_SERVICES="$TEST_SERVICES torch flower"; fi # 5 GB and 300 MB: elsewhere only when asked for
 
 python_tag() { "$PROJECT_PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])' 2>/dev/null || echo none; }
 
@@ -25,6 +25,7 @@ version_of() {
     bore) echo 0.6.0 ;;
     minio) echo 2026-02-12 ;;
     torch) echo "$(python_tag)" ;;
+    flower) echo "1.41.0" ;;
     *) echo system ;;
   esac
 }
@@ -68,6 +69,8 @@ find_torch() {
   done
   return 1
 }
+# The folder that PARITY_ENGINES names: what `parity fl engine install` makes, made by it.
+find_flower() { in_cache flower "flower-$(version_of flower)/engine.json" >/dev/null && home_of flower; }
 find_redis() { in_path redis-server; }
 find_chromium() { in_path chromium || in_path google-chrome; }
 find_kubo() { in_path_as ipfs 0.40. version || in_cache kubo ipfs; }
@@ -148,7 +151,7 @@ why_not() {
     registry) needs_debian docker-registry ;;
     busybox) needs_debian busybox-static ;;
     systemd) needs_debian systemd ;;
-    torch) needs uv "uv" ;;
+    torch | flower) needs uv "uv" ;;
     redis) needs_debian redis-server ;;
     postgres) needs_debian postgresql-15 ;;
     chromium) needs_debian chromium ;;
@@ -188,6 +191,7 @@ duration_of() {
   case $1 in
     kubo | minio | ollama) echo "a Go build, about two minutes" ;;
     torch) echo "5 GB" ;;
+    flower) echo "300 MB" ;;
     bore) echo "a Rust build, about a minute" ;;
     *) echo "seconds" ;;
   esac
@@ -211,6 +215,7 @@ install_torch() {
   uv venv --quiet --python "$PROJECT_PYTHON" out
   uv pip install --quiet --python out/bin/python --require-hashes --no-deps -r "$PROJECT_ROOT/requirements/torch.lock"
 }
+install_flower() { PARITY_ENGINES=out "$PROJECT_PYTHON" -m parity_cli fl engine install flower; }
 install_redis() { apt_install redis-server; }
 install_postgres() { apt_install postgresql-15; }
 install_chromium() { apt_install chromium chromium-driver; }

@@ -23,6 +23,7 @@ _SESSIONS = "parity_cli.commands.fl_sessions"
         "pause": (f"{_SESSIONS}:pause", "Let a session wait."),
         "resume": (f"{_SESSIONS}:resume", "Go on with a paused session."),
         "stop": (f"{_SESSIONS}:stop", "End a session after the open round."),
+        "engine": ("parity_cli.commands.fl_engine:engine", "Install and remove other engines."),
         "plot": ("parity_cli.commands.fl_plot:plot", "Draw accuracy and loss by round."),
     },
 )
