@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate import Update, make_strategy
+from parity_fl.aggregate import Strategy, Update, make_strategy
 from parity_fl.models import Weights
 from parity_fl.models.base import RoundModel
 from parity_fl.round_bodies import decode_weights, encode_delta, mapped_delta
@@ -139,35 +140,36 @@ def average(
         except ParityError as exc:
             bad[part] = f"malformed: {exc.message}"
 
-    def combine(
-        parts: list[int], *, keep: bool
-    ) -> tuple[Weights, bytes, tuple[int, ...], dict[int, str], dict[str, float]]:
+    def of(parts: Collection[int]) -> Iterator[Update]:
+        for part in sorted(parts):
+            yield Update(part, weight(part), mapped_delta(updates[part](), shapes))
+
+    before = {} if state is None else decode_state(state)
+
+    def rule_before() -> Strategy:
         rule = make_strategy(strategy)
         if state is not None:
-            rule.restore({name: np.array(value) for name, value in decode_state(state).items()})
+            rule.restore(before)
+        return rule
 
-        def each() -> Iterator[Update]:
-            for part in parts:
-                yield Update(part, weight(part), mapped_delta(updates[part](), shapes))
-
-        done = rule.aggregate(weights, each, len(parts))
-        kept = encode_tensors(rule.state(), {}) if keep else b""
-        return done.weights, kept, done.accepted, done.rejected, done.metrics
-
+    rule = rule_before()
     try:
-        made, kept, accepted, rejected, metrics = combine(good, keep=True)
+        done = rule.aggregate(weights, partial(of, good), len(good))
     except TooFewUpdates as exc:
         return Refused(exc.message, {**bad, **exc.rejected})
+    scores = score(done.weights)
     contributions: dict[int, float] = {}
-    scores = score(made)
-    if leave_one_out and 1 < len(accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
-        for part in accepted:
-            try:
-                without = score(combine([one for one in accepted if one != part], keep=False)[0])
-            except ParityError:  # the rule needs every one of them
-                continue
-            contributions[part] = without.get("loss", scores["loss"]) - scores["loss"]
-    return Averaged(made, kept, accepted, {**bad, **rejected}, {**scores, **metrics}, contributions)
+    if leave_one_out and 1 < len(done.accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
+        for part, without in rule_before().without_each(weights, of, done.accepted):
+            contributions[part] = score(without).get("loss", scores["loss"]) - scores["loss"]
+    return Averaged(
+        weights=done.weights,
+        state=encode_tensors(rule.state(), {}),
+        accepted=done.accepted,
+        rejected={**bad, **done.rejected},
+        metrics={**scores, **done.metrics},
+        contributions=contributions,
+    )
 
 
 class PartTrainer:

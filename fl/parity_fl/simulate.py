@@ -7,13 +7,12 @@ on one machine. All nodes' updates of a round are in memory at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
 from parity_fl.attacks import Attack
@@ -31,7 +30,7 @@ from parity_fl.strategy import client_learning_rate
 from parity_fl.table import Table
 from parity_fl.training import SessionModel
 from parity_fl.trees import as_forest_features, predict
-from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, TooFewUpdates
+from parity_protocol.errors import BadField, ExecutionFailed, FailureReason
 
 __all__ = ["MAX_ROUNDS", "RoundRecord", "SimulationReport", "simulate"]
 
@@ -276,11 +275,10 @@ class _Federation:
         scores = self._scores(done.weights)
         contributions: dict[int, float] = {}
         if self._leave_one_out and "loss" in scores:
-            accepted = [updates[part] for part in done.accepted]
-            for part in done.accepted:
-                without = self._without(part, base, accepted, before)
-                if "loss" in without:
-                    contributions[part] = without["loss"] - scores["loss"]
+            earlier = make_strategy(self._strategy)
+            earlier.restore(before)
+            for part, without in earlier.without_each(base, lambda parts: _of(updates, parts), done.accepted):
+                contributions[part] = self._scores(without).get("loss", scores["loss"]) - scores["loss"]
         return done.weights, RoundRecord(
             number=number,
             cohort=cohort,
@@ -306,21 +304,14 @@ class _Federation:
             delta = decode_delta(body, self._session.model.shapes())
         return delta, made.metrics["loss"]
 
-    def _without(
-        self, part: int, base: Weights, updates: list[Update], state: dict[str, NDArray[np.float64]]
-    ) -> dict[str, float]:
-        others = [update for update in updates if update.part != part]
-        rule = make_strategy(self._strategy)
-        rule.restore(state)
-        try:
-            return self._scores(rule.aggregate(base, lambda: iter(others), len(others)).weights)
-        except TooFewUpdates:  # the rule needs every one of them
-            return {}
-
     def _scores(self, weights: Weights) -> dict[str, float]:
         with np.errstate(over="ignore", invalid="ignore"):
             found = self._session.score(weights)
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _of(updates: Mapping[int, Update], parts: Collection[int]) -> Iterator[Update]:
+    return (updates[part] for part in sorted(parts))
 
 
 def _in_one_round(

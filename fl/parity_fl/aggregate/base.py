@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parity_fl.models.base import Weights
 from parity_fl.strategy import StrategyConfig
 
-__all__ = ["Aggregated", "Strategy", "Update", "Updates", "make_strategy"]
+__all__ = ["Aggregated", "Strategy", "Update", "Updates", "UpdatesOf", "make_strategy"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +32,8 @@ class Update:
 
 
 Updates = Callable[[], Iterator[Update]]
+UpdatesOf = Callable[[Collection[int]], Iterator[Update]]
+"""Gives a fresh iterator over the updates of some parts, in ascending order of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +75,19 @@ class Strategy(Protocol):
         Raises:
             TooFewUpdates: Too few passed the checks to keep the rule's promise.
             Unprocessable: The next model would not be finite.
+        """
+        ...
+
+    def without_each(self, base: Weights, updates: UpdatesOf, parts: Sequence[int]) -> Iterator[tuple[int, Weights]]:
+        """Yield what the next model would be without each part in turn; one that the rule cannot miss is left out.
+
+        The state stays as it is: call this before ``aggregate``, or on a rule restored to the state before it. Rules
+        that sum read every update twice, the others every update once for each part.
+
+        Args:
+            base: The model that the updates started from.
+            updates: The round's.
+            parts: Those that ``aggregate`` accepts, ascending.
         """
         ...
 

@@ -7,16 +7,18 @@ updates on the same machine give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate.base import Aggregated, Updates
+from parity_fl.aggregate.base import Aggregated, Updates, UpdatesOf
 from parity_fl.aggregate.distances import bulyan_selection, gram, krum_order, mixing, squared_distances
 from parity_fl.aggregate.layout import Block, Layout, load_block, pieces, take_block
+from parity_fl.aggregate.left_out import sums_without_each
 from parity_fl.aggregate.optimizers import ServerOptimizer
 from parity_fl.aggregate.rules import closest_to_median, median, trimmed_mean
 from parity_fl.aggregate.screen import Screening, screen
@@ -31,6 +33,7 @@ Vector = NDArray[np.float64]
 _HISTORY: Final = 5  # rounds that the running median of update lengths looks back
 _NORMS: Final = "norms"
 _OPTIMIZER: Final = "optimizer."
+_SUMS: Final = frozenset({"fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm"})
 _NEEDS_DISTANCES: Final = frozenset({"krum", "multi_krum", "bulyan"})
 
 
@@ -102,6 +105,23 @@ class Pipeline:
             },
             influence=_influence(plan),
         )
+
+    def without_each(self, base: Weights, updates: UpdatesOf, parts: Sequence[int]) -> Iterator[tuple[int, Weights]]:
+        """See ``Strategy``."""
+        config = self._config
+        if config.strategy in _SUMS and config.clip == "none" and config.pre_aggregation == "none" and len(parts) > 1:
+            weights = {update.part: 1.0 if config.is_uniform else update.weight for update in updates(parts)}
+            yield from sums_without_each(Layout.of(base), self._optimizer, base, updates, weights)
+            return
+        before = self.state()
+        for part in parts:
+            others = [other for other in parts if other != part]
+            rule = Pipeline(config)
+            rule.restore(before)
+            try:
+                yield part, rule.aggregate(base, partial(updates, others), len(others)).weights
+            except (TooFewUpdates, Unprocessable):
+                continue
 
     def state(self) -> dict[str, Vector]:
         """See ``Strategy``."""
