@@ -41,6 +41,7 @@ class Reduced:
     Attributes:
         model: The next model's file.
         state: Of the strategy, for the next round.
+        appends: The next phase needs the ``state`` of every phase of the round, one after the other, not this one alone.
         accepted: Parts whose update is in the model, ascending.
         rejected: Why others are not, by part.
         metrics: Scores of the next model on the hold-out, and what the rule says.
@@ -57,6 +58,7 @@ class Reduced:
     contributions: dict[int, float]
     more_phases: bool = False
     asks: str = "train"
+    appends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A forest in phases, behind the same two faces as a model in rounds: each phase is one exchange with every part.
 
 The "model" of a phase is the request; an update is a part's answer; the last model is the forest. The state that a phase
-starts from is every answer so far: the server is made again from it after a crash, and ends with the same bytes.
+starts from is every answer so far: the server is made again from it after a crash, and ends with the same bytes. Each
+phase gives only its own answers to be kept, so what is written grows with the answers and not with their square.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class ForestRounds:
         self._spec, self._plan, self._dataset = spec, plan, dataset
         self._config = _config_of(spec)
         self._server = HistogramServer(self._config, plan)
+        self._kept = 0  # bytes of all answers that it has absorbed
 
     def first(self) -> bytes:
         """Return the first request."""
@@ -52,12 +54,15 @@ class ForestRounds:
     def reduce(
         self,
         base: bytes,
-        state: bytes | None,
+        state: Callable[[], bytes] | None,
         updates: Mapping[int, Callable[[], bytes | memoryview]],
         *,
         leave_one_out: bool = False,
     ) -> Reduced | Refused:
         """Close a phase; as ``RoundServer.reduce``. Without every part it is refused.
+
+        Args:
+            state: Reads ``Reduced.state`` of every phase before, one after the other; called after a restart only.
 
         Raises:
             BadDocument: ``base`` or ``state`` is not one of ours.
@@ -78,14 +83,15 @@ class ForestRounds:
         if rejected or len(answers) < self._plan.total_parts:
             return Refused(f"a forest needs all {self._plan.total_parts} parts in every phase", rejected)
         more = server.next_request() is not None
-        kept = (state or b"") + _framed([answers[part] for part in sorted(answers)])
-        if more and len(kept) > _MAX_FILE_BYTES:
+        kept = _framed([answers[part] for part in sorted(answers)])
+        total = self._kept + len(kept)
+        if more and total > _MAX_FILE_BYTES:
             raise ExecutionFailed(
                 FailureReason.OUTPUT_TOO_LARGE,
-                f"the answers of all phases take {len(kept)} bytes, at most {_MAX_FILE_BYTES} are kept",
+                f"the answers of all phases take {total} bytes, at most {_MAX_FILE_BYTES} are kept",
                 hint="Use fewer trees, less depth or fewer bins.",
             )
-        self._server = server
+        self._server, self._kept = server, total
         return Reduced(
             model=_body(server) if more else _finished(server),
             state=kept,
@@ -94,6 +100,7 @@ class ForestRounds:
             metrics={},
             contributions={},
             more_phases=more,
+            appends=True,
         )
 
     def final(self, file: bytes, *, rounds: int) -> FinalModel:
@@ -116,13 +123,15 @@ class ForestRounds:
         score = float(found) if isinstance(found, (int, float)) else None
         return finish_phased(self._spec, self._plan, self._dataset, forest, score)
 
-    def _server_at(self, base: bytes, state: bytes | None) -> HistogramServer:
+    def _server_at(self, base: bytes, state: Callable[[], bytes] | None) -> HistogramServer:
         """Return the server whose present request is ``base``."""
         phase = self._server.next_request()
         if phase is not None and phase.body == base and phase.number > 0:
             return self._server
         server = HistogramServer(self._config, self._plan)
-        for number, answer in enumerate(_unframed(state or b"")):
+        answers = state() if state is not None else b""
+        self._kept = len(answers)
+        for number, answer in enumerate(_unframed(answers)):
             server.absorb(number % self._plan.total_parts, answer)
         if _body(server) != base:
             raise BadDocument("the phase's request does not follow from the answers before it")

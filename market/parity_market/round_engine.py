@@ -266,7 +266,7 @@ class RoundEngine:
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
-        await on_disk(self._tidy, group_id, number, phase)
+        await on_disk(self._tidy, group_id, number, phase, keeps_state=done["keeps_state"])
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
@@ -332,12 +332,13 @@ class RoundEngine:
             },
         )
 
-    def _tidy(self, group_id: str, number: int, phase: int) -> None:
-        """Remove the files of a closed phase that nobody needs again."""
+    def _tidy(self, group_id: str, number: int, phase: int, *, keeps_state: bool) -> None:
+        """Remove the files of a closed phase that nobody needs again; states that pile up go with the round's last."""
         folder = self.folder(group_id)
         shutil.rmtree(folder / "updates" / f"{number}-{phase}", ignore_errors=True)
-        for path in (model_file(folder, number, phase), state_file(folder, number, phase)):
-            path.unlink(missing_ok=True)
+        model_file(folder, number, phase).unlink(missing_ok=True)
+        for one in () if keeps_state else range(phase + 1):
+            state_file(folder, number, one).unlink(missing_ok=True)
 
     async def _loaded(self, group_id: str) -> OpenRound:
         found = await self._store.read(partial(rounds.load, group_id=group_id))

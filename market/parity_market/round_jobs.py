@@ -20,6 +20,7 @@ from parity_market.round_files import model_file, state_file, sync_folder, updat
 from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError, StorageFull, TooLarge
 
 if TYPE_CHECKING:
+    from parity_fl.averaging import Bodies
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.rounds import Reduced, RoundServer
 
@@ -72,17 +73,22 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    from parity_fl.forest_rounds import ForestRounds
     from parity_fl.rounds import Refused, RoundServer
     from parity_fl.spool import map_file
 
     number, phase = job["round"], job["phase"]
-    state = state_file(folder, number, phase)
-    reduced = server.reduce(
-        _read(model_file(folder, number, phase)),
-        _read(state) if state.exists() else None,
-        {part: partial(map_file, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]},
-        leave_one_out=job["leave_one_out"],
-    )
+    base = _read(model_file(folder, number, phase))
+    updates: Bodies = {
+        part: partial(map_file, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]
+    }
+    if isinstance(server, ForestRounds):
+        reduced = server.reduce(base, partial(_states, folder, number, phase), updates)
+    else:
+        state = state_file(folder, number, phase)
+        reduced = server.reduce(
+            base, _read(state) if state.exists() else None, updates, leave_one_out=job["leave_one_out"]
+        )
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
@@ -95,11 +101,18 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "checkpoint": saved,
         "more_phases": reduced.more_phases,
         "asks": reduced.asks,
+        "keeps_state": reduced.appends and reduced.more_phases,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,
         "contributions": {str(part): value for part, value in reduced.contributions.items()},
     }
+
+
+def _states(folder: Path, number: int, phase: int) -> bytes:
+    """Return what every phase of a round so far has kept, one after the other."""
+    files = (state_file(folder, number, one) for one in range(phase + 1))
+    return b"".join(_read(path) for path in files if path.exists())
 
 
 def _save(server: RoundServer, reduced: Reduced, job: Mapping[str, Any]) -> str:

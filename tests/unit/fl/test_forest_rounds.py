@@ -25,21 +25,22 @@ def session(request, forest_raw, changed, breast_cancer) -> tuple[FlSpec, Partit
 
 def close(server: ForestRounds, base: bytes, state: bytes | None, trainers: list[ForestTrainer]) -> Reduced | Refused:
     bodies = {part: trainer.train(base, number=1).update for part, trainer in enumerate(trainers)}
-    return server.reduce(base, state, {part: partial(bytes, body) for part, body in bodies.items()})
+    kept = None if state is None else partial(bytes, state)
+    return server.reduce(base, kept, {part: partial(bytes, body) for part, body in bodies.items()})
 
 
 def run(session: tuple[FlSpec, PartitionPlan, bytes], *, restarts: bool) -> bytes:
     spec, plan, data = session
     server = ForestRounds(spec, plan, data)
     trainers = [ForestTrainer(spec, plan, data, part) for part in range(3)]
-    base, state, more = server.first(), None, True
+    base, state, more = server.first(), b"", True
     while more:
         if restarts:
             server = ForestRounds(spec, plan, data)
             trainers = [ForestTrainer(spec, plan, data, part) for part in range(3)]
         done = close(server, base, state, trainers)
         assert isinstance(done, Reduced)
-        base, state, more = done.model, done.state, done.more_phases
+        base, state, more = done.model, state + done.state, done.more_phases
     return base
 
 
@@ -96,7 +97,25 @@ def test_state_of_another_session_is_refused(session):
     assert isinstance(done, Reduced)
 
     with pytest.raises(BadDocument):
-        ForestRounds(spec, plan, data).reduce(done.model, done.state[:-3], {})
+        ForestRounds(spec, plan, data).reduce(done.model, partial(bytes, done.state[:-3]), {})
+
+
+def test_phase_keeps_its_own_answers_and_reads_the_others_only_after_a_restart(session):
+    spec, plan, data = session
+    trainers = [ForestTrainer(spec, plan, data, part) for part in range(3)]
+    server = ForestRounds(spec, plan, data)
+    first = close(server, server.first(), None, trainers)
+    assert isinstance(first, Reduced)
+    bodies = [trainer.train(first.model, number=1).update for trainer in trainers]
+
+    def read() -> bytes:
+        raise AssertionError("the answers before were read again")
+
+    second = server.reduce(first.model, read, {part: partial(bytes, body) for part, body in enumerate(bodies)})
+
+    assert isinstance(second, Reduced)
+    assert second.appends
+    assert len(second.state) == sum(4 + len(body) for body in bodies)
 
 
 def test_session_ends_in_words_before_its_answers_outgrow_what_is_kept(session, monkeypatch):

@@ -24,7 +24,7 @@ from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
 from parity_fl.trees import Forest
-from parity_market import round_engine
+from parity_market import round_engine, round_jobs
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
@@ -624,7 +624,8 @@ async def test_checkpoints_are_written_every_interval_and_at_the_end_and_kept_by
         assert decode_checkpoint(stored).round == number
 
 
-async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig, restarts: bool) -> None:
     changes = {
         "model_type": "random_forest",
         "model_config": {"mode": "histogram", "task": "regression", "num_trees": 3, "max_depth": 3},
@@ -636,11 +637,16 @@ async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig) -> None
     play = await Play.begin(rig, **changes)
     session = rig.state.rounds.known(await play.group()).session
     trainers = [ForestTrainer(session.spec, session.plan, DATA.encode(), part) for part in range(3)]
+    kept: list[int] = []
     while (await play.next(0)).state == "train":
+        if restarts:  # the worker that had the answers so far in memory
+            round_jobs._open.clear()
+        kept.append(len(list(rig.state.rounds.folder(play.id).glob("state-*"))))
         path, _, _ = await rig.state.rounds.model(play.id)
         for part, trainer in enumerate(trainers):
             await play.send(part, await play.next(part), trainer.train(path.read_bytes(), number=1).update)
         assert await play.step()
+    assert len(list(rig.state.rounds.folder(play.id).glob("state-*"))) == 1
     for part in range(3):
         await play.report(part)
     await Rounds(rig.state).step()
@@ -652,6 +658,7 @@ async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig) -> None
     assert shown.state == "completed", shown.message
     assert {one.round for one in shown.rounds} == {1}
     assert len(shown.rounds) > 3
+    assert kept == list(range(len(kept)))
     rest = await rig.store.read(partial(round_views.session, group_id=play.id, first=1, first_phase=2))
     assert [one.phase for one in rest.rounds] == [one.phase for one in shown.rounds[2:]]
     group = await play.group()
