@@ -30,9 +30,9 @@ from parity_fl.strategy import StrategyConfig, read_strategy
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, DigestMismatch, NotFound, TooLarge
 
-__all__ = ["Checkpoint", "CheckpointFolder", "decode_checkpoint", "encode_checkpoint", "is_due"]
+__all__ = ["Checkpoint", "CheckpointFolder", "decode_checkpoint", "encode_checkpoint"]
 
-_FORMAT: Final = "parity.fl-checkpoint/1"
+_FORMAT: Final = "parity.fl-checkpoint/2"
 _META: Final = "meta"
 _WEIGHTS: Final = "weights."
 _STATE: Final = "state."
@@ -40,6 +40,7 @@ _KINDS: Final[Mapping[str, np.dtype[Any]]] = {_WEIGHTS: np.dtype("<f4"), _STATE:
 _MAX_ARRAYS: Final = 2048
 _MAX_HEADER_BYTES: Final = 4096
 _MAX_META_BYTES: Final = 1 << 20
+_MAX_META_DEPTH: Final = 8
 _MAX_BYTES: Final = 8 << 30
 _MAX_SIDE_BYTES: Final = 1 << 16
 _MAX_ROUNDS: Final = 1_000_000
@@ -54,6 +55,10 @@ class Checkpoint:
         weights: The model after that round.
         state: ``Strategy.state()`` after it: the optimizer's moments and the running lengths.
         metrics: Of the round, for people.
+        settings: What the session trains, as ``resuming.settings_of`` gives it; empty in a file of somebody else.
+        seed: The plan's, 64 hex characters: who goes on cuts the data as they were cut, hold-out included.
+        assignment_hash: The plan's.
+        owner: Who may have it from a folder that outlives its market; an account, or empty.
     """
 
     session_id: str
@@ -63,11 +68,10 @@ class Checkpoint:
     weights: Weights
     state: Mapping[str, NDArray[np.float64]]
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def is_due(number: int, *, interval: int, total_rounds: int) -> bool:
-    """Return whether round ``number`` ends with a checkpoint: every ``interval`` rounds and at the end."""
-    return number % interval == 0 or number == total_rounds
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: str = ""
+    assignment_hash: str = ""
+    owner: str = ""
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -79,6 +83,10 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "total_rounds": checkpoint.total_rounds,
         "strategy": checkpoint.strategy.to_dict(),
         "metrics": dict(checkpoint.metrics),
+        "settings": dict(checkpoint.settings),
+        "seed": checkpoint.seed,
+        "assignment_hash": checkpoint.assignment_hash,
+        "owner": checkpoint.owner,
     }
     text = json.dumps(meta, sort_keys=True, allow_nan=False).encode()
     arrays: dict[str, NDArray[Any]] = {_META: np.frombuffer(text, dtype=np.uint8)}
@@ -119,6 +127,10 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         weights={name.removeprefix(_WEIGHTS): found[name] for name in sorted(found) if name.startswith(_WEIGHTS)},
         state={name.removeprefix(_STATE): found[name] for name in sorted(found) if name.startswith(_STATE)},
         metrics=meta["metrics"],
+        settings=meta["settings"],
+        seed=meta["seed"],
+        assignment_hash=meta["assignment_hash"],
+        owner=meta["owner"],
     )
 
 
@@ -178,10 +190,15 @@ class CheckpointFolder:
         return sorted(int(name[:-4]) for name in names if name[:-4].isascii() and name[:-4].isdigit())
 
     def latest(self) -> Checkpoint | None:
-        """Return the checkpoint that the side file names, None when there is none.
+        """Return the checkpoint that the side file names, None when there is none; as of ``latest_file``."""
+        found = self.latest_file()
+        return None if found is None else decode_checkpoint(found[1])
+
+    def latest_file(self) -> tuple[Path, bytes] | None:
+        """Return path and bytes of the checkpoint that the side file names, None when there is none.
 
         Raises:
-            BadDocument: The side file or the checkpoint is broken.
+            BadDocument: The side file is broken.
             DigestMismatch: The checkpoint's bytes are not those that were written.
             NotFound: The side file names a checkpoint that is not there.
         """
@@ -198,7 +215,7 @@ class CheckpointFolder:
             older = [one for one in self.rounds() if one != number]
             hint = f"An older checkpoint is that of round {older[-1]}." if older else ""
             raise DigestMismatch(f"checkpoint_round_{number}.npz is not what was written", hint=hint)
-        return decode_checkpoint(data)
+        return self._path / f"checkpoint_round_{number}.npz", data
 
     def load(self, number: int) -> Checkpoint:
         """Return the checkpoint of a round.
@@ -208,6 +225,11 @@ class CheckpointFolder:
             BadDocument: It is broken.
         """
         return decode_checkpoint(self._read(number))
+
+    def file(self, number: int) -> tuple[Path, bytes]:
+        """Return path and bytes of the checkpoint of a round; ``NotFound`` when there is none."""
+        data = self._read(number)
+        return self._path / f"checkpoint_round_{number}.npz", data
 
     def _read(self, number: int) -> bytes:
         path = self._path / f"checkpoint_round_{number}.npz"
@@ -266,12 +288,17 @@ def _array(body: bytes, dtype: np.dtype[Any], name: str) -> NDArray[Any]:
 def _meta(found: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     if _META not in found or found[_META].ndim != 1:
         raise BadDocument("not a checkpoint: meta is missing")
-    meta = strict_json.loads(found[_META].tobytes(), max_bytes=_MAX_META_BYTES, max_depth=3)
+    meta = strict_json.loads(found[_META].tobytes(), max_bytes=_MAX_META_BYTES, max_depth=_MAX_META_DEPTH)
     members = {"format", "session_id", "round", "total_rounds", "strategy", "metrics"}
+    members |= {"settings", "seed", "assignment_hash", "owner"}
     if not isinstance(meta, dict) or set(meta) != members or meta["format"] != _FORMAT:
         raise BadDocument(f"not a checkpoint: meta must be {_FORMAT} with {', '.join(sorted(members))}")
-    if not isinstance(meta["session_id"], str) or len(meta["session_id"]) > MAX_ID_CHARS:
-        raise BadDocument("not a checkpoint: session_id must be a short string")
+    for name in ("session_id", "seed", "assignment_hash", "owner"):
+        text = meta[name]
+        if not isinstance(text, str) or len(text) > MAX_ID_CHARS:
+            raise BadDocument(f"not a checkpoint: {name} must be a short string")
+    if not isinstance(meta["settings"], dict):
+        raise BadDocument("not a checkpoint: settings must be an object")
     for name in ("round", "total_rounds"):
         value = meta[name]
         if type(value) is not int or not 0 <= value <= _MAX_ROUNDS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from parity_fl.aggregate import make_strategy
 from parity_fl.averaging import (
     Bodies,
     PartTrainer,
@@ -23,11 +24,13 @@ from parity_fl.finishing import FinalModel, Metric
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
 from parity_fl.plan import PartitionPlan
+from parity_fl.resuming import settings_of
 from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
 from parity_fl.table import contradiction
+from parity_fl.tensors import encode_tensors
 from parity_fl.training import SessionModel
 
 __all__ = ["Reduced", "Refused", "RoundServer", "RoundTrainer", "TrainedRound"]
@@ -95,7 +98,14 @@ class RoundServer:
         return done if isinstance(done, Refused) else done.reduced(encode_weights(done.weights))
 
     def checkpoint(
-        self, file: bytes, state: bytes, *, number: int, total_rounds: int, metrics: Mapping[str, float]
+        self,
+        file: bytes,
+        state: bytes,
+        *,
+        number: int,
+        total_rounds: int,
+        metrics: Mapping[str, float],
+        owner: str = "",
     ) -> Checkpoint:
         """Return the session as it is after a round.
 
@@ -105,6 +115,7 @@ class RoundServer:
             number: Of the round.
             total_rounds: Of the session.
             metrics: Of the round.
+            owner: Whose session it is.
         """
         return Checkpoint(
             session_id=self._spec.session_id,
@@ -114,7 +125,22 @@ class RoundServer:
             weights=decode_weights(file, self._made.model.shapes()),
             state=decode_state(state),
             metrics=dict(metrics),
+            settings=settings_of(self._spec),
+            seed=self._plan.seed,
+            assignment_hash=self._plan.assignment_hash,
+            owner=owner,
         )
+
+    def resume(self, checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+        """Return the model file and the strategy's state that the round after a checkpoint starts from.
+
+        Raises:
+            BadDocument: Its arrays are not those of this session's model and rule.
+        """
+        file = encode_weights(checkpoint.weights)
+        decode_weights(file, self._made.model.shapes())
+        make_strategy(self._strategy).restore(checkpoint.state)
+        return file, encode_tensors(dict(checkpoint.state), {})
 
     def final(self, file: bytes, *, rounds: int) -> FinalModel:
         """Return the session's result: the model to predict with, and its scores.

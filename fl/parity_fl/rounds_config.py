@@ -10,20 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NoReturn, TypeAlias
 
 from parity_fl.fields import Section, fail
-from parity_fl.limits import MAX_PARTS
+from parity_fl.limits import MAX_ID_CHARS, MAX_PARTS
 from parity_fl.strategy import StrategyConfig, check_strategy, client_learning_rate, read_strategy
 
 __all__ = [
     "RoundsConfig",
     "UpdateFormat",
     "cohort_of",
+    "is_due",
     "is_in_rounds",
     "is_phased",
     "read_rounds",
     "read_session_rounds",
+    "refuse_resume",
     "session_strategy",
 ]
 
@@ -52,6 +54,7 @@ class RoundsConfig:
         base_share: Part of the reward that is paid for taking part; the rest follows the contribution, in [0, 1];
             default 1.
         checkpoint_interval: Rounds between two checkpoints; 0 keeps only the newest state.
+        resume_from: CID of a checkpoint that the session goes on from, in its next round; empty begins with round 1.
     """
 
     total_rounds: int
@@ -64,6 +67,7 @@ class RoundsConfig:
     contribution: Literal["none", "leave_one_out"] = "none"
     base_share: float = 1.0
     checkpoint_interval: int = 0
+    resume_from: str = ""
 
     def needed(self, parts: int) -> int:
         """Return with how many updates a round of ``parts`` closes before its deadline."""
@@ -136,6 +140,8 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
         total_rounds=1,
         parts=parts,
     )
+    if config.resume_from:
+        refuse_resume("a forest in phases")
     if config.quorum != parts or config.fraction != 1 or config.checkpoint_interval or config.contribution != "none":
         fail(
             _PLACE,
@@ -180,7 +186,18 @@ def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
         else "none",
         base_share=_share(section, "base_share", 1.0),
         checkpoint_interval=section.whole("checkpoint_interval", 0, _MAX_INTERVAL, 0),
+        resume_from="" if section.get("resume_from") in (None, "") else section.text("resume_from", MAX_ID_CHARS),
     )
+
+
+def refuse_resume(what: str) -> NoReturn:
+    """Refuse ``resume_from`` of a session that has no rounds to go on with."""
+    fail(f"{_PLACE}.resume_from", f"resume_from: {what} is made at once, there are no rounds to go on with")
+
+
+def is_due(number: int, *, interval: int, total_rounds: int) -> bool:
+    """Return whether round ``number`` ends with a checkpoint: every ``interval`` rounds and at the end."""
+    return number % interval == 0 or number == total_rounds
 
 
 def session_strategy(

@@ -23,9 +23,10 @@ from parity_blobs import Cid
 from parity_blobs.local import LocalBlobStore
 from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.plan import PartitionPlan
+from parity_fl.resuming import RESUME_FIELD
 from parity_fl.session import SessionPlan
 from parity_market import federation_worker as worker
-from parity_market.domain.federation import Session, new_session, open_session, seed_of
+from parity_market.domain.federation import Session, new_session, open_session, resumption_of, seed_of
 from parity_market.operations import blobs as blob_operations
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group, is_kept_by_owner
@@ -55,6 +56,7 @@ Offload: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 
 MAX_PLAN_CHARS = 128 << 10  # of a plan's JSON text: it travels in every manifest of the session
 MAX_WAITING_PLANS = 16  # submissions that wait for a worker
+MAX_CHECKPOINT_BYTES = 1 << 30  # of one that a session goes on from
 MAX_MERGE_BYTES = 1 << 30  # of all updates of one session together
 WORKERS = 2  # processes at once
 WORK_S = 300.0  # that one job may take
@@ -160,10 +162,15 @@ class Federation:
         self._plans += 1
         try:
             await self._make_available(session.dataset_cid, creator)
+            resumption = resumption_of(spec)
             seed = seed_of(session.session_id, spec.seed)
+            job: dict[str, Any] = {"do": "plan", "spec": session.to_dict(), "seed": seed}
             async with self._turns:
-                data = await self.read(session.dataset_cid, creator, max_bytes=DATA_LIMITS.max_bytes)
-                doc, _ = await self._work({"do": "plan", "spec": session.to_dict(), "seed": seed}, [data])
+                blobs = [await self.read(session.dataset_cid, creator, max_bytes=DATA_LIMITS.max_bytes)]
+                if resumption is not None:
+                    job["resume"] = resumption.job
+                    blobs.append(await self.checkpoint(resumption.cid, creator))
+                doc, _ = await self._work(job, blobs)
         finally:
             self._plans -= 1
         plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc)).to_dict()
@@ -175,6 +182,21 @@ class Federation:
                 field="spec.partition_config.total_parts",
             )
         return plan
+
+    async def checkpoint(self, cid: str, creator: str) -> bytes:
+        """Return a checkpoint that a session goes on from.
+
+        Raises:
+            BadField: It is not here for this submitter, or no CID.
+        """
+        try:
+            return await self.read(cid, creator, max_bytes=MAX_CHECKPOINT_BYTES)
+        except (NotFound, InvalidInput) as exc:
+            raise BadField(
+                f"resume_from: the checkpoint {cid} cannot be read here: {exc.message}",
+                hint="`parity fl run --resume-from FILE` stores a checkpoint and names it.",
+                field=RESUME_FIELD,
+            ) from exc
 
     async def _make_available(self, cid_text: str, creator: str) -> None:
         """Make sure that a data set lies here and its submitter may read it.

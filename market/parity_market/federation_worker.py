@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, ParityError, error_for_code
+from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason, ParityError, error_for_code
 
 __all__ = ["decode_message", "encode_message", "error_of", "execute", "main"]
 
@@ -84,6 +84,8 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
 
     spec = resolve_fl_spec(header["spec"])
     dataset, *updates = blobs
+    if header["do"] == "plan" and "resume" in header:
+        return _resumed(header, dataset, updates[0]), []
     if header["do"] == "plan":
         return runner.plan_session(spec, dataset, header["seed"]).to_dict(), []
     plan = PartitionPlan.from_dict(header["plan"])
@@ -93,6 +95,28 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
         return {}, []
     merged = runner.finish(spec, plan, dataset, updates)
     return merged.metrics, [merged.model_bytes]
+
+
+def _resumed(header: Mapping[str, Any], dataset: bytes, file: bytes) -> Mapping[str, Any]:
+    """Return the plan of a session that goes on from a checkpoint: cut as the one before it was."""
+    from parity_fl import runner
+    from parity_fl.checkpoint import decode_checkpoint
+    from parity_fl.resuming import RESUME_FIELD, check_checkpoint
+    from parity_fl.rounds import RoundServer
+    from parity_fl.spec import resolve_fl_spec
+    from parity_fl.strategy import read_strategy
+
+    spec, strategy = resolve_fl_spec(header["spec"]), read_strategy(header["resume"]["strategy"])
+    try:
+        checkpoint = decode_checkpoint(file)
+        check_checkpoint(checkpoint, spec, strategy, total_rounds=header["resume"]["total_rounds"])
+        plan = runner.plan_session(spec, dataset, checkpoint.seed)
+        RoundServer(spec, plan, dataset, strategy).resume(checkpoint)
+    except BadDocument as exc:
+        raise BadField(f"resume_from: {exc.message}", field=RESUME_FIELD) from exc
+    if plan.assignment_hash != checkpoint.assignment_hash:
+        raise BadField("resume_from: the checkpoint's rows were dealt to its parts in another way", field=RESUME_FIELD)
+    return plan.to_dict()
 
 
 def main() -> int:

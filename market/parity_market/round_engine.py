@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import structlog
 
+from parity_contracts.files import write_file
 from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_session_rounds, session_strategy
 from parity_fl.settings import FlSettings
@@ -32,7 +33,8 @@ from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
 from parity_market.round_bodies import Bodies, receive
-from parity_market.round_files import make_folder, model_file, on_disk, settle, state_file, update_file
+from parity_market.round_checkpoints import RoundCheckpoints
+from parity_market.round_files import make_folder, model_file, on_disk, resume_file, settle, state_file, update_file
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
@@ -92,9 +94,15 @@ class RoundEngine:
         self._market = market
         self._clock = clock
         self._folder = folder
-        self._checkpoints = folder.with_name("checkpoints")
-        self._settings = settings or FlSettings()
         self._work = work
+        self.checkpoints = RoundCheckpoints(
+            store,
+            federation,
+            clock,
+            work,
+            folder=folder.with_name("checkpoints"),
+            settings=settings or FlSettings(),
+        )
         self._known: dict[str, Known] = {}
         self._new = asyncio.Event()
         self._waiting: dict[str, asyncio.Event] = {}
@@ -210,20 +218,35 @@ class RoundEngine:
             known.session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes
         )
         await on_disk(make_folder, folder, dataset)
-        made = await self._do(group, {"do": "begin"})
+        resumes = known.config.resume_from
+        if resumes:
+            checkpoint = await self._federation.checkpoint(resumes, group.row.creator)
+            await on_disk(write_file, resume_file(folder), checkpoint)
+        made = await self._do(group, {"do": "begin", "resumes": bool(resumes)})
         settings = {
             "rounds": known.config.to_dict(),
             "strategy": known.strategy.to_dict(),
             "warnings": list(known.warnings),
             "assignment_hash": known.session.plan.assignment_hash,
         }
-        first = Published(made["sha256"], made["size"])
+        if resumes:
+            settings["resumed_from"] = {"cid": resumes, "round": made["round"] - 1, "session_id": made["session_id"]}
+        first, number = Published(made["sha256"], made["size"]), made["round"]
         begun = await self._store.write(
             lambda tx: rounds.begin(
-                tx, self._market, group.row, known.config, settings, first, seed=known.session.plan.seed, now=now
+                tx,
+                self._market,
+                group.row,
+                known.config,
+                settings,
+                first,
+                seed=known.session.plan.seed,
+                now=now,
+                number=number,
             )
         )
-        log.info("session_begun", group_id=group.value.id, rounds=known.config.total_rounds, model=first.sha256)
+        total = known.config.total_rounds
+        log.info("session_begun", group_id=group.value.id, round=number, rounds=total, model=first.sha256)
         return begun
 
     async def _close(self, group: Group) -> bool:
@@ -238,15 +261,19 @@ class RoundEngine:
             "phase": phase,
             "updates": [(update.part, update.sha256) for update in chosen],
             "leave_one_out": known.config.contribution == "leave_one_out",
-            "checkpoint": self._checkpoint_of(
-                group, known, number, is_last=found.session.state == SessionState.STOPPING
+            "checkpoint": self.checkpoints.wanted(
+                group_id,
+                known.config,
+                number,
+                owner=group.row.creator,
+                is_last=found.session.state == SessionState.STOPPING,
             ),
         }
         done = await self._do(group, job)
         if "refused" in done:
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
             return await self._again(group, known, done["refused"], rejected)
-        saved = await self._keep_checkpoint(done["checkpoint"])
+        saved = await self.checkpoints.keep(done["checkpoint"])
         moved = await self._store.write(
             lambda tx: rounds.close(
                 tx,
@@ -270,26 +297,6 @@ class RoundEngine:
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
-
-    def _checkpoint_of(self, group: Group, known: Known, number: int, *, is_last: bool) -> dict[str, Any] | None:
-        """Return where a checkpoint after this round goes, or None when none is due."""
-        settings, total = self._settings, known.config.total_rounds
-        interval = known.config.checkpoint_interval
-        if interval == 0 and settings.fl_checkpoint_enabled:
-            interval = settings.fl_checkpoint_interval
-        is_due = interval > 0 and (number % interval == 0 or number == total or is_last)
-        if not is_due:
-            return None
-        folder = settings.fl_checkpoint_path.expanduser() if settings.fl_checkpoint_enabled else self._checkpoints
-        now = self._clock.now().isoformat()
-        return {"folder": str(folder.absolute() / group.value.id), "total_rounds": total, "now": now}
-
-    async def _keep_checkpoint(self, path: str | None) -> Published | None:
-        """Store a checkpoint for its submitter, by CID."""
-        if path is None:
-            return None
-        data = await on_disk(Path(path).read_bytes)
-        return Published(await self._federation.store_model(data), len(data))
 
     async def _again(self, group: Group, known: Known, problem: str, rejected: dict[int, str]) -> bool:
         """Wait for other updates after a round had too few usable ones, or fail when none can come."""
@@ -345,6 +352,28 @@ class RoundEngine:
         if found is None:
             raise NotFound(f"session {group_id} has not begun")
         return found
+
+    async def keep_last(self, group_id: str) -> None:
+        """Keep what a session that has failed did, as a checkpoint after its last closed round, if it has none.
+
+        Raises:
+            ParityError: It could not be written.
+        """
+        group = await self._store.read(partial(groups.load, group_id=group_id))
+        found = await self._store.read(partial(rounds.load, group_id=group_id))
+        if group.value.state is not GroupState.FAILED or found is None:
+            return
+        known, number = self.known(group), found.session.round - 1
+        folder = self.folder(group_id)
+        if known.is_phased or not state_file(folder, number + 1, 0).exists():  # nothing was trained here
+            return
+        with suppress(NotFound):
+            if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:
+                return
+        place = self.checkpoints.wanted(group_id, known.config, number, owner=group.row.creator, is_last=True)
+        done = await self._do(group, {"do": "checkpoint", "round": number, "checkpoint": place})
+        await self.checkpoints.note(group_id, number, done["checkpoint"])
+        log.info("session_kept", group_id=group_id, round=number)
 
     async def remove(self, group_id: str) -> None:
         """Remove a session's files; nothing if there are none."""

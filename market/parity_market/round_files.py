@@ -21,6 +21,7 @@ __all__ = [
     "make_folder",
     "model_file",
     "on_disk",
+    "resume_file",
     "settle",
     "state_file",
     "sync_folder",
@@ -39,6 +40,11 @@ def model_file(folder: Path, number: int, phase: int) -> Path:
 def state_file(folder: Path, number: int, phase: int) -> Path:
     """Return where the strategy's state lies that a round starts from."""
     return folder / f"state-{number}-{phase}.safetensors"
+
+
+def resume_file(folder: Path) -> Path:
+    """Return where the checkpoint lies that a session goes on from."""
+    return folder / "resume.npz"
 
 
 def update_file(folder: Path, number: int, phase: int, part: int, digest: str) -> Path:

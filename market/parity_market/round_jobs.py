@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity_contracts.files import write_file
-from parity_market.round_files import model_file, state_file, sync_folder, update_file
-from parity_protocol.errors import BadDocument, ExecutionFailed, ParityError, StorageFull, TooLarge
+from parity_market.round_files import model_file, resume_file, state_file, sync_folder, update_file
+from parity_protocol.errors import BadDocument, ExecutionFailed, NotFound, ParityError, StorageFull, TooLarge
 
 if TYPE_CHECKING:
     from parity_fl.averaging import Bodies
     from parity_fl.forest_rounds import ForestRounds
-    from parity_fl.rounds import Reduced, RoundServer
+    from parity_fl.rounds import RoundServer
 
     Server: TypeAlias = RoundServer | ForestRounds
 
@@ -58,10 +58,16 @@ def _on_disk(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _do(job: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
+    if job["do"] == "latest":
+        return _latest(folder, job["round"])
     server = _server(job, folder)
     match job["do"]:
+        case "begin" if job.get("resumes"):
+            return _resume(server, folder)
+        case "checkpoint":
+            return _keep(server, folder, job)
         case "begin":
-            return _publish(model_file(folder, 1, 0), server.first())
+            return {**_publish(model_file(folder, 1, 0), server.first()), "round": 1}
         case "reduce":
             return _reduce(server, folder, job)
         case "final":
@@ -95,7 +101,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     _write_both((model_file(folder, *following), reduced.model), (state_file(folder, *following), reduced.state))
     saved = None
     if job.get("checkpoint") is not None and isinstance(server, RoundServer):
-        saved = _save(server, reduced, job)
+        saved = _save(server, reduced.model, reduced.state, job, metrics=reduced.metrics)
     return {
         **_named(reduced.model),
         "checkpoint": saved,
@@ -115,20 +121,63 @@ def _states(folder: Path, number: int, phase: int) -> bytes:
     return b"".join(_read(path) for path in files if path.exists())
 
 
-def _save(server: RoundServer, reduced: Reduced, job: Mapping[str, Any]) -> str:
+def _save(
+    server: RoundServer, model: bytes, state: bytes, job: Mapping[str, Any], *, metrics: Mapping[str, float]
+) -> str:
     """Write a checkpoint to its folder and return its path."""
     from parity_fl.checkpoint import CheckpointFolder
 
     wanted = job["checkpoint"]
     checkpoint = server.checkpoint(
-        reduced.model,
-        reduced.state,
+        model,
+        state,
         number=job["round"],
         total_rounds=wanted["total_rounds"],
-        metrics=reduced.metrics,
+        metrics=metrics,
+        owner=wanted["owner"],
     )
     path = CheckpointFolder(Path(wanted["folder"])).save(checkpoint, now=datetime.fromisoformat(wanted["now"]))
     return str(path)
+
+
+def _keep(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the checkpoint of a session that has ended in the round after ``job["round"]``."""
+    from parity_fl.rounds import RoundServer
+
+    assert isinstance(server, RoundServer)
+    place = job["round"] + 1, 0
+    model, state = _read(model_file(folder, *place)), _read(state_file(folder, *place))
+    return {"checkpoint": _save(server, model, state, job, metrics={})}
+
+
+def _resume(server: Server, folder: Path) -> dict[str, Any]:
+    """Write model and state of the round after the checkpoint that a session goes on from."""
+    from parity_fl.checkpoint import decode_checkpoint
+    from parity_fl.rounds import RoundServer
+
+    assert isinstance(server, RoundServer)
+    checkpoint = decode_checkpoint(_read(resume_file(folder)))
+    number = checkpoint.round + 1
+    model, state = server.resume(checkpoint)
+    _write_both((model_file(folder, number, 0), model), (state_file(folder, number, 0), state))
+    return {**_named(model), "round": number, "session_id": checkpoint.session_id}
+
+
+def _latest(folder: Path, number: int | None) -> dict[str, Any]:
+    """Return path, round and owner of a folder's newest checkpoint, or of the one after a round; empty without one."""
+    from parity_fl.checkpoint import CheckpointFolder, decode_checkpoint
+
+    checkpoints = CheckpointFolder(folder)
+    try:
+        found = checkpoints.latest_file() if number is None else checkpoints.file(number)
+    except NotFound:
+        return {}
+    if found is None:
+        return {}
+    path, data = found
+    checkpoint = decode_checkpoint(data)
+    total = checkpoint.total_rounds
+    return {"path": str(path), "round": checkpoint.round, "total_rounds": total, "owner": checkpoint.owner}
 
 
 def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> None:

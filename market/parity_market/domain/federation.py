@@ -9,7 +9,7 @@ from hashlib import sha256
 from uuid import UUID, uuid5
 
 from parity_fl.plan import PartitionPlan
-from parity_fl.rounds_config import is_in_rounds, read_session_rounds, session_strategy
+from parity_fl.rounds_config import is_in_rounds, read_session_rounds, refuse_resume, session_strategy
 from parity_fl.session import SessionPlan, resolve_session
 from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
@@ -21,9 +21,19 @@ from parity_protocol.task import (
     FederatedLearningSpec,
     LlmSpec,
     TaskState,
+    parts_of,
 )
 
-__all__ = ["Session", "new_session", "open_session", "seed_of", "session_ids", "why_lost"]
+__all__ = [
+    "Resumption",
+    "Session",
+    "new_session",
+    "open_session",
+    "resumption_of",
+    "seed_of",
+    "session_ids",
+    "why_lost",
+]
 
 _NAMESPACE = UUID("0c6ff4f7-55ad-5d3c-8d53-9a3a7a6f2f65")  # of this project's derived ids; any fixed UUID would do
 
@@ -48,6 +58,8 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
     session_id, round_id = session_ids(order_hash)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
     if not is_in_rounds(session):
+        if spec.rounds_config.get("resume_from"):
+            refuse_resume("this session's model")
         if spec.total_rounds != 1:
             raise BadField(
                 f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
@@ -57,6 +69,30 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
     rounds = read_session_rounds(session, parts=resolved.partition.total_parts)
     session_strategy(session, rounds, partition_strategy=resolved.partition.strategy)
     return resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a session goes on from, and what it must fit."""
+
+    cid: str
+    job: dict[str, object]  # rule and number of rounds
+
+
+def resumption_of(spec: FederatedLearningSpec) -> Resumption | None:
+    """Return what a checked session goes on from; None when it begins with round 1.
+
+    Raises:
+        BadField: As ``new_session``.
+    """
+    session = spec.session()
+    if not is_in_rounds(session):
+        return None
+    rounds = read_session_rounds(session, parts=parts_of(spec))
+    if not rounds.resume_from:
+        return None
+    strategy, _ = session_strategy(session, rounds, partition_strategy="random")
+    return Resumption(rounds.resume_from, {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds})
 
 
 @dataclass(frozen=True, slots=True)

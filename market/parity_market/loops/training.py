@@ -55,7 +55,7 @@ class Training:
             except ParityError:
                 continue  # not one of ours
             if group.value.state is not GroupState.RUNNING:
-                await state.rounds.remove(group_id)
+                await self._clear(group_id)
 
     async def scan(self, turn: asyncio.TaskGroup) -> None:
         """Begin to take along sessions that are not yet."""
@@ -95,9 +95,17 @@ class Training:
                     continue
                 if not moved:
                     await self._state.rounds.wait(group_id, LOOK_S)
-            await self._state.rounds.remove(group_id)
+            await self._clear(group_id)
         finally:
             self._driven.discard(group_id)
+
+    async def _clear(self, group_id: str) -> None:
+        """Remove the files of a session that has ended; what one that failed has done is kept as a checkpoint."""
+        try:
+            await self._state.rounds.keep_last(group_id)
+        except ParityError as exc:
+            log.warning("session_not_kept", group_id=group_id, problem=exc.message)
+        await self._state.rounds.remove(group_id)
 
     async def _fail(self, group: Group, exc: ParityError) -> None:
         state, now = self._state, self._state.clock.now()

@@ -118,17 +118,19 @@ def begin(
     *,
     seed: str,
     now: datetime,
+    number: int = 1,
     asks: str = "train",
 ) -> bool:
-    """Open round 1 with the first model; returns False when the session had begun, or its group has ended.
+    """Open the first round with its model; returns False when the session had begun, or its group has ended.
 
     Args:
+        number: Of that round: above 1 the session goes on from a checkpoint.
         asks: What the parts do first. When that is not training it is round 0, in which all parts agree on something.
     """
     row = tx.one(sql.GROUP, id=group.id)
     if row is None or row.state != GroupState.RUNNING:
         return False
-    now_us, number = to_us(now), 1 if asks == "train" else 0
+    now_us, number = to_us(now), number if asks == "train" else 0
     session = FlSessionRow(
         group.id,
         SessionState.RUNNING,
@@ -143,7 +145,7 @@ def begin(
     )
     if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
         return False
-    cohort = cohort_of(config, parts=group.parts, seed=seed, number=1) if number else range(group.parts)
+    cohort = cohort_of(config, parts=group.parts, seed=seed, number=number) if number else range(group.parts)
     _open_round(tx, group.id, number, 0, first, cohort, now_us, asks)
     tell(tx, market, group.id)
     return True

@@ -22,7 +22,7 @@ from parity_market.routing import CURSOR, LIMIT, WAIT, Call, Endpoint, Query, wh
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
 from parity_protocol.api import paths
-from parity_protocol.api.rounds import FlSessionReply, FlSessionsReply, RoundStep, UpdateTaken
+from parity_protocol.api.rounds import FlCheckpointReply, FlSessionReply, FlSessionsReply, RoundStep, UpdateTaken
 from parity_protocol.errors import BadField, NotFound, TaskCancelled
 from parity_protocol.task import GroupState
 
@@ -178,6 +178,12 @@ async def listing(call: Call) -> FlSessionsReply:
     return await call.state.store.read(lambda tx: round_views.sessions(tx, me, before=before, limit=limit))
 
 
+async def checkpoint(call: Call) -> FlCheckpointReply:
+    """Return the caller's session's newest checkpoint, or the one after ``round``; also of a session of a lost market."""
+    number = call.whole("round", 0, low=0, high=_MAX_ROUND) or None
+    return await call.state.rounds.checkpoints.find(call.path("session_id"), call.caller.id, number=number)
+
+
 Change: TypeAlias = Callable[[Tx, Market, str, datetime], FlSessionRow]
 
 
@@ -216,6 +222,8 @@ AFTER_PHASE = whole_number("after_phase", "Wait until it is past this phase of t
 FROM = whole_number("from_round", "Rounds are listed from this one on", high=_MAX_ROUND)
 FROM_PHASE = whole_number("from_phase", "And of that round, phases from this one on", high=_MAX_ROUND)
 
+ROUND = whole_number("round", "The checkpoint after this round; the newest without it", high=_MAX_ROUND)
+
 ENDPOINTS = (
     Endpoint(
         "GET",
@@ -248,6 +256,15 @@ ENDPOINTS = (
         "A session and its rounds",
         FlSessionReply,
         query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT),
+    ),
+    Endpoint(
+        "GET",
+        paths.fl_session_path(SESSION, "checkpoint"),
+        checkpoint,
+        Access.SUBMITTER,
+        "A session's newest checkpoint",
+        FlCheckpointReply,
+        query=(ROUND,),
     ),
     Endpoint("POST", paths.fl_session_path(SESSION, "pause"), pause, Access.SUBMITTER, "Pause", FlSessionReply),
     Endpoint("POST", paths.fl_session_path(SESSION, "resume"), resume, Access.SUBMITTER, "Resume", FlSessionReply),

@@ -8,6 +8,7 @@ from parity_protocol.wire import WireTime
 
 __all__ = [
     "AcceptedUpdate",
+    "FlCheckpointReply",
     "FlRoundReply",
     "FlSessionReply",
     "FlSessionsReply",
@@ -87,6 +88,15 @@ class FlRoundReply(_Reply):
     updates: tuple[FlUpdateReply, ...] = ()
     opened_at: WireTime
     closed_at: WireTime | None = None
+
+
+class FlCheckpointReply(_Reply):
+    """``GET …/sessions/{id}/checkpoint``: what a new session goes on from, as its ``rounds_config.resume_from``."""
+
+    session_id: str
+    cid: str
+    round: int  # that it was written after
+    total_rounds: int
 
 
 class FlSessionReply(_Reply):

@@ -21,9 +21,9 @@ from parity_fl.checkpoint import (
     CheckpointFolder,
     decode_checkpoint,
     encode_checkpoint,
-    is_due,
 )
 from parity_fl.models.base import Weights
+from parity_fl.rounds_config import is_due
 from parity_fl.strategy import STRATEGIES, StrategyConfig
 from parity_protocol.errors import BadDocument, DigestMismatch, NotFound, TooFewUpdates
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_that_is_gone_is_said(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path).latest()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"format": "parity.fl-checkpoint/1", "round": "1"}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": "parity.fl-checkpoint/2", "round": "1"}'])
 def test_a_side_file_of_somebody_else_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_latest.json").write_text(text)
 
@@ -318,12 +318,16 @@ def archive_of(entries: dict[str, Any], *, compression: int = zipfile.ZIP_STORED
 
 def meta(**changes: Any) -> Any:
     members: dict[str, Any] = {
-        "format": "parity.fl-checkpoint/1",
+        "format": "parity.fl-checkpoint/2",
         "session_id": "s",
         "round": 1,
         "total_rounds": 2,
         "strategy": {"strategy": "fedavg"},
         "metrics": {},
+        "settings": {},
+        "seed": "",
+        "assignment_hash": "",
+        "owner": "",
     }
     return np.frombuffer(json.dumps({**members, **changes}).encode(), np.uint8)
 

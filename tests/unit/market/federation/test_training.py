@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
@@ -28,15 +27,15 @@ from parity_market import round_engine, round_jobs
 from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import groups, leases, round_control, round_steps, round_views, rounds
+from parity_market.operations import groups, leases, round_control, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
-from parity_market.testing.builders import final_report, fl_submission, new_node
+from parity_market.testing.builders import fl_submission, new_node
+from parity_market.testing.playing import DATA, NODES, TIMEOUT_S, Play
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
-from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.errors import (
     Conflict,
     InvalidTransition,
@@ -46,113 +45,7 @@ from parity_protocol.errors import (
     TaskCancelled,
     TooLarge,
 )
-from parity_protocol.lease import Lease
 from parity_protocol.testing.clock import FakeClock
-
-ROWS = 90
-DATA = "a,b,target\n" + "".join(f"{i / 10},{(i * 7) % 13},{3 * i / 10 - (i * 7) % 13 + 1}\n" for i in range(ROWS))
-NODES = ("n1", "n2", "n3")
-TIMEOUT_S = 60.0
-
-
-def spec(cid: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "model_type": "linear_regression",
-        "dataset_cid": cid,
-        "data_format": "csv",
-        "model_config": {"input_size": 2},
-        "train_config": {"epochs": 3, "batch_size": 8, "learning_rate": 0.05},
-        "partition_config": {"strategy": "random", "total_parts": 3, "min_samples": 2},
-        "total_rounds": 3,
-        "strategy_config": {"strategy": "FedAdam", "server_lr": 0.3},
-        "rounds_config": {"round_timeout_s": TIMEOUT_S, "quorum": 2, "update_format": "fp32"},
-        **changes,
-    }
-
-
-class Play:
-    """A session and nodes that hold its parts, driven by hand."""
-
-    def __init__(self, rig: Rig, group_id: str) -> None:
-        self.rig = rig
-        self.id = group_id
-        self.leases: dict[int, Lease] = {}
-        self.trainers: dict[int, RoundTrainer] = {}
-
-    @classmethod
-    async def begin(cls, rig: Rig, *, hold: tuple[int, ...] = (0, 1, 2), **changes: Any) -> Play:
-        cid = await rig.upload(DATA.encode())
-        play = cls(rig, (await rig.submit_session(spec(cid, **changes))).id)
-        await play.step()
-        for part in hold:
-            await play.hold(part, NODES[part])
-        await play.step()
-        return play
-
-    async def group(self) -> Group:
-        return await self.rig.store.read(partial(groups.load, group_id=self.id))
-
-    async def hold(self, part: int, node: str) -> None:
-        self.rig.bench.now = self.rig.state.clock.now()
-        self.leases[part] = await self.rig.bench.lease(node, (await self.group()).tasks[part].id)
-
-    async def step(self) -> bool:
-        return await self.rig.state.rounds.step(await self.group())
-
-    async def next(self, part: int) -> RoundStep:
-        engine, lease = self.rig.state.rounds, self.leases[part]
-        known = engine.known(await self.group())
-        return await self.rig.store.read(
-            partial(
-                round_steps.next_step,
-                group_id=self.id,
-                part=part,
-                node_id=lease.node_id,
-                lease_id=lease.lease_id,
-                fence=lease.fence,
-                config=known.config,
-                mu=0.0,
-                now=self.rig.state.clock.now(),
-            )
-        )
-
-    async def body(self, part: int) -> tuple[RoundStep, bytes]:
-        step = await self.next(part)
-        path, _, _ = await self.rig.state.rounds.model(self.id)
-        if part not in self.trainers:
-            session = self.rig.state.rounds.known(await self.group()).session
-            self.trainers[part] = RoundTrainer(session.spec, session.plan, DATA.encode(), part)
-        return step, self.trainers[part].train(path.read_bytes(), number=step.round).update
-
-    async def send(self, part: int, step: RoundStep | None = None, body: bytes | None = None, base: str = "") -> bool:
-        if step is None or body is None:
-            step, body = await self.body(part)
-        lease = self.leases[part]
-        new = NewUpdate(step.round, step.phase, part, lease.lease_id, lease.fence, base or step.base, "", 0, {})
-        return (await self.rig.state.rounds.take(await self.group(), lease.node_id, new, pieces(body))).created
-
-    async def round(self, *parts: int) -> None:
-        for part in parts:
-            await self.send(part)
-        assert await self.step()
-
-    async def show(self) -> FlSessionReply:
-        return await self.rig.store.read(partial(round_views.session, group_id=self.id, first=1))
-
-    async def report(self, part: int, document: dict[str, Any] | None = None) -> None:
-        step = await self.next(part)
-        listed = [update.model_dump() for update in step.accepted]
-        result = json.dumps(document or {"updates": listed}).encode()
-        order_hash = (await self.group()).tasks[part].order_hash
-        self.rig.bench.now = self.rig.state.clock.now()
-        done = final_report(NODES[part], self.leases[part], order_hash=order_hash, result=result, at=self.rig.bench.now)
-        item = await self.rig.bench.report(NODES[part], done)
-        assert item.task_state == "verifying", item
-
-
-async def pieces(body: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(body), 100):
-        yield body[at : at + 100]
 
 
 async def straight(play: Play, count: int) -> str:

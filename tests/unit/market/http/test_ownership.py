@@ -82,7 +82,7 @@ async def test_an_owner_reads_all_of_it(served: Served) -> None:
     # A group or a session it is not, and what is not finished has neither result nor receipt; the blob is no folder.
     assert set(refused) <= {
         "/api/v1/groups/{group_id}",
-        *(paths.fl_session_path("{session_id}", leaf) for leaf in ("", "next", "model")),
+        *(paths.fl_session_path("{session_id}", leaf) for leaf in ("", "next", "model", "checkpoint")),
         "/api/v1/tasks/{task_id}/result",
         "/api/v1/tasks/{task_id}/receipt",
         "/ipfs/{cid}/{path}",
