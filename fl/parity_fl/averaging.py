@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from parity_fl.aggregate import Strategy, Update, make_strategy
 from parity_fl.models import Weights
 from parity_fl.models.base import RoundModel
+from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.round_bodies import decode_weights, encode_delta, mapped_delta
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import TrainConfig
@@ -117,6 +118,7 @@ def average(
     weight: Callable[[int], float],
     score: Callable[[Weights], dict[str, float]],
     leave_one_out: bool = False,
+    private: NoiseSetup | None = None,
 ) -> Averaged | Refused:
     """Combine a round's updates by its rule.
 
@@ -129,6 +131,7 @@ def average(
         weight: What a part's update counts, above 0; the market's own number, never the node's.
         score: Finite scores of a model, ``loss`` among them if anything can be left out; empty without a hold-out.
         leave_one_out: Score each part by the round without it.
+        private: With differential privacy.
 
     Raises:
         BadDocument: ``state`` is not one of ours.
@@ -149,7 +152,7 @@ def average(
     before = {} if state is None else decode_state(state)
 
     def rule_before() -> Strategy:
-        rule = make_strategy(strategy)
+        rule = make_strategy(strategy) if private is None else private.rule(strategy)
         if state is not None:
             rule.restore(before)
         return rule

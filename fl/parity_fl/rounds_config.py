@@ -1,20 +1,22 @@
 """How a session's rounds run: how many parts are asked, when a round closes, how updates travel.
 
 No NumPy is imported: creation and the idle node check a session with this. Who is asked in a round follows from the
-session's seed alone, so anybody can recompute it.
+session's seed alone, so anybody can recompute it; under Poisson sampling it is drawn in secret.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Final, Literal, NoReturn, TypeAlias
 
 from parity_fl.fields import Section, fail
 from parity_fl.limits import MAX_ID_CHARS, MAX_PARTS
+from parity_fl.privacy.config import read_privacy
 from parity_fl.strategy import StrategyConfig, check_strategy, client_learning_rate, read_strategy
+from parity_protocol.errors import Internal
 
 __all__ = [
     "RoundsConfig",
@@ -36,6 +38,8 @@ _MAX_TIMEOUT_S: Final = 86_400.0
 _PLACE: Final = "rounds_config"
 _QUORUM_SHARE: Final = 2 / 3
 _MAX_INTERVAL: Final = 10_000
+_COIN_BYTES: Final = 8
+_COIN_SIDES: Final = 1 << (8 * _COIN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class RoundsConfig:
             default 1.
         checkpoint_interval: Rounds between two checkpoints; 0 keeps only the newest state.
         resume_from: CID of a checkpoint that the session goes on from, in its next round; empty begins with round 1.
+        sampling: ``seed``: who is asked follows from the plan's seed. ``poisson``: each part is asked with chance
+            ``fraction``, independently, by coins that only the market knows; differential privacy counts on that.
     """
 
     total_rounds: int
@@ -68,9 +74,12 @@ class RoundsConfig:
     base_share: float = 1.0
     checkpoint_interval: int = 0
     resume_from: str = ""
+    sampling: Literal["seed", "poisson"] = "seed"
 
     def needed(self, parts: int) -> int:
-        """Return with how many updates a round of ``parts`` closes before its deadline."""
+        """Return with how many updates a round of ``parts`` closes before its deadline, or with its whole cohort."""
+        if self.sampling == "poisson":
+            return parts  # whoever was drawn: to close without one because of another would tie the two together
         return max(1, self.quorum, math.ceil(self.fraction * parts - 1e-9))
 
     def to_dict(self) -> dict[str, object]:
@@ -132,6 +141,9 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
         fail("total_rounds", "total_rounds must be a whole number")
     raw = session.get("rounds_config") or {}
     if not is_phased(session):
+        privacy = read_privacy(session.get("privacy") or None)
+        if privacy.secure_aggregation and isinstance(raw, dict):  # its own defaults; what is given is checked later
+            raw = {"update_format": "fp32", "quorum": min(privacy.shares(parts), parts), **raw}
         return read_rounds(raw, total_rounds=total, parts=parts)
     if total != 1:
         fail("total_rounds", f"total_rounds must be 1: a forest is made once, in phases, got {total}")
@@ -169,7 +181,8 @@ def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
     least = section.whole("min_available_clients", 1, MAX_PARTS, min(2, parts))
     if least > parts:
         section.refuse("min_available_clients", f"must be at most the number of parts, {parts}, got {least}")
-    quorum = section.whole("quorum", 1, MAX_PARTS, math.ceil(needed * _QUORUM_SHARE - 1e-9))
+    is_drawn = section.get("sampling") == "poisson"
+    quorum = section.whole("quorum", 1, MAX_PARTS, 1 if is_drawn else math.ceil(needed * _QUORUM_SHARE - 1e-9))
     if quorum > needed:
         section.refuse("quorum", f"must be at most the {needed} updates that a round needs, got {quorum}")
     update_format = section.choice("update_format", ("fp32", "fp16", "int8"), "fp16")
@@ -185,6 +198,7 @@ def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
         if section.choice("contribution", ("none", "leave_one_out"), "none") == "leave_one_out"
         else "none",
         base_share=_share(section, "base_share", 1.0),
+        sampling="poisson" if section.choice("sampling", ("seed", "poisson"), "seed") == "poisson" else "seed",
         checkpoint_interval=section.whole("checkpoint_interval", 0, _MAX_INTERVAL, 0),
         resume_from="" if section.get("resume_from") in (None, "") else section.text("resume_from", MAX_ID_CHARS),
     )
@@ -217,15 +231,27 @@ def session_strategy(
     return strategy, check_strategy(strategy, quorum=rounds.quorum, partition_strategy=partition_strategy)
 
 
-def cohort_of(config: RoundsConfig, *, parts: int, seed: str, number: int) -> tuple[int, ...]:
+def cohort_of(
+    config: RoundsConfig, *, parts: int, seed: str, number: int, coins: Callable[[int], bytes] | None = None
+) -> tuple[int, ...]:
     """Return the parts that are asked in a round, ascending; for fraction 1 all.
 
-    Parts are ordered by SHA-256 of seed, round and part, so the choice is uniform and the same for everybody.
+    Parts are ordered by SHA-256 of seed, round and part, so the choice is uniform and the same for everybody. Under
+    Poisson sampling each part has a coin of its own, and there may be none at all.
 
     Args:
         seed: The plan's, 64 hex characters.
         number: Of the round, from 1.
+        coins: Gives so many random bytes that nobody else knows; for Poisson sampling.
+
+    Raises:
+        Internal: Poisson sampling without coins.
     """
+    if config.sampling == "poisson":
+        if coins is None:
+            raise Internal("Poisson sampling needs secret coins")
+        below = int(config.fraction * _COIN_SIDES)
+        return tuple(part for part in range(parts) if int.from_bytes(coins(_COIN_BYTES), "big") < below)
     wanted = min(parts, math.ceil(config.needed(parts) * (1 + config.over_selection) - 1e-9))
     if wanted == parts:
         return tuple(range(parts))

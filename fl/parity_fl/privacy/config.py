@@ -12,7 +12,7 @@ from typing import Final
 
 from parity_fl.fields import Section, fail
 
-__all__ = ["MAX_SECURE_PARTS", "PrivacyConfig", "fewest_shares", "read_privacy"]
+__all__ = ["MAX_SECURE_PARTS", "PLACE", "PrivacyConfig", "default_threshold", "fewest_shares", "read_privacy"]
 
 MAX_SECURE_PARTS: Final = 256  # every pair exchanges shares, and every node fetches all of them: 6 MB at this many
 PLACE: Final = "privacy"
@@ -38,7 +38,6 @@ class PrivacyConfig:
         l2_norm_clip: C: longer updates are scaled down to it. Required unless ``adaptive``, whose first C it is.
         adaptive: C follows a quantile of the updates' lengths (Andrew et al., 2021).
         delta: δ for which ε is told, in (0, 1); default 0.00001.
-        poisson_sampling: Each part is asked in a round by a secret coin of the market's with chance ``fraction``.
         target_quantile: γ: the share of updates that should be no longer than C, in (0, 1); default 0.5.
         clip_learning_rate: η of C ← C·exp(−η(b − γ)), above 0; default 0.2.
         count_stddev: σ_b of the noise on the count behind b; default the larger of n/20 and z.
@@ -52,7 +51,6 @@ class PrivacyConfig:
     l2_norm_clip: float | None = None
     adaptive: bool = False
     delta: float | None = None
-    poisson_sampling: bool = False
     target_quantile: float | None = None
     clip_learning_rate: float | None = None
     count_stddev: float | None = None
@@ -99,6 +97,29 @@ class PrivacyConfig:
         """Return σ_b for ``n`` expected updates, filled in."""
         return max(n / 20, self.noise) if self.count_stddev is None else self.count_stddev
 
+    def sum_noise(self, n: float) -> float:
+        """Return z_Δ: the noise multiplier of the sum, so that it and the noisy count together cost z.
+
+        Andrew et al., 2021, theorem 1: z_Δ = (z⁻² − (2σ_b)⁻²)^(−1/2).
+
+        Args:
+            n: Expected updates.
+
+        Raises:
+            BadField: σ_b is too small for any z_Δ.
+        """
+        z = self.noise
+        if not self.adaptive:
+            return z
+        deviation = self.count_noise(n)
+        if 2 * deviation <= z:
+            fail(
+                f"{PLACE}.count_stddev",
+                f"count_stddev must be above noise_multiplier / 2 = {z / 2:g}, got {deviation:g}: the count alone would"
+                " cost more than the session's noise allows",
+            )
+        return float((z**-2 - (2 * deviation) ** -2) ** -0.5)
+
     def shares(self, parts: int) -> int:
         """Return t for ``parts``, filled in."""
         return default_threshold(parts) if self.threshold is None else self.threshold
@@ -125,7 +146,6 @@ def read_privacy(raw: object, *, place: str = PLACE) -> PrivacyConfig:
         l2_norm_clip=_number(section, "l2_norm_clip", most=_MAX_CLIP),
         adaptive=section.flag("adaptive", default=False),
         delta=_number(section, "delta", most=1.0),
-        poisson_sampling=section.flag("poisson_sampling", default=False),
         target_quantile=_number(section, "target_quantile", most=1.0),
         clip_learning_rate=_number(section, "clip_learning_rate", most=10.0),
         count_stddev=_number(section, "count_stddev", most=_MAX_CLIP),
@@ -136,7 +156,7 @@ def read_privacy(raw: object, *, place: str = PLACE) -> PrivacyConfig:
         clipping_range=_number(section, "clipping_range", most=_MAX_CLIP),
     )
     if not config.differential_privacy:
-        _needs_switch(section, config, "differential_privacy", (*_OF_DP, "poisson_sampling"))
+        _needs_switch(section, config, "differential_privacy", _OF_DP)
     if not config.secure_aggregation:
         _needs_switch(section, config, "secure_aggregation", _OF_SECURE)
     if not config.is_on:

@@ -24,9 +24,9 @@ from parity_fl.privacy.accountant import ORDERS, epsilon_of, rdp_of_gaussian
 from parity_fl.privacy.config import PrivacyConfig
 from parity_fl.privacy.noise import GaussianNoise
 from parity_fl.strategy import STRATEGIES, StrategyConfig
-from parity_protocol.errors import BadDocument, BadField, Internal, TooFewUpdates, Unprocessable
+from parity_protocol.errors import BadDocument, Internal, TooFewUpdates, Unprocessable
 
-__all__ = ["Accountant", "ClippedSum", "PrivateMean", "delta_noise"]
+__all__ = ["Accountant", "ClippedSum", "NoiseSetup", "PrivateMean"]
 
 Vector = NDArray[np.float64]
 
@@ -34,6 +34,27 @@ _PREFIX: Final = "privacy."
 _OPTIMIZER: Final = "optimizer."
 _LEAST_CLIP: Final = 1e-12
 _MOST_CLIP: Final = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSetup:
+    """With what a session's server makes its rule in every round.
+
+    Attributes:
+        config: With differential privacy.
+        n: Expected updates of a round: the fixed denominator.
+        sampling_rate: q, with which each part is asked; 1 when all are.
+        key: Of the noise: 32 bytes from the operating system, of this session alone and known to nobody else.
+    """
+
+    config: PrivacyConfig
+    n: float
+    key: bytes = field(repr=False)
+    sampling_rate: float = 1.0
+
+    def rule(self, strategy: StrategyConfig) -> PrivateMean:
+        """Return the rule, at the beginning of a session."""
+        return PrivateMean(strategy, self.config, n=self.n, key=self.key, sampling_rate=self.sampling_rate)
 
 
 @dataclass(slots=True)
@@ -108,30 +129,6 @@ class ClippedSum:
     slack: float = 0.0
 
 
-def delta_noise(config: PrivacyConfig, n: float) -> float:
-    """Return z_Δ: the noise multiplier of the sum, so that it and the noisy count together cost z.
-
-    Andrew et al., 2021, theorem 1: z_Δ = (z⁻² − (2σ_b)⁻²)^(−1/2).
-
-    Args:
-        n: Expected updates.
-
-    Raises:
-        BadField: σ_b is too small for any z_Δ.
-    """
-    z = config.noise
-    if not config.adaptive:
-        return z
-    deviation = config.count_noise(n)
-    if 2 * deviation <= z:
-        raise BadField(
-            f"count_stddev must be above noise_multiplier / 2 = {z / 2:g}, got {deviation:g}: the count alone would"
-            " cost more than the session's noise allows",
-            field="privacy.count_stddev",
-        )
-    return float((z**-2 - (2 * deviation) ** -2) ** -0.5)
-
-
 class PrivateMean:
     """Implements ``Strategy``: the rules that are means, with clipping and noise in front of the server's optimizer.
 
@@ -151,7 +148,7 @@ class PrivateMean:
     ) -> None:
         self.name = STRATEGIES[config.strategy]
         self._privacy, self._n, self._q, self._key = privacy, float(n), sampling_rate, key
-        self._delta_noise = delta_noise(privacy, n)
+        self._delta_noise = privacy.sum_noise(n)
         self._optimizer = ServerOptimizer(config)
         self.accountant = Accountant.begin(privacy)
 

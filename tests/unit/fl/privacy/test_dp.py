@@ -12,7 +12,7 @@ from parity_fl.aggregate import Update
 from parity_fl.models.base import Weights
 from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
 from parity_fl.privacy.config import read_privacy
-from parity_fl.privacy.dp import PrivateMean, delta_noise
+from parity_fl.privacy.dp import PrivateMean
 from parity_fl.privacy.noise import GaussianNoise, KeyStream
 from parity_fl.strategy import read_strategy
 from parity_protocol.errors import BadDocument, BadField, TooFewUpdates
@@ -166,7 +166,7 @@ def test_the_clip_norm_comes_to_the_wanted_quantile() -> None:
 def test_the_noises_on_sum_and_count_together_cost_the_noise_multiplier() -> None:
     config = read_privacy({"differential_privacy": True, "adaptive": True, "noise_multiplier": 1.0})
 
-    on_sum, on_count = delta_noise(config, 100), config.count_noise(100)
+    on_sum, on_count = config.sum_noise(100), config.count_noise(100)
 
     # Two Gaussian releases of sensitivities 1 and 1/2 compose to one with z: 1/z² = 1/z_Δ² + (1/2)²/σ_b².
     assert on_sum**-2 + (0.5 / on_count) ** 2 == pytest.approx(1.0)
