@@ -21,6 +21,10 @@ from parity_fl.histogram import part_rows, run_local
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights, weights_digest
 from parity_fl.plan import PartitionPlan
+from parity_fl.privacy.combinations import PrivateSession, check_privacy
+from parity_fl.privacy.config import PrivacyConfig
+from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.noise import KEY_BYTES
 from parity_fl.round_bodies import decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
@@ -30,7 +34,7 @@ from parity_fl.strategy import client_learning_rate
 from parity_fl.table import Table
 from parity_fl.training import SessionModel
 from parity_fl.trees import as_forest_features, predict
-from parity_protocol.errors import BadField, ExecutionFailed, FailureReason
+from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, Internal
 
 __all__ = ["MAX_ROUNDS", "RoundRecord", "SimulationReport", "simulate"]
 
@@ -146,6 +150,8 @@ def simulate(
     update_format: UpdateFormat = "fp32",
     leave_one_out: bool = False,
     on_round: Callable[[RoundRecord], None] | None = None,
+    privacy: PrivacyConfig | None = None,
+    randomness: Callable[[int], bytes] | None = None,
 ) -> SimulationReport:
     """Run a federation of ``spec.partition.total_parts`` nodes.
 
@@ -160,6 +166,8 @@ def simulate(
         update_format: How updates travel; ``fp32`` loses nothing.
         leave_one_out: Score every part in every round by the round without it.
         on_round: Called after every round.
+        privacy: Its switches. With differential privacy and a fraction below 1 parts are drawn by secret coins.
+        randomness: Gives so many random bytes; needed with privacy, which no seed can give.
 
     Raises:
         BadField: The settings contradict each other or do not fit the data.
@@ -172,8 +180,15 @@ def simulate(
         raise BadField(f"fraction must be above 0 and at most 1, got {fraction}", field="fraction")
     if attack is not None and attack.count > spec.partition.total_parts:
         raise BadField(f"{attack.count} of {spec.partition.total_parts} nodes cannot be malicious", field="attack")
+    privacy = privacy or PrivacyConfig()
+    if privacy.is_on and randomness is None:
+        raise Internal("privacy needs randomness that nobody knows")
     plan = plan_session(spec, data, seed)
     if spec.train is None:
+        facts = PrivateSession(spec.partition.total_parts, spec.model_type, _model_of(spec), None, None, None)
+        check_privacy(privacy, facts)
+        if privacy.is_on:
+            raise BadField("a simulation has privacy for models in rounds: this one has none", field="privacy")
         if attack is not None:
             raise BadField("attacks are on updates in rounds: this model has none", field="attack")
         if rounds != 1:
@@ -188,6 +203,8 @@ def simulate(
         attack=attack,
         update_format=update_format,
         leave_one_out=leave_one_out,
+        privacy=privacy,
+        randomness=randomness,
     ).run(rounds, on_round)
 
 
@@ -203,6 +220,8 @@ class _Federation:
         attack: Attack | None,
         update_format: UpdateFormat,
         leave_one_out: bool,
+        privacy: PrivacyConfig,
+        randomness: Callable[[int], bytes] | None,
     ) -> None:
         assert session.spec.train is not None  # what has none goes through ``_in_one_round``
         self._session, self._strategy, self._attack = session, strategy, attack
@@ -213,8 +232,24 @@ class _Federation:
         self._train = session.spec.train if rate is None else replace(session.spec.train, learning_rate=rate)
         parts = self._plan.total_parts
         needed = max(1, math.ceil(fraction * parts - 1e-9))
-        self._rounds = RoundsConfig(total_rounds=1, min_available_clients=needed, quorum=needed, fraction=fraction)
+        self._randomness = randomness
+        self._rounds = RoundsConfig(
+            total_rounds=1,
+            min_available_clients=needed,
+            quorum=needed,
+            fraction=fraction,
+            contribution="leave_one_out" if leave_one_out else "none",
+            update_format=update_format,
+            sampling="poisson" if privacy.differential_privacy and fraction < 1 else "seed",
+        )
         self.warnings = check_strategy(strategy, quorum=needed, partition_strategy=self._plan.strategy)
+        facts = PrivateSession(
+            parts, session.spec.model_type, _model_of(session.spec), None, self._rounds, strategy, has_eval=True
+        )
+        self.warnings += check_privacy(privacy, facts)
+        self._private: NoiseSetup | None = None
+        if privacy.differential_privacy and randomness is not None:
+            self._private = NoiseSetup(privacy, fraction * parts, randomness(KEY_BYTES), fraction)
         size = 4 * needed * sum(math.prod(shape) for shape in session.model.shapes().values())
         if size > _MAX_BYTES:
             raise BadField(
@@ -231,7 +266,7 @@ class _Federation:
 
     def run(self, rounds: int, on_round: Callable[[RoundRecord], None] | None) -> SimulationReport:
         weights = self._session.first()
-        rule = make_strategy(self._strategy)
+        rule = make_strategy(self._strategy) if self._private is None else self._private.rule(self._strategy)
         records: list[RoundRecord] = []
         for number in range(1, rounds + 1):
             weights, record = self._round(rule, weights, number)
@@ -250,7 +285,13 @@ class _Federation:
         )
 
     def _round(self, rule: Strategy, base: Weights, number: int) -> tuple[Weights, RoundRecord]:
-        cohort = cohort_of(self._rounds, parts=self._plan.total_parts, seed=self._plan.seed, number=number)
+        cohort = cohort_of(
+            self._rounds,
+            parts=self._plan.total_parts,
+            seed=self._plan.seed,
+            number=number,
+            coins=self._randomness,
+        )
         updates: dict[int, Update] = {}
         rejected: dict[int, str] = {}
         losses: list[tuple[float, int]] = []
@@ -265,7 +306,7 @@ class _Federation:
                 continue
             updates[part] = Update(part, float(size), delta)
             losses.append((loss, size))
-        if not updates:
+        if not updates and cohort:
             raise ExecutionFailed(
                 FailureReason.NUMERICAL_INSTABILITY, f"no node could train round {number}: {rejected[cohort[0]]}"
             )
@@ -285,7 +326,7 @@ class _Federation:
             accepted=done.accepted,
             rejected=dict(sorted({**rejected, **done.rejected}.items())),
             scores=scores,
-            train_loss=sum(loss * size for loss, size in losses) / sum(size for _, size in losses),
+            train_loss=_mean(losses) if self._private is None else None,  # it would tell what the noise hides
             metrics=done.metrics,
             contributions=contributions,
         )
@@ -312,6 +353,15 @@ class _Federation:
 
 def _of(updates: Mapping[int, Update], parts: Collection[int]) -> Iterator[Update]:
     return (updates[part] for part in sorted(parts))
+
+
+def _model_of(spec: FlSpec) -> Mapping[str, object]:
+    found = spec.to_dict()["model_config"]
+    return found if isinstance(found, Mapping) else {}
+
+
+def _mean(losses: list[tuple[float, int]]) -> float | None:
+    return sum(loss * size for loss, size in losses) / sum(size for _, size in losses) if losses else None
 
 
 def _in_one_round(

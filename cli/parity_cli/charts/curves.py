@@ -53,7 +53,7 @@ class Panel:
 
 
 def panels_of(document: object) -> tuple[Panel, ...]:
-    """Return the panels of a document: quality, loss, and contributions by node if it has them.
+    """Return the panels of a document: quality, loss, and ε and contributions by node if it has them.
 
     Args:
         document: Parsed JSON with ``rounds``, of ``parity fl simulate --json`` or ``parity fl show --json``.
@@ -73,6 +73,9 @@ def panels_of(document: object) -> tuple[Panel, ...]:
     loss = _curves(rounds, _LOSS)
     if loss:
         panels.append(_panel("loss", loss, floor=0.0))
+    spent = _curves(rounds, ("epsilon",))
+    if spent:
+        panels.append(_panel("epsilon spent", spent, floor=0.0))
     nodes = _contributions(rounds)
     if nodes:
         panels.append(_panel("contribution", nodes, floor=None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["simulate"]
 
 MODELS = ("neural_network", "linear_regression", "random_forest")
-_SECTIONS = ("model", "train", "partition", "strategy")
+_SECTIONS = ("model", "train", "partition", "strategy", "privacy")
 _ROUNDS = 20
 _RATES = {"neural_network": 0.1, "linear_regression": 0.01}
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -37,6 +38,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     parity fl simulate --data digits.csv --partition non_iid --alpha 0.1 --strategy FedAdam --set strategy.server_lr=0.03
     parity fl simulate --data digits.csv --nodes 11 --strategy FedTrimmedAvg --set strategy.pre_aggregation=nnm \\
                        --set strategy.num_malicious=2 --attack sign_flip:2 --plot rounds.html
+    parity fl simulate --data digits.csv --nodes 100 --fraction 0.2 --dp-noise 1.1 --dp-clip 0.5
     parity fl simulate --data cancer.csv --model random_forest --mode histogram --partition label_skew --json
     """,
 )
@@ -67,8 +69,15 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option("--attack", metavar="NAME:COUNT", help="What some nodes do: sign_flip, noise, label_flip, nan, scale, …")
 @click.option("--update-format", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
 @click.option("--contributions", is_flag=True, help="Score every node by each round without it.")
+@click.option("--dp-noise", type=float, metavar="Z", help="Differential privacy: noise in units of the clip norm.")
+@click.option("--dp-clip", type=float, metavar="C", help="Its clip norm. Without it the norm adapts to the updates.")
+@click.option("--dp-delta", type=float, metavar="DELTA", help="Of which epsilon is told. Default: 0.00001.")
 @click.option(
-    "--set", "changes", multiple=True, metavar="SECTION.NAME=VALUE", help="model., train., partition., strategy."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="SECTION.NAME=VALUE",
+    help="model., train., partition., strategy., privacy.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw accuracy and loss to .html or .png."
@@ -84,6 +93,7 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
         os.environ.setdefault(name, "1")
     from parity_cli.charts import html_page, panels_of, png_image, terminal_chart
     from parity_fl.attacks import parse_attack
+    from parity_fl.privacy import read_privacy
     from parity_fl.session import resolve_session
     from parity_fl.simulate import simulate as run
     from parity_fl.strategy import client_learning_rate, read_strategy
@@ -92,6 +102,7 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     sections = _sections(given["changes"])
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
+    privacy = read_privacy(_privacy(given, sections))
     given["learning_rate"] = client_learning_rate(strategy, given["learning_rate"])
     spec = resolve_session(
         _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
@@ -111,6 +122,8 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
             update_format=given["update_format"],
             leave_one_out=given["contributions"],
             on_round=on_round,
+            privacy=privacy,
+            randomness=secrets.token_bytes,
         )
     if spec.train is None and (given["strategy"] or sections["strategy"]):
         out.warn(f"the strategy is ignored: a {spec.model_type} like this is not averaged in rounds")
@@ -121,7 +134,8 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     document = {
         **report.to_dict(),
         "settings": {name: settings[name] for name in kept if name in settings}
-        | {"strategy_config": strategy.to_dict(), "total_rounds": total},
+        | {"strategy_config": strategy.to_dict(), "total_rounds": total}
+        | ({"privacy": privacy.to_dict()} if privacy.is_on else {}),
     }
     if plot is not None:
         panels = panels_of(document)
@@ -189,6 +203,18 @@ def _settings(
     }
 
 
+def _privacy(given: dict[str, Any], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the privacy switches, as a submitter would write them."""
+    switches: dict[str, Any] = {}
+    if given["dp_noise"] is not None:
+        switches |= {"differential_privacy": True, "noise_multiplier": given["dp_noise"]}
+        switches |= {"adaptive": True} if given["dp_clip"] is None else {}
+    for name, option in (("l2_norm_clip", "dp_clip"), ("delta", "dp_delta")):
+        if given[option] is not None:
+            switches[name] = given[option]
+    return {**switches, **sections["privacy"]}
+
+
 def _sections(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Read every ``SECTION.NAME=VALUE``; a value that is no JSON is a text."""
     sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
@@ -225,6 +251,8 @@ def _progress(out: Output, total: int, nodes: int) -> Iterator[Callable[[RoundRe
 
         def on_round(record: RoundRecord) -> None:
             score = next((f"{name} {value:.4f}" for name, value in record.scores.items() if name != "loss"), "")
+            if "epsilon" in record.metrics:
+                score += f"  epsilon {record.metrics['epsilon']:.3g}"
             progress.update(bar, completed=record.number, description=f"rounds of {nodes} nodes  {score}")
 
         yield on_round
@@ -257,6 +285,12 @@ def _facts(document: dict[str, Any]) -> dict[str, str]:
     facts["hold-out"] = f"{partition['holdout_size']} rows"
     if document["malicious"]:
         facts["malicious"] = ", ".join(map(str, document["malicious"]))
+    told = rounds[-1].get("metrics", {})
+    if "epsilon" in told:
+        facts["privacy"] = (
+            f"epsilon {told['epsilon']:.3g} at delta {told['delta']:g} after {len(rounds)} rounds,"
+            f" clip norm {told['clip_norm']:.3g}"
+        )
     rejected = sum(len(record["rejected"]) for record in rounds)
     if rejected:
         facts["rejected"] = f"{rejected} updates"

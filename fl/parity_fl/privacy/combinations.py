@@ -135,7 +135,10 @@ def _check_dp(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
             " and the fraction counts",
         )
     if rounds.sampling == "poisson" and privacy.secure_aggregation:
-        fail(_SECURE, "sampling poisson and secure_aggregation exclude each other: too few may be drawn for its threshold")
+        fail(
+            _SECURE,
+            "sampling poisson and secure_aggregation exclude each other: too few may be drawn for its threshold",
+        )
     if rounds.over_selection:
         fail(_DP, "differential_privacy needs over_selection 0: a part that answers first would displace another")
     privacy.sum_noise(rounds.fraction * session.parts)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate.base import Aggregated, Updates
+from parity_fl.aggregate.base import Aggregated, Updates, UpdatesOf
 from parity_fl.aggregate.layout import Block, Layout, pieces, take_block
 from parity_fl.aggregate.optimizers import ServerOptimizer
 from parity_fl.models.base import Weights
@@ -225,9 +225,14 @@ class PrivateMean:
         if math.isfinite(epsilon):
             metrics["epsilon"] = epsilon
         if share is not None:
-            step = math.exp(max(-50.0, min(50.0, -config.clip_rate * (share - config.quantile))))
-            spent.clip = min(_MOST_CLIP, max(_LEAST_CLIP, spent.clip * step))
+            factor = math.exp(max(-50.0, min(50.0, -config.clip_rate * (share - config.quantile))))
+            spent.clip = min(_MOST_CLIP, max(_LEAST_CLIP, spent.clip * factor))
         return out, metrics
+
+    def without_each(self, base: Weights, updates: UpdatesOf, parts: Sequence[int]) -> Iterator[tuple[int, Weights]]:
+        """Yield nothing: what a single part gave is what differential privacy hides."""
+        del base, updates, parts
+        return iter(())
 
     def state(self) -> dict[str, Vector]:
         """See ``Strategy``. The noise's key is no part of it: whoever had both could take the noise away again."""

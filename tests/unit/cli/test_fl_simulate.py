@@ -69,6 +69,28 @@ def test_a_simulation_is_one_document_that_comes_out_the_same_again(parity: Pari
     assert first.json["settings"]["train_config"]["epochs"] == 2
 
 
+def test_differential_privacy_tells_epsilon_of_every_round(parity: Parity, digits: Path) -> None:
+    private = ("--dp-noise", "0.8", "--dp-clip", "0.5", "--dp-delta", "1e-3", "--holdout", "0.3")
+    done, seen = small(parity, digits, *private, "--json"), small(parity, digits, *private)
+
+    told = [each["metrics"]["epsilon"] for each in done.json["rounds"]]
+    assert done.code == seen.code == 0
+    assert told == sorted(told)
+    assert told[0] > 1
+    assert done.json["settings"]["privacy"] == {
+        "differential_privacy": True, "noise_multiplier": 0.8, "l2_norm_clip": 0.5, "delta": 0.001
+    }  # fmt: skip
+    assert "epsilon spent\n" in seen.out
+    assert f"epsilon {told[-1]:.3g} at delta 0.001 after 3 rounds, clip norm 0.5" in seen.out
+
+
+def test_an_impossible_combination_with_privacy_is_refused_in_words(parity: Parity, digits: Path) -> None:
+    done = small(parity, digits, "--dp-noise", "1", "--strategy", "FedMedian")
+
+    assert done.code != 0
+    assert "differential_privacy needs a rule that is a mean" in done.err
+
+
 def test_people_see_charts_and_what_was_done(parity: Parity, digits: Path) -> None:
     done = small(parity, digits)
 

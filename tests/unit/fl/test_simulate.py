@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,6 +17,8 @@ from sklearn.linear_model import LinearRegression
 from parity_fl.attacks import ATTACKS, Attack, parse_attack
 from parity_fl.models import weights_digest
 from parity_fl.partition import rows_of_part
+from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
+from parity_fl.privacy.config import read_privacy
 from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds import RoundServer, RoundTrainer
 from parity_fl.runner import finish, plan_session, train
@@ -25,7 +28,7 @@ from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import StrategyConfig
 from parity_fl.table import Table
 from parity_fl.training import SessionModel
-from parity_protocol.errors import BadField, ExecutionFailed
+from parity_protocol.errors import BadField, ExecutionFailed, Internal
 
 from .conftest import to_csv
 
@@ -33,6 +36,10 @@ SEED = "5" * 64
 SOME = load_digits()
 DIGITS = to_csv(SOME.data[:700], SOME.target[:700], [f"p{i}" for i in range(64)])
 ROBUST = StrategyConfig(strategy="fedtrimmedavg", pre_aggregation="nnm", num_malicious=2)
+
+
+def random_bytes(seed: int) -> Callable[[int], bytes]:
+    return np.random.default_rng(seed).bytes
 
 
 def network(parts: int = 4, *, strategy: str = "random", **partition: Any) -> FlSpec:
@@ -352,3 +359,49 @@ def test_a_part_that_diverges_is_left_out_with_its_reason_and_a_round_of_nobody_
     assert all(record.rejected[1].startswith("numerical_instability") for record in report.rounds)
     with pytest.raises(ExecutionFailed, match="no node could train round 1"):
         simulate(spec, to_csv(features * 1e6, target, [f"f{i}" for i in range(10)]), seed=SEED)
+
+
+# -- privacy ---------------------------------------------------------------------------------------------------------
+
+DP = read_privacy({"differential_privacy": True, "noise_multiplier": 0.5, "l2_norm_clip": 1.0})
+
+
+def test_a_simulation_with_noise_learns_and_tells_what_it_spent() -> None:
+    done = simulate(network(10), DIGITS, seed=SEED, rounds=8, privacy=DP, randomness=random_bytes(1))
+
+    plain = simulate(network(10), DIGITS, seed=SEED, rounds=8)
+    assert done.accuracy is not None
+    assert done.accuracy > 0.6
+    assert done.model_hash != plain.model_hash
+    assert [record.metrics["epsilon"] for record in done.rounds] == [
+        pytest.approx(epsilon_of([number * one for one in rdp_of_gaussian(0.5)], 1e-5)) for number in range(1, 9)
+    ]
+    assert all(record.train_loss is None for record in done.rounds)
+
+
+def test_the_same_randomness_gives_the_same_model_and_other_randomness_another() -> None:
+    models = [
+        simulate(network(), DIGITS, seed=SEED, privacy=DP, randomness=random_bytes(seed)).model_hash
+        for seed in (1, 1, 2)
+    ]
+
+    assert models[0] == models[1] != models[2]
+
+
+def test_poisson_sampling_draws_by_secret_coins() -> None:
+    done = simulate(network(20), DIGITS, seed=SEED, rounds=6, fraction=0.3, privacy=DP, randomness=random_bytes(3))
+
+    assert len({record.cohort for record in done.rounds}) > 3
+    assert len({len(record.cohort) for record in done.rounds}) > 1
+    whole = epsilon_of([6 * one for one in rdp_of_gaussian(0.5)], 1e-5)
+    assert done.rounds[-1].metrics["epsilon"] < whole / 1.5
+
+
+def test_privacy_without_randomness_is_refused() -> None:
+    with pytest.raises(Internal):
+        simulate(network(), DIGITS, seed=SEED, privacy=DP)
+
+
+def test_privacy_of_a_model_without_rounds_is_refused(diabetes: bytes) -> None:
+    with pytest.raises(BadField, match="the exact solver has none"):
+        simulate(linear(solver="exact"), diabetes, seed=SEED, privacy=DP, randomness=random_bytes(1))

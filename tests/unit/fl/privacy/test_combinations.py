@@ -56,7 +56,11 @@ def check(privacy: dict[str, Any], *, parts: int = 9, **members: Any) -> list[st
         (SECURE, {"rounds_config": {"update_format": "int8"}}, "update_format int8 cannot be added up"),
         (SECURE, {"rounds_config": {"fraction": 0.9, "quorum": 7}}, "needs fraction 1 and over_selection 0"),
         (SECURE, {"rounds_config": {"quorum": 6}}, "threshold 7 parts: quorum must be at least that, got 6"),
-        (SECURE, {"model_type": "random_forest", "model_config": {"mode": "union"}}, "mode union hands over whole trees"),
+        (
+            SECURE,
+            {"model_type": "random_forest", "model_config": {"mode": "union"}},
+            "mode union hands over whole trees",
+        ),
         (
             SECURE,
             {"model_type": "random_forest", "model_config": {"mode": "leaf_refit"}, "total_rounds": 1},

@@ -34,7 +34,7 @@ def update(part: int, length: float, seed: int = 0) -> Update:
 
 
 def private(strategy: str = "FedAvg", n: float = 4, key: bytes = KEY, q: float = 1.0, **members: Any) -> PrivateMean:
-    config = read_privacy({"differential_privacy": True, **{"noise_multiplier": 1.0, "l2_norm_clip": 1.0, **members}})
+    config = read_privacy({"differential_privacy": True, "noise_multiplier": 1.0, "l2_norm_clip": 1.0, **members})
     return PrivateMean(read_strategy(strategy), config, n=n, key=key, sampling_rate=q)
 
 
@@ -174,7 +174,7 @@ def test_the_noises_on_sum_and_count_together_cost_the_noise_multiplier() -> Non
 
 
 def test_a_count_without_enough_noise_is_refused() -> None:
-    with pytest.raises(BadField, match="count_stddev must be above noise_multiplier / 2 = 0.5, got 0.5"):
+    with pytest.raises(BadField, match=r"count_stddev must be above noise_multiplier / 2 = 0\.5, got 0\.5"):
         private(adaptive=True, count_stddev=0.5)
 
 
