@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,7 +19,6 @@ __all__ = [
     "Verdict",
     "decide",
     "newest_of_parts",
-    "pay_of",
 ]
 
 HELD = frozenset({TaskState.LEASED, TaskState.RUNNING})
@@ -144,29 +143,3 @@ def _refused(updates: Sequence[FlUpdateRow], tasks: Sequence[TaskRow]) -> set[in
 def _waits_for(refused: Collection[int]) -> str:
     parts = ", ".join(str(part) for part in sorted(refused))
     return f"waits for somebody to take over parts {parts}: their updates were rejected"
-
-
-def pay_of(
-    reward: int, *, base_share: float, taken: int, asked: int, contributions: Mapping[int, float], part: int
-) -> int:
-    """Return what a part earns of its reward, base units.
-
-    The base is paid by the rounds that its updates are in, of those it was asked for. The rest follows what it gave to
-    the model: all for the part that gave most, nothing for one without which the model would be no worse.
-
-    Args:
-        reward: Of the part's task.
-        base_share: In [0, 1].
-        taken: Rounds that have an accepted update of the part.
-        asked: Rounds whose cohort it was in.
-        contributions: By part, summed over rounds; empty when nobody was scored, and then all of it is base.
-        part: Its number.
-    """
-    if asked == 0:
-        return 0
-    scale = 1_000_000  # whole numbers: an amount of tokens does not fit a float
-    best = max(contributions.values(), default=0.0)
-    is_scored = best > 0 and base_share < 1
-    base = round(base_share * scale) if is_scored else scale
-    gave = round(max(0.0, contributions.get(part, 0.0)) / best * scale) if is_scored else 0
-    return reward * base * taken // (scale * asked) + reward * (scale - base) * gave // (scale * scale)

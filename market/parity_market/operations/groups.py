@@ -10,7 +10,8 @@ from functools import partial
 
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
-from parity_market.operations.steps import end_lease, newest_lease, release_reserve, step
+from parity_market.operations.settling import release_unfinished
+from parity_market.operations.steps import end_lease, newest_lease, step
 from parity_market.store import sql, sql_blobs
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import GroupRow, TaskRow, to_us
@@ -82,7 +83,7 @@ def fail(tx: Tx, market: Market, group_id: str, reason: str, now: datetime) -> b
 
 
 def _cancel_open(tx: Tx, market: Market, group_id: str, detail: str, now: datetime) -> None:
-    """Cancel what has not been reported; nothing of it is paid."""
+    """Cancel what has not been reported; of it only rounds that were done are paid."""
     now_us = to_us(now)
     for task in tx.all(sql.TASKS_OF_GROUP, group_id=group_id):
         if task.state not in _OPEN:
@@ -99,7 +100,7 @@ def _cancel_open(tx: Tx, market: Market, group_id: str, detail: str, now: dateti
         )
         if lease is not None and lease.live:
             end_lease(tx, market, lease, "cancelled", now_us=now_us)
-        release_reserve(tx, market, task, earned=0)
+        release_unfinished(tx, market, task, now_us=now_us)
         tx.after_commit(partial(market.signals.task_gone, task.id))
         tx.after_commit(partial(market.signals.task_changed, task.id))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from parity_market.domain.dispatch import Needs
@@ -12,13 +12,13 @@ from parity_market.domain.reputation import counts_against
 from parity_market.domain.verification import VERIFIED_INLINE, CheckedReport, check_proof
 from parity_market.operations.blobs import add_ref, hand_over, put_small, size_from_node
 from parity_market.operations.context import Market
+from parity_market.operations.settling import Share, earn, release_reserve
 from parity_market.operations.steps import (
     end_lease,
     free,
     load_task,
     newest_lease,
     read_names,
-    release_reserve,
     step,
 )
 from parity_market.store import sql
@@ -190,11 +190,19 @@ def _succeed(
 
 
 def _pay(
-    tx: Tx, market: Market, task: TaskRow, node_id: str, digest: str, now_us: int, *, earned: int | None = None
+    tx: Tx,
+    market: Market,
+    task: TaskRow,
+    node_id: str,
+    digest: str,
+    now_us: int,
+    *,
+    earned: int | None = None,
+    others: Sequence[Share] = (),
 ) -> None:
     """Turn a task's reserve, or ``earned`` of it, into its solver's earning, in the step that completes it."""
     amount = task.reward if earned is None else min(earned, task.reward)
-    release_reserve(tx, market, task, earned=amount)
+    release_reserve(tx, market, task, earned=amount + sum(share.amount for share in others))
     tx.insert(
         sql.EARNING_INSERT,
         EarningRow(
@@ -202,6 +210,7 @@ def _pay(
             None, None,
         )[1:],
     )  # fmt: skip
+    earn(tx, market, task, others, now_us=now_us)
     tx.run(sql.NODE_COMPLETED, key_id=node_id)
 
 
@@ -267,12 +276,14 @@ def accept(
     *,
     metrics: Mapping[str, float] | None = None,
     earned: int | None = None,
+    others: Sequence[Share] = (),
 ) -> TaskRow:
     """Complete a task whose result was verified, and earn its solver the reward, in one step.
 
     Args:
         metrics: What verification measured, added to the report's.
         earned: Base units of the reward that it is worth; None is all. The rest is its creator's again.
+        others: What those have earned who held it before.
 
     Raises:
         InvalidTransition: It is not verifying this fence's result (any more).
@@ -299,7 +310,7 @@ def accept(
         failure=None,
         started_us=task.started_us,
     )
-    _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us, earned=earned)
+    _pay(tx, market, changed, receipt.node_id, receipt.digest, now_us, earned=earned, others=others)
     tx.after_commit(lambda: market.signals.task_gone(task_id))
     tx.after_commit(lambda: market.signals.task_changed(task_id))
     return changed

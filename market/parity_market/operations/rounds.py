@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
-from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts, pay_of
+from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
 from parity_market.operations import reports
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
+from parity_market.operations.settling import shares_of_part
 from parity_market.operations.steps import load_task, newest_lease
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
@@ -44,9 +45,6 @@ __all__ = [
     "take",
     "tell",
 ]
-
-
-PAGE = 20_000  # rounds and phases read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,37 +365,13 @@ def pairs_of(tx: ReadTx, group_id: str, part: int, fence: int) -> list[tuple[int
 
 
 def accept(tx: Tx, market: Market, task_id: str, fence: int, now: datetime) -> TaskRow:
-    """Complete a part whose list was checked, and earn its node what it did of the rounds; see ``domain.pay_of``.
+    """Complete a part whose list was checked, and pay all who held it for the rounds that they did; see ``settling``.
 
     Raises:
         InvalidTransition: It is not verifying this fence's result (any more).
     """
-    task = load_task(tx, task_id)
-    session = session_of(tx, task.group_id or "")
-    config = config_of(session, parts=task.parts)
-    asked, at = 0, (0, 0)
-    while page := tx.all(sql_rounds.FL_ROUNDS, group_id=session.group_id, first=at[0], first_phase=at[1], limit=PAGE):
-        asked += sum(task.part in json.loads(row.cohort_doc) for row in page if row.state == RoundState.CLOSED)
-        at = (page[-1].round, page[-1].phase + 1)
-    earned = pay_of(
-        task.reward,
-        base_share=config.base_share,
-        taken=len(pairs_of(tx, session.group_id, task.part, fence)),
-        asked=asked,
-        contributions={} if config.base_share == 1 else _contributions(tx, session.group_id, task.parts),
-        part=task.part,
-    )
-    return reports.accept(tx, market, task_id, fence, now, earned=earned)
-
-
-def _contributions(tx: ReadTx, group_id: str, parts: int) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for part in range(parts):
-        for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=group_id, part=part):
-            value = json.loads(update.metrics_doc).get("contribution")
-            if value is not None:
-                found[part] = found.get(part, 0.0) + float(value)
-    return found
+    earned, others = shares_of_part(tx, load_task(tx, task_id), accepted=fence)
+    return reports.accept(tx, market, task_id, fence, now, earned=earned, others=others)
 
 
 def session_of(tx: ReadTx, group_id: str) -> FlSessionRow:

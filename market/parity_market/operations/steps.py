@@ -8,14 +8,15 @@ from typing import Any
 
 from parity_market.domain.dispatch import Needs
 from parity_market.operations.context import Market
+from parity_market.operations.settling import release_unfinished
 from parity_market.store import sql
 from parity_market.store.base import ReadTx, Tx
-from parity_market.store.rows import AccountRow, EventRow, LeaseRow, TaskRow
+from parity_market.store.rows import EventRow, LeaseRow, TaskRow
 from parity_market.store.statements import Command
-from parity_protocol.errors import Internal, NotFound
+from parity_protocol.errors import NotFound
 from parity_protocol.task import FINAL_STATES, TaskEvent, TaskState, advance
 
-__all__ = ["end_lease", "free", "load_task", "newest_lease", "read_names", "release_reserve", "step", "with_name"]
+__all__ = ["end_lease", "free", "load_task", "newest_lease", "read_names", "step", "with_name"]
 
 
 _TRIES_OF_ONE_NODE = 2
@@ -129,7 +130,7 @@ def free(
         result_size=None,
     )
     if is_final:
-        release_reserve(tx, market, task, earned=0)
+        release_unfinished(tx, market, task, now_us=now_us)
         tx.after_commit(lambda: market.signals.task_gone(task.id))
     else:
         tx.after_commit(lambda: market.signals.task_pending(changed))
@@ -145,19 +146,6 @@ def _is_futile(tx: ReadTx, market: Market, task: TaskRow, node_id: str) -> bool:
     if had < _TRIES_OF_ONE_NODE:
         return False
     return market.signals.other_can_run(Needs.from_doc(task.needs_doc), read_names(task.excluded_doc) | {node_id})
-
-
-def release_reserve(tx: Tx, market: Market, task: TaskRow, *, earned: int) -> None:
-    """Unbind a task's reward in the step that makes it final; ``earned`` of it is owed now."""
-    if task.reward == 0:
-        return
-    account = tx.one(sql.ACCOUNT, chain=market.chain, creator=task.creator)
-    if account is None or account.reserved < task.reward or earned > task.reward:
-        raise Internal(f"the reserve of {task.creator} does not cover task {task.id}")
-    tx.insert(
-        sql.ACCOUNT_PUT,
-        AccountRow(market.chain, task.creator, account.reserved - task.reward, account.earned + earned),
-    )
 
 
 def read_names(doc: str) -> frozenset[str]:

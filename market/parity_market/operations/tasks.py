@@ -15,7 +15,8 @@ from parity_market.domain.escrow import check_escrow
 from parity_market.operations.blobs import link_inputs
 from parity_market.operations.context import Market
 from parity_market.operations.money import escrow_view
-from parity_market.operations.steps import end_lease, load_task, newest_lease, release_reserve, step
+from parity_market.operations.settling import release_unfinished
+from parity_market.operations.steps import end_lease, load_task, newest_lease, step
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import AccountRow, EventRow, FlShardRow, GroupRow, SubmissionRow, TaskRow, to_us
@@ -266,7 +267,7 @@ def _cancel_one(tx: Tx, market: Market, task: TaskRow, now_us: int) -> str:
     )
     if lease is not None and lease.live:
         end_lease(tx, market, lease, "cancelled", now_us=now_us)
-    release_reserve(tx, market, task, earned=0)
+    release_unfinished(tx, market, task, now_us=now_us)
     tx.after_commit(lambda: market.signals.task_gone(task.id))
     tx.after_commit(lambda: market.signals.task_changed(task.id))
     return task.id

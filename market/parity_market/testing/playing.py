@@ -48,6 +48,7 @@ class Play:
         self.rig = rig
         self.id = group_id
         self.leases: dict[int, Lease] = {}
+        self.holders: dict[int, str] = {}  # names of nodes
         self.trainers: dict[int, RoundTrainer] = {}
 
     @classmethod
@@ -68,6 +69,7 @@ class Play:
     async def hold(self, part: int, node: str) -> None:
         """Let a node claim a part."""
         self.rig.bench.now = self.rig.state.clock.now()
+        self.holders[part] = node
         self.leases[part] = await self.rig.bench.lease(node, (await self.group()).tasks[part].id)
 
     async def step(self) -> bool:
@@ -126,8 +128,9 @@ class Play:
         result = json.dumps(document or {"updates": listed}).encode()
         order_hash = (await self.group()).tasks[part].order_hash
         self.rig.bench.now = self.rig.state.clock.now()
-        done = final_report(NODES[part], self.leases[part], order_hash=order_hash, result=result, at=self.rig.bench.now)
-        item = await self.rig.bench.report(NODES[part], done)
+        node, now = self.holders[part], self.rig.bench.now
+        done = final_report(node, self.leases[part], order_hash=order_hash, result=result, at=now)
+        item = await self.rig.bench.report(node, done)
         assert item.task_state == "verifying", item
 
 

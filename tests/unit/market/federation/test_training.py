@@ -24,7 +24,6 @@ from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
 from parity_fl.trees import Forest
 from parity_market import round_engine, round_jobs
-from parity_market.domain.rounds import pay_of
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import groups, leases, round_control, round_views, rounds
@@ -471,18 +470,6 @@ async def test_pay_follows_the_rounds_that_a_part_took_part_in(rig: Rig, clock: 
     )
     assert account is not None
     assert account.reserved == 0
-
-
-def test_the_share_above_the_base_follows_the_contribution() -> None:
-    def pay(part: int, contributions: dict[int, float]) -> int:
-        return pay_of(1_000, base_share=0.4, taken=5, asked=5, contributions=contributions, part=part)
-
-    scored = {0: 0.2, 1: 0.1, 2: -0.3}
-
-    assert [pay(part, scored) for part in range(4)] == [1_000, 700, 400, 400]
-    assert pay(0, {}) == 1_000
-    assert pay(0, {0: -1.0, 1: -2.0}) == 1_000
-    assert pay_of(1_000, base_share=0.4, taken=0, asked=0, contributions={}, part=0) == 0
 
 
 async def test_contributions_are_scored_on_the_hold_out_when_asked_for(rig: Rig) -> None:
