@@ -28,7 +28,7 @@ from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
 from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
 from parity_market.federation import Federation, Merged
-from parity_market.operations import groups, rounds
+from parity_market.operations import groups, round_closing, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
@@ -252,7 +252,7 @@ class RoundEngine:
     async def _close(self, group: Group) -> bool:
         """Reduce the open round with the updates that it has now, and open the next."""
         known, group_id, now = self.known(group), group.value.id, self._clock.now()
-        chosen = await self._store.write(partial(rounds.freeze, group_id=group_id, now=now))
+        chosen = await self._store.write(partial(round_closing.freeze, group_id=group_id, now=now))
         found = await self._loaded(group_id)
         number, phase = found.row.round, found.row.phase
         job = {
@@ -275,7 +275,7 @@ class RoundEngine:
             return await self._again(group, known, done["refused"], rejected)
         saved = await self.checkpoints.keep(done["checkpoint"])
         moved = await self._store.write(
-            lambda tx: rounds.close(
+            lambda tx: round_closing.close(
                 tx,
                 self._market,
                 group.row,
@@ -305,7 +305,7 @@ class RoundEngine:
             return True
         now = self._clock.now()
         deadline = now + timedelta(seconds=known.config.round_timeout_s)
-        await self._store.write(lambda tx: rounds.reopen(tx, group.value.id, rejected, deadline, now))
+        await self._store.write(lambda tx: round_closing.reopen(tx, group.value.id, rejected, deadline, now))
         log.warning("round_reopened", group_id=group.value.id, rejected=sorted(rejected), problem=problem)
         return True
 

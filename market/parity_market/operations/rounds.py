@@ -9,16 +9,15 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
-from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.domain.rounds import RoundState, SessionState, UpdateState
 from parity_market.operations import reports
-from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
 from parity_market.operations.settling import shares_of_part
 from parity_market.operations.steps import load_task, newest_lease
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlRoundRow, FlSessionRow, FlUpdateRow, GroupRow, TaskRow, to_us
-from parity_protocol.errors import Conflict, InvalidTransition, NotFound, StaleFence, TaskCancelled
+from parity_protocol.errors import Conflict, NotFound, StaleFence, TaskCancelled
 from parity_protocol.task import GroupState, TaskState
 
 __all__ = [
@@ -28,18 +27,17 @@ __all__ = [
     "accept",
     "begin",
     "check_part",
-    "close",
     "config_of",
     "examine",
     "forget_deadlines",
-    "freeze",
     "has_session",
     "holds_part",
     "load",
     "move",
+    "move_round",
+    "open_round",
     "open_row",
     "pairs_of",
-    "reopen",
     "session_of",
     "set_clock",
     "take",
@@ -144,12 +142,12 @@ def begin(
     if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
         return False
     cohort = cohort_of(config, parts=group.parts, seed=seed, number=number) if number else range(group.parts)
-    _open_round(tx, group.id, number, 0, first, cohort, now_us, asks)
+    open_round(tx, group.id, number, 0, first, cohort, now_us, asks)
     tell(tx, market, group.id)
     return True
 
 
-def _open_round(
+def open_round(
     tx: Tx,
     group_id: str,
     number: int,
@@ -159,6 +157,7 @@ def _open_round(
     now_us: int,
     asks: str = "train",
 ) -> None:
+    """Insert a round, or a phase of one, that starts from the model ``base``."""
     doc = json.dumps(list(cohort), separators=(",", ":"))
     tx.insert(
         sql_rounds.FL_ROUND_INSERT,
@@ -259,102 +258,6 @@ def set_clock(tx: Tx, group_id: str, deadline: datetime | None, message: str, no
     move(tx, session, now, deadline_us=None if deadline is None else to_us(deadline), message=message)
 
 
-def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
-    """Choose the open round's updates: from here on it can only close with these, also after a restart."""
-    found = load(tx, group_id)
-    if found is None:
-        raise NotFound(f"session {group_id} has not begun")
-    if found.row.state == RoundState.CLOSING:
-        return [update for update in found.updates if update.state == UpdateState.CHOSEN]
-    chosen = newest_of_parts(found.updates)
-    for update in chosen:
-        _judge(tx, update, UpdateState.CHOSEN, "", json.loads(update.metrics_doc))
-    _move_round(tx, found.row, RoundState.CLOSING, {}, None)
-    move(tx, found.session, now, deadline_us=None, message="")
-    return chosen
-
-
-def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetime | None, now: datetime) -> None:
-    """Go on with a round whose usable updates were too few: what was rejected is out, others may still come."""
-    found = load(tx, group_id)
-    if found is None or found.row.state != RoundState.CLOSING:
-        return
-    for update in found.updates:
-        if update.state == UpdateState.CHOSEN:
-            reason = rejected.get(update.part, "")
-            state = UpdateState.REJECTED if reason else UpdateState.RECEIVED
-            _judge(tx, update, state, reason, json.loads(update.metrics_doc))
-    _move_round(tx, found.row, RoundState.OPEN, {}, None)
-    move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
-
-
-def close(
-    tx: Tx,
-    market: Market,
-    group: GroupRow,
-    config: RoundsConfig,
-    *,
-    next_model: Published,
-    accepted: Sequence[int],
-    rejected: Mapping[int, str],
-    metrics: Mapping[str, float],
-    contributions: Mapping[int, float],
-    seed: str,
-    now: datetime,
-    checkpoint: Published | None = None,
-    more_phases: bool = False,
-    asks: str = "train",
-) -> FlSessionRow:
-    """Close the round that was frozen, and open the next one, or end the training.
-
-    Args:
-        checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
-        more_phases: The round goes on with its next phase.
-        asks: What the next phase, or the next round's first, asks of the parts.
-
-    Raises:
-        InvalidTransition: It is not closing (any more).
-    """
-    found = load(tx, group.id)
-    if found is None or found.row.state != RoundState.CLOSING:
-        raise InvalidTransition(f"no round of session {group.id} is closing")
-    session, now_us, took = found.session, to_us(now), set(accepted)
-    for update in found.updates:
-        if update.state != UpdateState.CHOSEN:
-            continue
-        numbers = json.loads(update.metrics_doc)
-        if update.part in contributions:
-            numbers["contribution"] = contributions[update.part]
-        is_in = update.part in took
-        reason = "" if is_in else rejected.get(update.part, "not used by the rule")
-        _judge(tx, update, UpdateState.ACCEPTED if is_in else UpdateState.REJECTED, reason, numbers)
-    shown: dict[str, object] = dict(metrics)
-    if checkpoint is not None:
-        shown["checkpoint_cid"] = checkpoint.sha256
-        add_ref(tx, checkpoint.sha256, group.creator, visibility="private", size=checkpoint.size, now=now)
-    _move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
-    if more_phases:
-        phase = session.phase + 1
-        _open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us, asks)
-        tell(tx, market, group.id)
-        return move(tx, session, now, phase=phase, deadline_us=None, message="")
-    number = session.round + 1
-    is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
-    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
-    # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
-    _open_round(tx, group.id, number, 0, next_model, cohort, now_us, asks)
-    if is_last:
-        state = SessionState.DONE
-        closing = tx.one(sql_rounds.FL_ROUND, group_id=group.id, round=number, phase=0)
-        assert closing is not None
-        _move_round(tx, closing, RoundState.CLOSED, {}, now_us)
-    else:
-        state = SessionState(session.state)
-    moved = move(tx, session, now, state=state, round=number, phase=0, deadline_us=None, message="")
-    tell(tx, market, group.id)
-    return moved
-
-
 def pairs_of(tx: ReadTx, group_id: str, part: int, fence: int) -> list[tuple[int, int, str]]:
     """Return (round, phase, sha256) of a part's accepted updates under one lease, in order."""
     return [
@@ -415,9 +318,10 @@ def move(
     return moved
 
 
-def _move_round(
+def move_round(
     tx: Tx, row: FlRoundRow, state: RoundState, metrics: Mapping[str, object], closed_us: int | None
 ) -> None:
+    """Write a round's new state and what people are shown of it."""
     tx.run(
         sql_rounds.FL_ROUND_MOVED,
         key_group_id=row.group_id,
@@ -426,20 +330,6 @@ def _move_round(
         state=state,
         metrics_doc=json.dumps(dict(metrics), separators=(",", ":")),
         closed_us=closed_us,
-    )
-
-
-def _judge(tx: Tx, update: FlUpdateRow, state: UpdateState, reason: str, metrics: Mapping[str, object]) -> None:
-    tx.run(
-        sql_rounds.FL_UPDATE_JUDGED,
-        key_group_id=update.group_id,
-        key_round=update.round,
-        key_phase=update.phase,
-        key_part=update.part,
-        key_fence=update.fence,
-        state=state,
-        reason=reason[:500],
-        metrics_doc=json.dumps(dict(metrics), separators=(",", ":")),
     )
 
 

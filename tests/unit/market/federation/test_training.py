@@ -26,7 +26,7 @@ from parity_fl.trees import Forest
 from parity_market import round_engine, round_jobs
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import groups, leases, round_control, round_views, rounds
+from parity_market.operations import groups, leases, round_closing, round_control, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
@@ -100,7 +100,7 @@ async def test_a_market_that_is_killed_in_a_round_goes_on_there_and_ends_with_th
             await play.send(1)
         if killed_after in ("freeze", "reduce"):
             await play.send(2)
-            await rig.store.write(partial(rounds.freeze, group_id=play.id, now=clock.now()))
+            await rig.store.write(partial(round_closing.freeze, group_id=play.id, now=clock.now()))
         if killed_after == "reduce":
             group = await play.group()
             chosen = [(one.part, one.sha256) for one in (await play.show()).rounds[1].updates]

@@ -1,0 +1,129 @@
+"""Closing a round, in the writer: its updates are chosen, judged, and the next round is opened with the new model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from parity_fl.rounds_config import RoundsConfig, cohort_of
+from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.operations.blobs import add_ref
+from parity_market.operations.context import Market
+from parity_market.operations.rounds import Published, load, move, move_round, open_round, tell
+from parity_market.store import sql_rounds
+from parity_market.store.base import Tx
+from parity_market.store.rows import FlSessionRow, FlUpdateRow, GroupRow, to_us
+from parity_protocol.errors import InvalidTransition, NotFound
+
+__all__ = ["close", "freeze", "reopen"]
+
+
+def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
+    """Choose the open round's updates: from here on it can only close with these, also after a restart."""
+    found = load(tx, group_id)
+    if found is None:
+        raise NotFound(f"session {group_id} has not begun")
+    if found.row.state == RoundState.CLOSING:
+        return [update for update in found.updates if update.state == UpdateState.CHOSEN]
+    chosen = newest_of_parts(found.updates)
+    for update in chosen:
+        _judge(tx, update, UpdateState.CHOSEN, "", json.loads(update.metrics_doc))
+    move_round(tx, found.row, RoundState.CLOSING, {}, None)
+    move(tx, found.session, now, deadline_us=None, message="")
+    return chosen
+
+
+def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetime | None, now: datetime) -> None:
+    """Go on with a round whose usable updates were too few: what was rejected is out, others may still come."""
+    found = load(tx, group_id)
+    if found is None or found.row.state != RoundState.CLOSING:
+        return
+    for update in found.updates:
+        if update.state == UpdateState.CHOSEN:
+            reason = rejected.get(update.part, "")
+            state = UpdateState.REJECTED if reason else UpdateState.RECEIVED
+            _judge(tx, update, state, reason, json.loads(update.metrics_doc))
+    move_round(tx, found.row, RoundState.OPEN, {}, None)
+    move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
+
+
+def close(
+    tx: Tx,
+    market: Market,
+    group: GroupRow,
+    config: RoundsConfig,
+    *,
+    next_model: Published,
+    accepted: Sequence[int],
+    rejected: Mapping[int, str],
+    metrics: Mapping[str, float],
+    contributions: Mapping[int, float],
+    seed: str,
+    now: datetime,
+    checkpoint: Published | None = None,
+    more_phases: bool = False,
+    asks: str = "train",
+) -> FlSessionRow:
+    """Close the round that was frozen, and open the next one, or end the training.
+
+    Args:
+        checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
+        more_phases: The round goes on with its next phase.
+        asks: What the next phase, or the next round's first, asks of the parts.
+
+    Raises:
+        InvalidTransition: It is not closing (any more).
+    """
+    found = load(tx, group.id)
+    if found is None or found.row.state != RoundState.CLOSING:
+        raise InvalidTransition(f"no round of session {group.id} is closing")
+    session, now_us, took = found.session, to_us(now), set(accepted)
+    for update in found.updates:
+        if update.state != UpdateState.CHOSEN:
+            continue
+        numbers = json.loads(update.metrics_doc)
+        if update.part in contributions:
+            numbers["contribution"] = contributions[update.part]
+        is_in = update.part in took
+        reason = "" if is_in else rejected.get(update.part, "not used by the rule")
+        _judge(tx, update, UpdateState.ACCEPTED if is_in else UpdateState.REJECTED, reason, numbers)
+    shown: dict[str, object] = dict(metrics)
+    if checkpoint is not None:
+        shown["checkpoint_cid"] = checkpoint.sha256
+        add_ref(tx, checkpoint.sha256, group.creator, visibility="private", size=checkpoint.size, now=now)
+    move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
+    if more_phases:
+        phase = session.phase + 1
+        open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us, asks)
+        tell(tx, market, group.id)
+        return move(tx, session, now, phase=phase, deadline_us=None, message="")
+    number = session.round + 1
+    is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
+    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
+    # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
+    open_round(tx, group.id, number, 0, next_model, cohort, now_us, asks)
+    if is_last:
+        state = SessionState.DONE
+        closing = tx.one(sql_rounds.FL_ROUND, group_id=group.id, round=number, phase=0)
+        assert closing is not None
+        move_round(tx, closing, RoundState.CLOSED, {}, now_us)
+    else:
+        state = SessionState(session.state)
+    moved = move(tx, session, now, state=state, round=number, phase=0, deadline_us=None, message="")
+    tell(tx, market, group.id)
+    return moved
+
+
+def _judge(tx: Tx, update: FlUpdateRow, state: UpdateState, reason: str, metrics: Mapping[str, object]) -> None:
+    tx.run(
+        sql_rounds.FL_UPDATE_JUDGED,
+        key_group_id=update.group_id,
+        key_round=update.round,
+        key_phase=update.phase,
+        key_part=update.part,
+        key_fence=update.fence,
+        state=state,
+        reason=reason[:500],
+        metrics_doc=json.dumps(dict(metrics), separators=(",", ":")),
+    )
