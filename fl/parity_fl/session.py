@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from parity_fl.engines.flower.fleet import Fleet
 from parity_fl.plan import PartitionPlan
 from parity_fl.spec import FlSpec, resolve_fl_spec
 from parity_protocol.errors import BadField
@@ -26,10 +27,16 @@ class SessionPlan:
     session_id: str
     round_id: str
     partition: PartitionPlan
+    flower: Fleet | None = None  # of a session with ``engine: flower``
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON-ready members; ``from_dict`` reads them back to an equal plan."""
-        return {"session_id": self.session_id, "round_id": self.round_id, "partition": self.partition.to_dict()}
+        plan: dict[str, object] = {
+            "session_id": self.session_id,
+            "round_id": self.round_id,
+            "partition": self.partition.to_dict(),
+        }
+        return plan if self.flower is None else {**plan, "flower": self.flower.to_dict()}
 
     @classmethod
     def from_dict(cls, raw: object) -> SessionPlan:
@@ -38,12 +45,13 @@ class SessionPlan:
         Raises:
             BadField: A member is missing, unknown or wrong.
         """
-        if not isinstance(raw, dict) or set(raw) != set(_PLAN):
+        if not isinstance(raw, dict) or set(raw) - {"flower"} != set(_PLAN):
             raise BadField(f"a session's plan must have exactly {', '.join(_PLAN)}", field="plan")
         session_id, round_id = raw["session_id"], raw["round_id"]
         if not isinstance(session_id, str) or not isinstance(round_id, str):
             raise BadField("session_id and round_id must be strings", field="plan.session_id")
-        return cls(session_id, round_id, PartitionPlan.from_dict(raw["partition"]))
+        fleet = Fleet.from_dict(raw["flower"]) if "flower" in raw else None
+        return cls(session_id, round_id, PartitionPlan.from_dict(raw["partition"]), fleet)
 
 
 def resolve_session(session: Mapping[str, object], *, session_id: str, round_id: str) -> FlSpec:

@@ -11,6 +11,7 @@ from parity_contracts.deployment import Deployment
 from parity_fl.settings import load_fl_settings
 from parity_market.auth import Authenticator
 from parity_market.federation import Federation, Offload, run_in_process
+from parity_market.flower import Fleets, FlowerSessions
 from parity_market.identity import Identity
 from parity_market.keys import MarketKeys
 from parity_market.operations import money
@@ -82,6 +83,7 @@ async def assemble(
             lease_ttl=settings.market_lease_ttl,
             chain_grace=settings.market_chain_grace,
         )
+        fleets = Fleets(folder / "flower", clock, address=settings.market_flower_address)
         federation = Federation(
             store,
             blobs,
@@ -89,6 +91,7 @@ async def assemble(
             clock,
             gateways=settings.market_gateways,
             quota=settings.market_upload_quota,
+            fleet_of=fleets.prepare,
             offload=offload,
         )
         if round_work is None:
@@ -113,6 +116,7 @@ async def assemble(
             chain_health=ChainHealth(),
             federation=federation,
             rounds=rounds,
+            flower=FlowerSessions(store, rounds, fleets, scheduler, clock),
             clock=clock,
             public_url=settings.public_url(port),
             started_at=clock.now(),

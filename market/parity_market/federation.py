@@ -21,6 +21,7 @@ import structlog
 
 from parity_blobs import Cid
 from parity_blobs.local import LocalBlobStore
+from parity_fl.engines.flower import Fleet
 from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.plan import PartitionPlan
 from parity_fl.resuming import RESUME_FIELD
@@ -53,6 +54,7 @@ __all__ = ["Federation", "Merged", "Offload", "WorkerLost", "run_in_process"]
 log = structlog.get_logger(__name__)
 
 Offload: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+FleetOf: TypeAlias = Callable[[str], Awaitable[Fleet]]
 
 MAX_PLAN_CHARS = 128 << 10  # of a plan's JSON text: it travels in every manifest of the session
 MAX_WAITING_PLANS = 16  # submissions that wait for a worker
@@ -113,6 +115,7 @@ class Federation:
     Args:
         gateways: Trustless gateways for data that a submitter names but has not uploaded.
         quota: Bytes that may be fetched for one submitter.
+        fleet_of: Prepares a session's SuperLink; without it sessions with ``engine: flower`` are refused.
         offload: Does a job (see ``federation_worker.execute``) somewhere else than on the event loop.
     """
 
@@ -125,6 +128,7 @@ class Federation:
         *,
         gateways: Sequence[str] = (),
         quota: int = 2 << 30,
+        fleet_of: FleetOf | None = None,
         offload: Offload = run_in_process,
     ) -> None:
         self._store = store
@@ -133,6 +137,7 @@ class Federation:
         self._clock = clock
         self._gateways = tuple(gateways)
         self._quota = quota
+        self._fleet_of = fleet_of
         self._offload = offload
         self._turns = asyncio.Semaphore(WORKERS)
         self._plans = 0
@@ -153,7 +158,7 @@ class Federation:
         Raises:
             BadField: A setting is wrong, or does not fit the data.
             ExecutionFailed: ``data_invalid``: the data cannot be used.
-            Unprocessable: The data are not here and nobody delivered them; names the CID.
+            Unprocessable: The data are not here and nobody delivered them; names the CID. Or its engine is not.
             Overloaded: Too many submissions wait already.
         """
         session = new_session(spec, order_hash)
@@ -173,7 +178,8 @@ class Federation:
                 doc, _ = await self._work(job, blobs)
         finally:
             self._plans -= 1
-        plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc)).to_dict()
+        fleet = await self._fleet(session.session_id) if spec.engine == "flower" else None
+        plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc), fleet).to_dict()
         size = len(json.dumps(plan, separators=(",", ":")))
         if size > MAX_PLAN_CHARS:
             raise BadField(
@@ -197,6 +203,11 @@ class Federation:
                 hint="`parity fl run --resume-from FILE` stores a checkpoint and names it.",
                 field=RESUME_FIELD,
             ) from exc
+
+    async def _fleet(self, session_id: str) -> Fleet:
+        if self._fleet_of is None:
+            raise BadField("this market runs no SuperLinks", field="spec.engine")
+        return await self._fleet_of(session_id)
 
     async def _make_available(self, cid_text: str, creator: str) -> None:
         """Make sure that a data set lies here and its submitter may read it.

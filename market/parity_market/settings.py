@@ -18,6 +18,7 @@ from parity_protocol.settings import CommaList, Seconds, Size, Tokens
 __all__ = ["MarketSettings", "load_settings"]
 
 _ADDRESS = "^(0x[0-9a-fA-F]{40})?$"
+_FLOWER_ADDRESS = r"^(\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5}-[0-9]{1,5})?$"
 
 
 class MarketSettings(BaseSettings):
@@ -63,6 +64,12 @@ class MarketSettings(BaseSettings):
     market_max_connections: int = Field(2_000, ge=16, le=100_000, description="Open connections at most.")
     market_gateways: Annotated[tuple[str, ...], NoDecode, CommaList] = Field(
         (), description="Trustless IPFS gateways for data that submitters name but did not upload, comma-separated."
+    )
+    market_flower_address: str = Field(
+        "127.0.0.1",
+        pattern=_FLOWER_ADDRESS,
+        description="Host under which nodes reach the SuperLinks of sessions with engine: flower, one port a session; "
+        "with a range of ports where a firewall needs one, such as fl.example.org:9400-9499.",
     )
     market_log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
     market_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")

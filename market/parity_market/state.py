@@ -11,6 +11,7 @@ from parity_contracts.deployment import Deployment
 from parity_market.auth import Authenticator
 from parity_market.bodies import BodyBudget
 from parity_market.federation import Federation
+from parity_market.flower import FlowerSessions
 from parity_market.identity import Identity
 from parity_market.issued import IssuedManifests
 from parity_market.keys import MarketKeys
@@ -55,6 +56,7 @@ class MarketState:
     chain_health: ChainHealth
     federation: Federation
     rounds: RoundEngine
+    flower: FlowerSessions
     clock: Clock
     public_url: str
     started_at: datetime

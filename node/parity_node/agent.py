@@ -12,6 +12,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from parity_fl.engines.flower import installed_engines
 from parity_node.acquire import Acquirer, Granted
 from parity_node.cache import NodeCache, answer_cache
 from parity_node.control import serve_control
@@ -241,6 +242,7 @@ class Agent:
             update={
                 "policy": self.policy.announced(),
                 "shards": tuple(sorted(usable_shards(settings.shards())[0])),
+                "engines": installed_engines(),
                 "gpus": tuple(Gpu(name=device, memory_bytes=0) for device in settings.runner_docker_gpus),
             }
         )

@@ -60,6 +60,7 @@ class Capability(Request):
     memory_bytes: int = Field(ge=0, lt=2**53)
     disk_free_bytes: int = Field(ge=0, lt=2**60)
     model_types: Annotated[tuple[Text, ...], Field(max_length=64)] = ()  # of federated learning
+    engines: Annotated[tuple[Text, ...], Field(max_length=16)] = ()  # beside our own, that carry rounds
     models: Annotated[tuple[Text, ...], Field(max_length=256)] = ()  # of the LLM executor
     gpus: Annotated[tuple[Gpu, ...], Field(max_length=64)] = ()
     shards: Annotated[tuple[Name, ...], Field(max_length=64)] = ()  # data sets that the operator lends, by name

@@ -309,6 +309,7 @@ class FederatedLearningSpec(_Spec):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     total_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+    engine: Literal["parity", "flower"] = "parity"  # what carries the rounds
     rounds_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
     strategy_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
 
@@ -341,6 +342,7 @@ class FederatedLearningSpec(_Spec):
             "holdout_fraction",
             "seed",
             "total_rounds",
+            "engine",
             "rounds_config",
             "strategy_config",
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_fl.engines import LARGE_STEP, large_kernel
+from parity_fl.engines.choice import LARGE_STEP, large_kernel
 from parity_fl.models.base import weights_digest
 from parity_fl.models.mlp import Mlp
 from parity_fl.neural_config import NeuralConfig

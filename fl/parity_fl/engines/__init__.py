@@ -1,5 +1,3 @@
-"""Kernels that come with extras, imported only when a model is large enough to need them."""
+"""What comes with extras: kernels (``choice``, ``torch``) and carriers of rounds (``flower``). Importing this loads nothing."""
 
-from parity_fl.engines.choice import LARGE_STEP, Kernel, large_kernel, torch_is_there
-
-__all__ = ["LARGE_STEP", "Kernel", "large_kernel", "torch_is_there"]
+__all__: list[str] = []

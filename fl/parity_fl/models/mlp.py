@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.engines import large_kernel
+from parity_fl.engines.choice import large_kernel
 from parity_fl.models.base import Matrix, Scaling, Trained, Weights
 from parity_fl.models.dense import Problem, diverged, outputs, train_dense
 from parity_fl.models.layout import Layout, first_weights

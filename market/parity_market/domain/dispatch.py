@@ -43,6 +43,7 @@ class Needs:
     wall_time_s: float = 0.0
     reward: int | None = None  # of one task, base units; None when it was not noted
     shards: tuple[str, ...] = ()  # data sets of operators, by name
+    engine: str = ""  # that carries a federated session's rounds, when it is not our own
 
     def to_doc(self) -> str:
         """Return it as JSON text."""
@@ -74,11 +75,11 @@ class NodeView:
 
 def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, *, reward: int | None = None) -> Needs:
     """Return what ``spec`` needs of a node that gets ``reward`` base units for one task of it."""
-    model = ""
+    model = engine = ""
     if isinstance(spec, LlmSpec):
         model = spec.model
     elif isinstance(spec, FederatedLearningSpec):
-        model = spec.model_type
+        model, engine = spec.model_type, "" if spec.engine == "parity" else spec.engine
     return Needs(
         kind=TaskKind(spec.type),
         isolation=spec.requires.isolation,
@@ -92,6 +93,7 @@ def needs_of(spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, *
         wall_time_s=spec.budgets.wall_time_s,
         reward=reward,
         shards=tuple(sorted({item.shard for item in spec.inputs if isinstance(item, ShardInput)})),
+        engine=engine,
     )
 
 
@@ -135,6 +137,10 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
             return Denial("shards", f"it does not have the data set {shard!r}")
     if needs.kind is TaskKind.FEDERATED_LEARNING and needs.model not in have.model_types:
         return Denial("model_type", f"it does not train models of type {needs.model!r}")
+    if needs.engine and needs.engine not in have.engines:
+        return Denial(
+            "engine", f"engine {needs.engine} is not installed there: parity fl engine install {needs.engine}"
+        )
     if needs.kind is TaskKind.LLM and needs.model not in have.models:
         return Denial("model", f"it does not have the model {needs.model!r}")
     return _check_policy(needs, have.policy) if have.policy is not None else None

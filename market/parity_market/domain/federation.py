@@ -57,6 +57,11 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
     session = spec.session()
     session_id, round_id = session_ids(order_hash)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
+    if spec.engine != "parity" and not is_in_rounds(session):
+        raise BadField(
+            f"engine {spec.engine} carries rounds, and this session has none: every part trains once",
+            field="spec.engine",
+        )
     if not is_in_rounds(session):
         if spec.rounds_config.get("resume_from"):
             refuse_resume("this session's model")

@@ -8,11 +8,12 @@ from functools import partial
 import structlog
 
 from parity_market.federation import WorkerLost
+from parity_market.flower import is_carried
 from parity_market.operations import groups, rounds
 from parity_market.operations.groups import Group
 from parity_market.round_engine import AFTER_RESTART, rounds_of
 from parity_market.state import MarketState
-from parity_protocol.errors import ExecutionFailed, InvalidInput, ParityError
+from parity_protocol.errors import ExecutionFailed, Internal, InvalidInput, ParityError
 from parity_protocol.task import GroupState
 
 __all__ = ["Training", "run"]
@@ -56,6 +57,18 @@ class Training:
                 continue  # not one of ours
             if group.value.state is not GroupState.RUNNING:
                 await self._clear(group_id)
+        await state.flower.fleets.tidy(await self._carried())
+
+    async def _carried(self) -> set[str]:
+        """Return the ids of running sessions that Flower carries."""
+        after, found = "", set()
+        while page := await self._state.store.read(partial(groups.running, after=after, limit=PAGE)):
+            for row in page:
+                group = await self._state.store.read(partial(groups.load, group_id=row.id))
+                if is_carried(group):
+                    found.add(self._state.rounds.known(group).session.spec.session_id)
+            after = page[-1].id
+        return found
 
     async def scan(self, turn: asyncio.TaskGroup) -> None:
         """Begin to take along sessions that are not yet."""
@@ -76,12 +89,15 @@ class Training:
 
     async def _drive(self, group_id: str) -> None:
         """Take one session to its end."""
+        carrier: asyncio.Task[None] | None = None
         try:
             failures = 0
             while True:
                 group = await self._state.store.read(partial(groups.load, group_id=group_id))
                 if group.value.state is not GroupState.RUNNING:
                     break
+                if carrier is None and is_carried(group):
+                    carrier = asyncio.create_task(self._carry(group), name=f"flower {group_id}")
                 try:
                     moved = await self._state.rounds.step(group)
                     failures = 0
@@ -96,7 +112,12 @@ class Training:
                 if not moved:
                     await self._state.rounds.wait(group_id, LOOK_S)
             await self._clear(group_id)
+            if carrier is not None:
+                await _ended(carrier)
+                await self._state.flower.remove(group)
         finally:
+            if carrier is not None:
+                await _ended(carrier)
             self._driven.discard(group_id)
 
     async def _clear(self, group_id: str) -> None:
@@ -107,6 +128,18 @@ class Training:
             log.warning("session_not_kept", group_id=group_id, problem=exc.message)
         await self._state.rounds.remove(group_id)
 
+    async def _carry(self, group: Group) -> None:
+        """Let Flower carry a session's rounds; when it cannot, the session fails with the reason."""
+        try:
+            await self._state.flower.carry(group)
+        except ParityError as exc:
+            await self._fail(group, exc)
+            self._state.rounds.wake(group.value.id)
+        except Exception:
+            log.exception("flower_broke_down", group_id=group.value.id)
+            await self._fail(group, Internal("what carries the rounds broke down; the market's log says why"))
+            self._state.rounds.wake(group.value.id)
+
     async def _fail(self, group: Group, exc: ParityError) -> None:
         state, now = self._state, self._state.clock.now()
         reason = f"the rounds cannot go on: {exc.message}"
@@ -114,6 +147,12 @@ class Training:
             partial(groups.fail, market=state.market, group_id=group.value.id, reason=reason, now=now)
         )
         log.warning("group_failed", group_id=group.value.id, reason=reason)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and return when it has ended; idempotent."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def is_hopeless(exc: ParityError) -> bool:

@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, Response
 
 from parity_market.auth import Access
 from parity_market.bodies import checked_body
+from parity_market.flower import Holder, is_carried, public_key_of
 from parity_market.operations import groups, round_control, round_steps, round_views, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
@@ -32,6 +33,7 @@ _MAX_PART = 1 << 20
 _MAX_FENCE = 1 << 31
 _MAX_ROUND = 1 << 20
 _HASH_CHARS = 64
+_ID_CHARS = 32
 
 SAID = {
     "loss": "Mean loss of the training",
@@ -78,7 +80,8 @@ async def _running(call: Call) -> Group:
 async def next_step(call: Call) -> RoundStep:
     """Say what a part does now; with ``wait_s`` once that is more than waiting."""
     state, node_id = call.state, call.caller.id
-    known = state.rounds.known(await _running(call))
+    group = await _running(call)
+    known = state.rounds.known(group)
     ask = partial(
         round_steps.next_step,
         group_id=call.path("session_id"),
@@ -89,11 +92,31 @@ async def next_step(call: Call) -> RoundStep:
         config=known.config,
         mu=known.strategy.mu,
     )
+    holder = _holder(call, node_id) if is_carried(group) else None
+    has = call.text("flower_node", max_chars=_ID_CHARS)
+
+    async def read() -> RoundStep:
+        step = await state.store.read(partial(ask, now=state.clock.now()))
+        return step if holder is None else state.flower.step(group.value.id, holder, step)
+
     return await state.scheduler.followers.until(
-        call.path("session_id"),
-        lambda: state.store.read(partial(ask, now=state.clock.now())),
-        lambda step: step.state != "wait",
+        group.value.id,
+        read,
+        lambda step: step.state != "wait" or (holder is not None and step.flower_node not in ("", has)),
         wait_s=call.wait_s(),
+    )
+
+
+def _holder(call: Call, node_id: str) -> Holder:
+    """Return who asks on behalf of a part whose rounds Flower carries, with the key of its SuperNode."""
+    key = call.text("flower_key", max_chars=_HASH_CHARS * 2)
+    public_key_of(key)
+    return Holder(
+        part=call.whole("part", 0, low=0, high=_MAX_PART),
+        node_id=node_id,
+        lease_id=call.text("lease_id"),
+        fence=call.whole("fence", 0, low=0, high=_MAX_FENCE),
+        key=key,
     )
 
 
@@ -217,6 +240,16 @@ LEASE = Query("lease_id", {"type": "string", "maxLength": 128}, "The lease that 
 BASE = Query(
     "base", {"type": "string", "maxLength": _HASH_CHARS}, "SHA-256, hex, of the model that training began with"
 )
+FLOWER_KEY = Query(
+    "flower_key",
+    {"type": "string", "maxLength": 2 * _HASH_CHARS},
+    "Where Flower carries the session: public key of the part's SuperNode, a compressed point of P-384, hex",
+)
+FLOWER_NODE = Query(
+    "flower_node",
+    {"type": "string", "maxLength": _ID_CHARS},
+    "The id that the node knows for this key; waits for another",
+)
 AFTER = whole_number("after_round", "Wait until the session is past it", high=_MAX_ROUND)
 AFTER_PHASE = whole_number("after_phase", "Wait until it is past this phase of the round", high=_MAX_ROUND)
 FROM = whole_number("from_round", "Rounds are listed from this one on", high=_MAX_ROUND)
@@ -232,7 +265,7 @@ ENDPOINTS = (
         Access.NODE,
         "What a part does now",
         RoundStep,
-        query=(PART, LEASE, FENCE, WAIT),
+        query=(PART, LEASE, FENCE, FLOWER_KEY, FLOWER_NODE, WAIT),
     ),
     Endpoint("GET", paths.fl_session_path(SESSION, "model"), model, Access.SIGNED, "The newest global model"),
     Endpoint(

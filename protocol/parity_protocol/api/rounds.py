@@ -49,6 +49,7 @@ class RoundStep(_Reply):
     proximal_mu: float = 0.0
     closes_in_s: float | None = None  # until the round's deadline; None while it has none
     accepted: tuple[AcceptedUpdate, ...] = ()
+    flower_node: str = ""  # of a session that Flower carries: the id under which the part's key is registered
     message: str = ""
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "engine_folder",
     "engines_home",
     "flower_python",
+    "installed_engines",
     "is_installed",
     "lock_file",
     "program",
@@ -49,6 +50,11 @@ def engine_folder(environ: Mapping[str, str] | None = None) -> Path:
 def is_installed() -> bool:
     """Say whether ``flower_python`` would find one."""
     return (engine_folder() / ENGINE_FILE).is_file() or _is_here()
+
+
+def installed_engines() -> tuple[str, ...]:
+    """Return the names of the engines beside our own that work here, as a node announces them."""
+    return ("flower",) if is_installed() else ()
 
 
 def flower_python() -> Path:

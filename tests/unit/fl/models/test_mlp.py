@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from parity_fl.engines import LARGE_STEP, large_kernel, torch_is_there
+from parity_fl.engines.choice import LARGE_STEP, large_kernel, torch_is_there
 from parity_fl.models.base import Scaling, weights_digest
 from parity_fl.models.layout import Layout, first_weights
 from parity_fl.models.linear_sgd import LinearSgd

@@ -15,10 +15,10 @@ TRAINING_S = 86_400.0  # the round's deadline is the market's, the task's wall t
 
 def train(message: Message, context: Context) -> Message:
     """Train the part's rows from the model in the message."""
-    asked = dict(message.content["round"])
+    step = str(message.content["round"]["step"])
     model = message.content["model"]["file"].numpy().tobytes()
     with Line(str(context.node_config["trainer"]), timeout_s=TRAINING_S) as line:
-        said, update = line.ask({"do": "train", **asked}, model)
+        said, update = line.ask({"do": "train", "step": step}, model)
     if "error" in said:
         raise RuntimeError(str(said["error"]))
     numbers = {name: float(value) for name, value in said["metrics"].items()}

@@ -58,10 +58,12 @@ class Courier:
             key = (step["round"], step["phase"], node["part"], node["fence"])
             if self._asked.get(key, 0.0) > now or self._tries[key] >= MAX_TRIES:
                 continue
+            if not self._has_model(step["base"]):
+                return  # the session has moved on
             self._asked[key] = float("inf")
             self._tries[key] += 1
             keys.append((key, step["base"]))
-            messages.append(self._message(step, int(node["node_id"])))
+            messages.append(self._message(node, step["round"]))
         if messages:
             for name, sent in zip(self._grid.push_messages(messages), keys, strict=True):
                 if name:
@@ -69,17 +71,22 @@ class Courier:
                 else:
                     self._asked[sent[0]] = now + AGAIN_S
 
-    def _message(self, step: dict[str, Any], node_id: int) -> Message:
-        if self._model[0] != step["base"]:
-            _, model = self._line.ask({"do": "model", "base": step["base"]})
-            self._model = (step["base"], model)
+    def _has_model(self, base: str) -> bool:
+        if self._model[0] != base:
+            said, model = self._line.ask({"do": "model", "base": base})
+            if "refused" in said:
+                return False
+            self._model = (base, model)
+        return True
+
+    def _message(self, node: dict[str, Any], number: int) -> Message:
         content = RecordDict(
             {
                 "model": ArrayRecord({"file": Array(np.frombuffer(self._model[1], dtype=np.uint8))}),
-                "round": ConfigRecord({name: step[name] for name in ("round", "phase", "base", "mu", "format")}),
+                "round": ConfigRecord({"step": node["step"]}),
             }
         )
-        return Message(content, node_id, "train", group_id=str(step["round"]))
+        return Message(content, int(node["node_id"]), "train", group_id=str(number))
 
     def _collect(self) -> None:
         if not self._sent:
