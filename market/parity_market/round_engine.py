@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,13 +29,23 @@ from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
 from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
 from parity_market.federation import Federation, Merged
-from parity_market.operations import groups, round_closing, rounds
+from parity_market.operations import groups, round_closing, round_small, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound, Published
 from parity_market.round_bodies import Bodies, receive
 from parity_market.round_checkpoints import RoundCheckpoints
-from parity_market.round_files import make_folder, model_file, on_disk, resume_file, settle, state_file, update_file
+from parity_market.round_files import (
+    SMALL_BYTES,
+    make_folder,
+    model_file,
+    on_disk,
+    resume_file,
+    settle,
+    state_file,
+    update_file,
+    write_missing,
+)
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
@@ -290,6 +301,8 @@ class RoundEngine:
                 checkpoint=saved,
                 more_phases=done["more_phases"],
                 asks=done["asks"],
+                small={name: b64decode(data) for name, data in done["small"].items()},
+                keeps_state=done["keeps_state"],
             )
         )
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
@@ -375,8 +388,19 @@ class RoundEngine:
         await self.checkpoints.note(group_id, number, done["checkpoint"])
         log.info("session_kept", group_id=group_id, round=number)
 
+    async def restore(self) -> None:
+        """Write again what a power cut took of small files; their rows were durable before.
+
+        Raises:
+            StorageFull: They cannot be written.
+        """
+        for group_id in self.folders():
+            files = await self._store.read(partial(round_small.kept, folder=self.folder(group_id), group_id=group_id))
+            await on_disk(write_missing, files)
+
     async def remove(self, group_id: str) -> None:
         """Remove a session's files; nothing if there are none."""
+        await self._store.write(partial(round_small.forget, group_id=group_id))
         await anyio.to_thread.run_sync(partial(shutil.rmtree, self.folder(group_id), ignore_errors=True))
         self._known.pop(group_id, None)
         self._waiting.pop(group_id, None)
@@ -440,10 +464,13 @@ class RoundEngine:
             try:
                 held = await receive(body, temporary, max_bytes=most)
                 done = replace(new, sha256=held.sha256, size=held.size)
+                small: dict[str, bytes] = {}
                 if known is None:
-                    await on_disk(settle, temporary, held.rest, path(done.sha256))
+                    place, is_small = path(done.sha256), held.size <= SMALL_BYTES
+                    await on_disk(settle, temporary, held.rest, place, is_synced=not is_small)
+                    small = {str(place.relative_to(self.folder(group_id))): held.rest} if is_small else {}
                 now = self._clock.now()
-                created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now))
+                created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now, small))
             finally:
                 with suppress(FileNotFoundError):
                     temporary.unlink()

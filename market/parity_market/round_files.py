@@ -6,10 +6,10 @@ Used by the market and by the process of ``round_worker``: this imports nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import anyio.to_thread
 
@@ -17,6 +17,7 @@ from parity_contracts.files import write_file
 from parity_protocol.errors import StorageFull
 
 __all__ = [
+    "SMALL_BYTES",
     "append",
     "make_folder",
     "model_file",
@@ -26,7 +27,10 @@ __all__ = [
     "state_file",
     "sync_folder",
     "update_file",
+    "write_missing",
 ]
+
+SMALL_BYTES: Final = 32 << 10  # what is longer is synced as a file, the rest with the rows that name it
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +71,7 @@ async def on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 def make_folder(folder: Path, dataset: bytes) -> None:
     """Make a session's folder with its data set."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     write_file(folder / "dataset", dataset)
 
 
@@ -77,15 +82,30 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def settle(temporary: Path, rest: bytes, path: Path) -> None:
-    """Write the rest, make it durable, and give it its name."""
+def settle(temporary: Path, rest: bytes, path: Path, *, is_synced: bool = True) -> None:
+    """Write the rest, make it durable, and give it its name.
+
+    Args:
+        is_synced: Wait for the disk; a file that is durable somewhere else does not need it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("ab") as file:
         file.write(rest)
-        file.flush()
-        os.fsync(file.fileno())
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    if is_synced:
+        sync_folder(path.parent)
+
+
+def write_missing(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write those files again that are not there or have another content: what a power cut took of them."""
+    for path, data in files:
+        if not path.is_file() or path.read_bytes() != data:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            settle(temporary, data, path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ Runs in the process of ``round_worker``; files are written whole or not at all, 
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity_contracts.files import write_file
-from parity_market.round_files import model_file, resume_file, state_file, sync_folder, update_file
+from parity_market.round_files import SMALL_BYTES, model_file, resume_file, state_file, sync_folder, update_file
 from parity_protocol.errors import BadDocument, ExecutionFailed, NotFound, ParityError, StorageFull, TooLarge
 
 if TYPE_CHECKING:
@@ -98,12 +99,16 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
-    _write_both((model_file(folder, *following), reduced.model), (state_file(folder, *following), reduced.state))
+    model, state = model_file(folder, *following), state_file(folder, *following)
+    is_small = max(len(reduced.model), len(reduced.state)) <= SMALL_BYTES
+    _write_both((model, reduced.model), (state, reduced.state), is_synced=not is_small)
+    small = {model.name: reduced.model, state.name: reduced.state} if is_small else {}
     saved = None
     if job.get("checkpoint") is not None and isinstance(server, RoundServer):
         saved = _save(server, reduced.model, reduced.state, job, metrics=reduced.metrics)
     return {
         **_named(reduced.model),
+        "small": {name: b64encode(data).decode() for name, data in small.items()},  # durable with the rows to come
         "checkpoint": saved,
         "more_phases": reduced.more_phases,
         "asks": reduced.asks,
@@ -180,8 +185,13 @@ def _latest(folder: Path, number: int | None) -> dict[str, Any]:
     return {"path": str(path), "round": checkpoint.round, "total_rounds": total, "owner": checkpoint.owner}
 
 
-def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> None:
-    """Write two files of one folder durably; the disk is waited for at once, which halves a small round's time."""
+def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes], *, is_synced: bool = True) -> None:
+    """Write two files of one folder, durably if they are not so elsewhere; the disk is waited for once for both."""
+    if not is_synced:
+        for path, data in (first, second):
+            temporary_of(path).write_bytes(data)
+            temporary_of(path).replace(path)
+        return
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write_synced, (temporary_of(first[0]), temporary_of(second[0])), (first[1], second[1])))
     for path, _ in (first, second):

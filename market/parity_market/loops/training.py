@@ -47,8 +47,9 @@ class Training:
         self._others: set[str] = set()  # running groups that do not train in rounds: their spec says so for ever
 
     async def start_up(self) -> None:
-        """Put off deadlines, and remove the files of sessions that have ended."""
+        """Put off deadlines, write again what a power cut took, and remove the files of sessions that have ended."""
         state = self._state
+        await state.rounds.restore()
         await state.store.write(lambda tx: rounds.forget_deadlines(tx, state.clock.now(), AFTER_RESTART))
         for group_id in state.rounds.folders():
             try:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
 from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.operations import round_small
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
 from parity_market.operations.rounds import Published, load, move, move_round, open_round, tell
@@ -64,12 +65,16 @@ def close(
     checkpoint: Published | None = None,
     more_phases: bool = False,
     asks: str = "train",
+    small: Mapping[str, bytes] | None = None,
+    keeps_state: bool = False,
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
 
     Args:
         checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
         more_phases: The round goes on with its next phase.
+        small: The next round's files, if they are small: they are durable with its row.
+        keeps_state: Later phases of the round need the states that were kept before.
         asks: What the next phase, or the next round's first, asks of the parts.
 
     Raises:
@@ -88,6 +93,8 @@ def close(
         is_in = update.part in took
         reason = "" if is_in else rejected.get(update.part, "not used by the rule")
         _judge(tx, update, UpdateState.ACCEPTED if is_in else UpdateState.REJECTED, reason, numbers)
+    round_small.forget(tx, group.id, keeps_states=keeps_state)
+    round_small.keep(tx, group.id, small or {})
     shown: dict[str, object] = dict(metrics)
     if checkpoint is not None:
         shown["checkpoint_cid"] = checkpoint.sha256

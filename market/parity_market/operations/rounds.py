@@ -10,7 +10,7 @@ from functools import partial
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
 from parity_market.domain.rounds import RoundState, SessionState, UpdateState
-from parity_market.operations import reports
+from parity_market.operations import reports, round_small
 from parity_market.operations.context import Market
 from parity_market.operations.settling import shares_of_part
 from parity_market.operations.steps import load_task, newest_lease
@@ -220,8 +220,13 @@ def examine(tx: ReadTx, group_id: str, node_id: str, new: NewUpdate) -> FlUpdate
     return None
 
 
-def take(tx: Tx, group_id: str, node_id: str, new: NewUpdate, now: datetime) -> bool:
+def take(
+    tx: Tx, group_id: str, node_id: str, new: NewUpdate, now: datetime, small: Mapping[str, bytes] | None = None
+) -> bool:
     """Note an update that is on disk; returns False when it was known.
+
+    Args:
+        small: Its file, if it is small: that is durable with the row.
 
     Raises:
         Conflict: Another one came before under the same lease, or as of ``examine``; so the others.
@@ -249,6 +254,7 @@ def take(tx: Tx, group_id: str, node_id: str, new: NewUpdate, now: datetime) -> 
             to_us(now),
         ),
     )
+    round_small.keep(tx, group_id, small or {})
     return True
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "EventRow",
     "FlRoundRow",
     "FlSessionRow",
+    "FlSmallFileRow",
     "FlUpdateRow",
     "GroupRow",
     "LeaseRow",
@@ -165,6 +166,14 @@ class FlUpdateRow(NamedTuple):
     reason: str
     metrics_doc: str  # what the node says of itself, and its contribution
     received_us: int
+
+
+class FlSmallFileRow(NamedTuple):
+    """A small file of a session that trains in rounds; ``name`` is its path in the session's folder."""
+
+    group_id: str
+    name: str
+    data: bytes
 
 
 class GroupRow(NamedTuple):

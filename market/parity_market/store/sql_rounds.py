@@ -82,3 +82,12 @@ FL_UPDATES_OF_PART = select_rows(
         t.fl_update.c.state == "accepted",
     ).order_by(t.fl_update.c.round, t.fl_update.c.phase, t.fl_update.c.fence),
 )
+
+FL_SMALL_FILES = find(rows.FlSmallFileRow, t.fl_small_file, "group_id")
+FL_SMALL_FILE_PUT = upsert(t.fl_small_file, keys=["group_id", "name"], update=["data"])
+FL_SMALL_FILES_FORGOTTEN = Command(sa.delete(t.fl_small_file).where(t.fl_small_file.c.group_id == bind("group_id")))
+FL_SMALL_FILES_BUT_STATES_FORGOTTEN = Command(
+    sa.delete(t.fl_small_file).where(
+        t.fl_small_file.c.group_id == bind("group_id"), sa.not_(t.fl_small_file.c.name.like("state-%"))
+    )
+)

@@ -410,6 +410,8 @@ fl_update = _table(
     _needed("received_us", _Time),
 )
 
+fl_small_file = sa.Table("fl_small_file", metadata, _key("group_id"), _key("name"), _needed("data", sa.LargeBinary))
+
 log_chunk = _table(
     "log_chunk",
     _key("task_id"),

@@ -26,7 +26,7 @@ from parity_fl.trees import Forest
 from parity_market import round_engine, round_jobs
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import groups, leases, round_closing, round_control, round_views, rounds
+from parity_market.operations import groups, leases, round_closing, round_control, round_small, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import EXTRA_BYTES
@@ -120,6 +120,51 @@ async def test_a_market_that_is_killed_in_a_round_goes_on_there_and_ends_with_th
         final = await rig.store.read(partial(rounds.load, group_id=play.id))
         assert final is not None
         assert final.row.base_hash == await straight(play, 3)
+
+
+@pytest.mark.parametrize("lost", ["everything", "all but the names"])
+async def test_small_files_that_a_power_cut_took_are_written_again(tmp_path: Path, clock: FakeClock, lost: str) -> None:
+    chain = MemoryChain(clock, DEPLOYMENT)
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        await rig.bench.open(*NODES)
+        play = await Play.begin(rig)
+        await play.round(0, 1, 2)
+        await play.send(0)
+        await play.send(1)
+        folder = rig.state.rounds.folder(play.id)
+    small = [path for path in folder.rglob("*.safetensors") if path.name != "model-1-0.safetensors"]
+    for path in small:
+        if lost == "everything":
+            path.unlink()
+        else:
+            path.write_bytes(b"")
+
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        play.rig = rig
+        round_jobs._open.clear()
+        await Training(rig.state).start_up()
+        await play.send(2)
+        assert await play.step()
+        await play.round(0, 1, 2)
+        final = await rig.store.read(partial(rounds.load, group_id=play.id))
+
+        assert len(small) == 4  # the model, the rule's state, two updates
+        assert final is not None
+        assert final.row.base_hash == await straight(play, 3)
+        await rig.state.rounds.remove(play.id)
+        assert await rig.store.read(partial(round_small.kept, folder=folder, group_id=play.id)) == []
+
+
+async def test_a_closed_round_leaves_only_the_next_ones_files_in_the_store(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    await play.round(0, 1, 2)
+    await play.round(0, 1, 2)
+    folder = rig.state.rounds.folder(play.id)
+
+    files = await rig.store.read(partial(round_small.kept, folder=folder, group_id=play.id))
+
+    assert sorted(path.name for path, _ in files) == ["model-3-0.safetensors", "state-3-0.safetensors"]
+    assert all(path.read_bytes() == data for path, data in files)
 
 
 async def test_a_node_that_takes_over_a_part_joins_in_the_same_round(rig: Rig, clock: FakeClock) -> None:
@@ -330,7 +375,7 @@ async def test_an_update_is_bounded_by_its_model_also_before_the_loop_has_seen_t
 
 
 async def test_a_full_disk_is_nobodys_fault_but_the_markets(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     play = await Play.begin(rig)

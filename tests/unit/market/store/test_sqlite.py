@@ -147,7 +147,7 @@ async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(tmp_pa
 
     assert found == []
     assert [name for name, wr in layouts.items() if wr == 0 and name in tables_module.metadata.tables] == [
-        name for name in layouts if name in ("earning", "small_blob")
+        name for name in layouts if name in ("earning", "fl_small_file", "small_blob")
     ]
 
 
