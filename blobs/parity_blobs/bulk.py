@@ -28,7 +28,7 @@ MIN_BULK_BYTES = 4 << 20  # below it two threads are not worth starting
 
 _BUFFERS = 4  # each as large as the largest leaf
 _TICK_S = 0.25  # after which a wait for bytes looks up
-_NEWS_S = 0.02  # between two looks of the event loop at what was written
+_NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the threads
 _IOV_MAX = 512  # below every platform's
 
 
