@@ -38,6 +38,7 @@ from parity_protocol.task import TaskState
 __all__ = ["Scheduler"]
 
 RESERVATION_S = 2.0  # how long an offer is kept for the node that got it
+AHEAD_S = 0.3  # the same of one that came with a claim's answer, before there is a slot for it
 TICK_S = 0.1  # between looks at what has timed out
 RESCAN_S = 1.0  # between looks at the store for tasks that no signal brought
 RESCAN_ROWS = 200
@@ -83,6 +84,7 @@ class _Waiter:
     slots: int
     until: float  # monotonic
     future: asyncio.Future[None]
+    hold_s: float = RESERVATION_S
     taken: list[str] = field(default_factory=list)
 
 
@@ -139,8 +141,8 @@ class Scheduler:
 
     def _facts(self, tx: ReadTx, node_id: str) -> tuple[int, int]:
         account = tx.one(sql.CHAIN_ACCOUNT, chain=self._chain, account=node_id)
-        held = tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=_LOAD_ROWS)
-        return (0 if account is None else account.bond), len(held)
+        bond = 0 if account is None else account.bond
+        return bond, len(tx.all(sql.LEASES_OF_NODE, node_id=node_id, limit=_LOAD_ROWS))
 
     async def run(self) -> None:
         """Look after time-outs until cancelled."""
@@ -182,18 +184,18 @@ class Scheduler:
             wait_s: How long to wait for the first one.
 
         Returns:
-            Pending tasks, each softly reserved for this node for two seconds; empty when the time is over.
+            Pending tasks, each reserved for this node for two seconds; empty when the time is over.
 
         Raises:
             NotFound: The node is not enrolled.
             Overloaded: Too many polls wait already.
         """
-        if not self.presence.heard(node_id, free_slots=slots):
+        self.presence.heard(node_id, free_slots=slots)
+        node = self.presence.get(node_id)
+        if node is None:
             raise NotFound(f"node {node_id} is not enrolled here")
         if len(self._waiters) >= MAX_WAITING_POLLS:
             raise Overloaded(f"{len(self._waiters)} polls wait already", retry_after_s=1.0)
-        node = self.presence.get(node_id)
-        assert node is not None
         until = self._clock.monotonic() + wait_s
         self._supersede(node_id)
         while True:
@@ -221,6 +223,17 @@ class Scheduler:
             if offered or self._is_closing or self._clock.monotonic() >= waiter.until:
                 return offered
 
+    async def ahead(self, node_id: str, slots: int) -> list[Offer]:
+        """Return what is pending now for slots that a node will have free in a moment; a poll of its own goes on."""
+        node = self.presence.get(node_id)
+        if node is None or not slots or self._is_closing:
+            return []
+        waiter = _Waiter(node, slots, 0.0, asyncio.get_running_loop().create_future(), AHEAD_S)
+        self._waiters.append(waiter)
+        self._match()
+        self._waiters.remove(waiter)
+        return await self._store.read(partial(self._offers, task_ids=tuple(waiter.taken)))
+
     def refused(self, node_id: str, policy: str, refusals: Iterable[OfferRefusal]) -> None:
         """Take note of what a node itself refused since its last poll; the tasks are for others at once.
 
@@ -234,12 +247,10 @@ class Scheduler:
         for refusal in refusals:
             denial = Denial(refusal.rule, refusal.message)
             self._counts_of(node_id).add(denial, task_id=refusal.task_id, node_id=None, at=now)
-            entry = self._pending.get(refusal.task_id or "")
-            if entry is None:
+            if (entry := self._pending.get(refusal.task_id or "")) is None:
                 continue
             entry.refused.add(denial, node_id=node_id, policy=policy, now=seconds)
-            bucket = self._buckets.get(entry.needs_doc)
-            if bucket is not None:
+            if (bucket := self._buckets.get(entry.needs_doc)) is not None:
                 bucket.refusals.add(shared_rule(denial), task_id=entry.task_id, node_id=node_id, at=now)
             if self._reserved.get(entry.task_id, ("", 0.0))[0] == node_id:
                 del self._reserved[entry.task_id]
@@ -359,7 +370,7 @@ class Scheduler:
             task_id = self._oldest(waiter.node, fitting[id(waiter)])
             if task_id is None:
                 continue
-            self._reserved[task_id] = (waiter.node.node_id, self._clock.monotonic() + RESERVATION_S)
+            self._reserved[task_id] = (waiter.node.node_id, self._clock.monotonic() + waiter.hold_s)
             waiter.taken.append(task_id)
             if len(waiter.taken) < waiter.slots:
                 hungry.append(waiter)
@@ -460,8 +471,7 @@ class Scheduler:
 
     def why_pending(self, task: TaskRow) -> WhyPendingReply:
         """Return, for each online node that did not get ``task``, the constraint that failed, as of now."""
-        needs = Needs.from_doc(task.needs_doc)
-        entry = self._pending.get(task.id)
+        needs, entry = Needs.from_doc(task.needs_doc), self._pending.get(task.id)
         verdicts: list[tuple[str, Denial | None]] = []
         for node in self.presence.online():
             denial = check_fit(needs, self.presence.view(node))
@@ -480,8 +490,7 @@ class Scheduler:
         Raises:
             NotFound: The node is not enrolled.
         """
-        node = self.presence.get(node_id)
-        if node is None:
+        if self.presence.get(node_id) is None:
             raise NotFound(f"node {node_id} is not enrolled here")
         return why_no_work(node_id, self._counts_of(node_id), pending=len(self._pending))
 

@@ -38,7 +38,7 @@ from parity_protocol.policy import Denial
 from parity_protocol.signing.jws import LEEWAY
 from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
 
-__all__ = ["Acquirer", "Granted"]
+__all__ = ["Acquirer", "Granted", "Taken"]
 
 POLL_WAIT_S = 20.0
 CLAIM_TIMEOUT_S = 5.0  # of one try
@@ -56,6 +56,14 @@ class Granted:
     execution: Execution
     work: Work
     sent_at: float  # Clock.monotonic() before the claim was sent
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of some offers."""
+
+    count: int  # leases that were handed over
+    ahead: tuple[str, ...]  # offers that came with the claims' answer
 
 
 class Acquirer:
@@ -126,15 +134,15 @@ class Acquirer:
             await self._clock.sleep(max(min(reply.retry_after_s, 60.0), SHORTEST_POLL_S - took_s, 0.0))
         return reply.manifests[:slots]
 
-    async def take(self, manifests: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]]) -> int:
+    async def take(
+        self, manifests: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]], *, ahead: int = 0
+    ) -> Taken:
         """Verify, admit and claim offers; what is refused is counted and logged, never raised.
 
         Args:
+            ahead: How many offers to ask for with the claims, for when their work is done.
             hand_over: Begins a lease's execution, when there is a slot for it. Until then what it may use stays counted
                 here, so that no other offer is promised the same room.
-
-        Returns:
-            How many leases were handed over.
 
         Raises:
             StorageFull: The intent cannot be journalled; nothing was claimed.
@@ -148,18 +156,18 @@ class Acquirer:
                     asked = _asked(verified.spec)
                     mine, self._under_way = mine + asked, self._under_way + asked
                     wanted.append(verified)
-            granted = await self._take(wanted)
+            granted, offers = await self._take(wanted, ahead)
             for lease in granted:
                 await hand_over(lease)
                 asked = _asked(lease.work.spec)
                 mine, self._under_way = mine - asked, self._under_way - asked
-            return len(granted)
+            return Taken(len(granted), offers)
         finally:
             self._under_way -= mine
 
-    async def _take(self, wanted: list[VerifiedManifest]) -> list[Granted]:
+    async def _take(self, wanted: list[VerifiedManifest], ahead: int) -> tuple[list[Granted], tuple[str, ...]]:
         if not wanted:
-            return []
+            return [], ()
         now = int(self._clock.now().timestamp())
         intents = await self._store.record_intents([self._intent(verified) for verified in wanted], now=now)
         crashpoint("claim.intent.journalled")
@@ -169,7 +177,7 @@ class Acquirer:
                 self._refuse(Denial(Replayed.code, "its manifest was used before"), verified.task_id)
             else:
                 claims.append((intent.execution, verified))
-        return await self._claim(claims) if claims else []
+        return await self._claim(claims, ahead) if claims else ([], ())
 
     async def _check(self, token: str, committed: Committed) -> VerifiedManifest | None:
         try:
@@ -219,10 +227,13 @@ class Acquirer:
             reward=manifest.reward,
         )
 
-    async def _claim(self, claims: list[tuple[Execution, VerifiedManifest]]) -> list[Granted]:
+    async def _claim(
+        self, claims: list[tuple[Execution, VerifiedManifest]], ahead: int
+    ) -> tuple[list[Granted], tuple[str, ...]]:
         request = ClaimsRequest(
             instance=self._instance,
             claims=tuple(ClaimItem(manifest=row.manifest, claim_id=row.claim_id) for row, _ in claims),
+            ahead=ahead,
         )
         sent_at, reply = await self._send(request)
         crashpoint("claim.sent")
@@ -254,7 +265,7 @@ class Acquirer:
             log.info("lease_claimed", task_id=row.task_id, fence=taken.fence, ttl_s=taken.ttl_s, kind=row.kind)
             granted.append(Granted(taken, Work(verified.manifest, verified.spec), sent_at))
         self.claimed += len(granted)
-        return granted
+        return granted, reply.manifests[:ahead] if reply is not None else ()
 
     async def _send(self, request: ClaimsRequest) -> tuple[float, ClaimsReply | None]:
         """Send claims until they are answered or their time is over; the same ids get the same leases."""

@@ -375,6 +375,8 @@ class Agent:
 
     def _note_end(self, kind: str, outcome: str, seconds: float) -> None:
         self.metrics.execution_ended(kind, outcome, seconds)
+        if self._taker is not None:
+            self._taker.note_end(seconds)
         if outcome in _DOUBTFUL:
             self._doubt.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from parity_node.leases import HeldLease, LeaseKeeper, LossReason
 from parity_node.market.base import MarketClient
 from parity_node.notices import LogFeed, LogShipper, StartNotices
 from parity_node.outbox import Outbox, Settled
+from parity_node.removal import FolderRemover, remove_folder
 from parity_node.results import StoredResult, build_report, failure_of, store_result
 from parity_node.slots import Slots
 from parity_node.store.base import Execution, NodeStore, OutboxEntry, Phase
@@ -146,6 +146,7 @@ class ExecutionRunner:
         self._running: dict[str, Running] = {}
         self._half_done: dict[str, set[str]] = {}  # what of cleanup and answer is there, by execution
         self._ended = Signal()
+        self._remover = FolderRemover()
 
     @property
     def running(self) -> tuple[Running, ...]:
@@ -387,12 +388,7 @@ class ExecutionRunner:
         crashpoint("cleanup.begun")
         if executor is not None and handle is not None:
             await self._bounded("cleanup", lambda: executor.cleanup(handle))
-        folder = self._exec_dir / row.id
-        if not _remove_if_empty(folder):
-            try:
-                await anyio.to_thread.run_sync(_remove_tree, folder)
-            except OSError as exc:  # the next start sweeps it away
-                log.warning("folder_not_removed", path=str(folder), reason=exc.strerror)
+        await self._remover.remove(self._exec_dir / row.id)
         crashpoint("cleanup.done")
         self._complete(row.id, "cleaned")
 
@@ -401,8 +397,7 @@ class ExecutionRunner:
     def _job(self, live: Running) -> Job:
         row, manifest = live.row, live.work.manifest
         folder = self._exec_dir / row.id
-        if not _remove_if_empty(folder):  # what an earlier process had begun to prepare
-            _remove_tree(folder)
+        remove_folder(folder)  # what an earlier process had begun to prepare
         return Job(
             execution_id=row.id,
             task_id=row.task_id,
@@ -480,18 +475,3 @@ class ExecutionRunner:
 
 def _handle_of(row: Execution) -> Handle | None:
     return Handle.from_json(row.handle) if row.handle is not None else None
-
-
-def _remove_if_empty(folder: Path) -> bool:
-    """Remove an empty folder; return whether there is none now. A thread for each short task's would cost more."""
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _remove_tree(folder: Path) -> None:
-    shutil.rmtree(folder)  # does not follow links

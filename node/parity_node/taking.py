@@ -1,7 +1,12 @@
-"""The loop that takes work: it asks for offers while the claims of the last ones are still on their way."""
+"""The loop that takes work: it asks for offers while the claims of the last ones are still on their way.
+
+While tasks are short, offers for the slots that claims fill come with the claims' answer: the market keeps them for a
+moment only, so a node whose tasks take long after all holds up nobody.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import anyio
@@ -28,6 +33,8 @@ __all__ = ["Taker"]
 MAX_CLAIMS_UNDER_WAY = 4  # batches; more would share no commit
 OBSTACLE_PAUSE_S = 1.0
 GATHER_S = 0.002
+BRISK_S = 0.1  # tasks that take no longer are short
+FRESH_S = 0.2  # for which offers that came ahead are good; the market keeps them a little longer
 LONGEST_RETRY_S = 20.0
 LONGEST_IDLE_S = 5.0
 
@@ -78,11 +85,17 @@ class Taker:
         self._failed = Backoff(0.2, LONGEST_RETRY_S)
         self._idle = Backoff(0.05, LONGEST_IDLE_S)
         self._claims = anyio.Semaphore(MAX_CLAIMS_UNDER_WAY)
+        self._lasted = deque[float](maxlen=slots.count)  # seconds, of the executions that ended last
+        self._ahead = deque[tuple[str, float]]()  # an offer, and until when it is good (monotonic)
 
     def stop(self) -> None:
         """Take no new work; ``run`` returns when the claims on their way are answered."""
         self._is_stopped = True
         self._waiting.cancel()
+
+    def note_end(self, seconds: float) -> None:
+        """Note how long an execution took."""
+        self._lasted.append(seconds)
 
     async def run(self) -> None:
         """Take work until stopped."""
@@ -119,7 +132,10 @@ class Taker:
             self._begin(lease)
 
         try:
-            if await self._acquirer.take(offers, begin):
+            taken = await self._acquirer.take(offers, begin, ahead=self._wanted_ahead(reserved))
+            until = self._clock.monotonic() + FRESH_S
+            self._ahead += [(offer, until) for offer in taken.ahead]
+            if taken.count:
                 self._idle.reset()
             else:
                 self._pause_s = max(self._pause_s, self._idle.after())
@@ -144,10 +160,23 @@ class Taker:
             # The market is busy and slots become free one after the other: asking for several at once costs less.
             await self._clock.sleep(GATHER_S)
             asked = self._slots.open
-        offers = await self._acquirer.poll(max(1, min(asked, self._room() - self._slots.reserved)))
+        most = max(1, min(asked, self._room() - self._slots.reserved))
+        offers = self._take_ahead(most) or await self._acquirer.poll(most)
         self._comeback.answered()
         self._had_offers = bool(offers)
         return offers
+
+    def _wanted_ahead(self, claims: int) -> int:
+        """Return how many offers the answer to so many claims is to bring."""
+        is_brisk = len(self._lasted) == self._lasted.maxlen and max(self._lasted) <= BRISK_S
+        return max(0, min(claims, self._slots.count - len(self._ahead))) if is_brisk else 0
+
+    def _take_ahead(self, most: int) -> tuple[str, ...]:
+        """Return offers that came ahead and are still good."""
+        now = self._clock.monotonic()
+        while self._ahead and self._ahead[0][1] <= now:
+            self._ahead.popleft()
+        return tuple(self._ahead.popleft()[0] for _ in range(min(most, len(self._ahead))))
 
     def _note_failure(self, exc: Exception) -> None:
         if isinstance(exc, StakeTooLow | Forbidden | NotFound | Unauthenticated):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -99,6 +100,11 @@ async def poll(call: Call) -> PollReply:
     await state.store.read(lambda tx: nodes.check_instance(tx, node_id, body.instance))
     state.scheduler.refused(node_id, body.policy or "", body.refused)
     offered = await while_connected(call.request, state.scheduler.poll(node_id, body.slots, body.wait_s))
+    return PollReply(manifests=_manifests(state, offered, node_id))
+
+
+def _manifests(state: MarketState, offered: Sequence[Offer], node_id: str) -> tuple[str, ...]:
+    """Return a manifest of each offer, as far as they fit into one answer."""
     now = state.clock.now()
     manifests: list[str] = []
     size = 0
@@ -108,7 +114,7 @@ async def poll(call: Call) -> PollReply:
         if manifests and size > MAX_OFFERED:
             break  # the others' reservations lapse
         manifests.append(manifest)
-    return PollReply(manifests=tuple(manifests))
+    return tuple(manifests)
 
 
 def _read_manifest(state: MarketState, item: ClaimItem, node_id: str, now: datetime) -> ClaimRequest:
@@ -180,14 +186,17 @@ async def _claim(call: Call, instance: str, items: tuple[ClaimItem, ...]) -> lis
 async def claims(call: Call) -> ClaimsReply:
     """Claim several tasks; each answer carries the status that it would have had alone."""
     body: ClaimsRequest = call.body
+    state, node_id = call.state, call.caller.id
     answers = await _claim(call, body.instance, body.claims)
+    ahead = await state.scheduler.ahead(node_id, min(body.ahead, len(body.claims)))
     return ClaimsReply(
         claims=tuple(
             answer
             if isinstance(answer, ClaimReply)
             else ClaimReply(status=answer.status, claim_id=item.claim_id, problem=problem_of(answer))
             for item, answer in zip(body.claims, answers, strict=True)
-        )
+        ),
+        manifests=_manifests(state, ahead, node_id),
     )
 
 

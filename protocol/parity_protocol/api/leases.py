@@ -90,6 +90,7 @@ class ClaimsRequest(Request):
 
     instance: WireSha256
     claims: Annotated[tuple[ClaimItem, ...], Field(min_length=1, max_length=MAX_BATCH)]
+    ahead: int = Field(default=0, ge=0, le=MAX_BATCH)  # offers wanted with the answer, one a claim at most
 
 
 class SingleClaimRequest(ClaimItem):
@@ -113,11 +114,12 @@ class ClaimReply(BaseModel):
 
 
 class ClaimsReply(BaseModel):
-    """Answers in the order of the claims."""
+    """Answers in the order of the claims, and offers ahead, softly reserved for this node for 0.3 s."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     claims: tuple[ClaimReply, ...]
+    manifests: tuple[str, ...] = ()  # compact JWS; none waits, and none is wanted as a rule
 
 
 class RenewItem(Request):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from parity_node.acquire import Acquirer, Granted
+from parity_node.acquire import Acquirer, Granted, Taken
 from parity_node.presence import Presence
 from parity_node.slots import Slots
 from parity_node.taking import Taker
@@ -29,6 +29,8 @@ class Acquiring:
         self.failure: Exception | None = None
         self.answer = anyio.Event()
         self.taken: list[str] = []
+        self.ahead: tuple[str, ...] = ()  # what the next claim's answer brings
+        self.asked_ahead: list[int] = []
         self._arrived = anyio.Event()
 
     def offer(self, *names: str) -> None:
@@ -42,14 +44,18 @@ class Acquiring:
             await self._arrived.wait()
         return self.waiting.pop(0)
 
-    async def take(self, offers: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]]) -> int:
+    async def take(
+        self, offers: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]], *, ahead: int
+    ) -> Taken:
+        self.asked_ahead.append(ahead)
         await self.answer.wait()
         if self.failure is not None:
             raise self.failure
         self.taken += offers
         for name in offers:
             await hand_over(cast("Granted", name))
-        return len(offers)
+        brought, self.ahead = self.ahead, ()
+        return Taken(len(offers), brought)
 
 
 class World:
@@ -178,3 +184,69 @@ async def test_an_obstacle_stops_the_asking_until_it_is_gone(obstacle: str) -> N
         await world.clock.advance(timedelta(seconds=1.0))
         await settle()
         assert world.acquiring.asked == [4]
+
+
+def brisk(world: World) -> None:
+    for _ in range(world.slots.count):
+        world.taker.note_end(0.01)
+
+
+async def test_while_tasks_are_short_a_claim_brings_the_next_offers() -> None:
+    world = World(slots=2)
+    async with running(world):
+        brisk(world)
+        world.acquiring.answer.set()
+        world.acquiring.ahead = ("c", "d")
+        world.acquiring.offer("a", "b")
+        await settle()
+        assert world.begun == [("a", 0), ("b", 1)]
+        world.slots.release(0)
+        world.slots.release(1)
+        await settle()
+        assert world.acquiring.taken == ["a", "b", "c", "d"]
+        assert world.acquiring.asked == [2]  # nothing more was polled for
+        assert world.acquiring.asked_ahead == [2, 2]
+
+
+async def test_offers_that_came_ahead_wait_for_a_slot_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parity_node.taking.GATHER_S", 0.0)
+    world = World(slots=2)
+    async with running(world):
+        brisk(world)
+        world.acquiring.answer.set()
+        world.acquiring.ahead = ("c", "d")
+        world.acquiring.offer("a", "b")
+        await settle()
+        world.slots.release(1)
+        await settle()
+        assert world.begun[2:] == [("c", 1)]
+        assert world.acquiring.asked_ahead == [2, 1]  # one of the two is still here
+        world.slots.release(0)
+        await settle()
+        assert world.begun[3:] == [("d", 0)]
+
+
+async def test_offers_that_came_ahead_are_left_to_others_after_a_moment() -> None:
+    world = World(slots=1)
+    async with running(world):
+        brisk(world)
+        world.acquiring.answer.set()
+        world.acquiring.ahead = ("b",)
+        world.acquiring.offer("a")
+        await settle()
+        await world.clock.advance(timedelta(seconds=0.2))
+        world.slots.release(0)
+        await settle()
+        assert world.acquiring.taken == ["a"]
+        assert world.acquiring.asked == [1, 1]
+
+
+@pytest.mark.parametrize("lasted", [[], [0.01], [0.01, 0.5]])
+async def test_a_node_with_long_tasks_asks_for_nothing_ahead(lasted: list[float]) -> None:
+    world = World(slots=2)
+    async with running(world):
+        for seconds in lasted:
+            world.taker.note_end(seconds)
+        world.acquiring.offer("a")
+        await settle()
+        assert world.acquiring.asked_ahead == [0]

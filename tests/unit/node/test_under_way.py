@@ -31,8 +31,8 @@ class Claims(Acquirer):
         self.counted.append(committed.memory_bytes)
         return SimpleNamespace(spec=SPEC)
 
-    async def _take(self, wanted: Any) -> list[Granted]:
-        return [cast("Granted", SimpleNamespace(work=SimpleNamespace(spec=one.spec))) for one in wanted]
+    async def _take(self, wanted: Any, ahead: int) -> tuple[list[Granted], tuple[str, ...]]:
+        return [cast("Granted", SimpleNamespace(work=SimpleNamespace(spec=one.spec))) for one in wanted], ()
 
 
 async def test_a_lease_that_waits_for_its_slot_keeps_its_room() -> None:

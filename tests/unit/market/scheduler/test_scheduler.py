@@ -530,3 +530,25 @@ async def test_a_task_that_comes_back_to_an_emptied_kind_of_need_is_found(world:
     await world.pass_time(2.2)
 
     assert await until_done(polling) == [reply.id]
+
+
+async def test_offers_ahead_are_kept_for_a_moment_only_and_end_no_poll_of_the_same_node(world: World) -> None:
+    ada, bob = await world.arrive("ada"), await world.arrive("bob")
+    polling = asyncio.ensure_future(world.poll(ada, wait_s=20))
+    await settle()
+    assert await world.scheduler.ahead(ada, 1) == []
+    first, second = await world.submit(command_submission()), await world.submit(command_submission())
+    assert await until_done(polling) == [first.id]
+
+    assert ids(await world.scheduler.ahead(ada, 8)) == [second.id]
+
+    assert await world.poll(bob) == []
+    await world.pass_time(scheduler_module.AHEAD_S + 0.1)
+    assert await world.poll(bob) == [second.id]
+
+
+async def test_a_market_that_closes_offers_nothing_ahead(world: World) -> None:
+    ada = await world.arrive("ada")
+    await world.submit(command_submission())
+    world.scheduler.close()
+    assert await world.scheduler.ahead(ada, 1) == []
