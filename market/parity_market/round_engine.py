@@ -10,9 +10,8 @@ import asyncio
 import json
 import shutil
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,36 +21,32 @@ import anyio
 import structlog
 
 from parity_contracts.files import write_file
-from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
+from parity_fl.limits import DATA_LIMITS
 from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_session_rounds, session_strategy
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
-from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide
+from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide, newest_of_parts
 from parity_market.federation import Federation, Merged
 from parity_market.operations import groups, round_closing, round_small, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
-from parity_market.operations.rounds import NewUpdate, OpenRound, Published
-from parity_market.round_bodies import Bodies, receive
+from parity_market.operations.rounds import OpenRound, Published
 from parity_market.round_checkpoints import RoundCheckpoints
 from parity_market.round_files import (
-    SMALL_BYTES,
     make_folder,
     model_file,
     on_disk,
     resume_file,
-    settle,
     state_file,
-    update_file,
     write_missing,
 )
+from parity_market.round_intake import RoundIntake
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
-from parity_protocol.api.rounds import UpdateTaken
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, InvalidInput, NotFound
+from parity_protocol.errors import BadField, InvalidInput, InvalidTransition, NotFound
 from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
 
 __all__ = ["Known", "RoundEngine", "rounds_of"]
@@ -117,7 +112,14 @@ class RoundEngine:
         self._known: dict[str, Known] = {}
         self._new = asyncio.Event()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._bodies = Bodies()
+        self.intake = RoundIntake(
+            store,
+            clock,
+            folder=self.folder,
+            is_phased=lambda group: self.known(group).is_phased,
+            make_id=market.make_id,
+            wake=self.wake,
+        )
 
     def folder(self, group_id: str) -> Path:
         """Return a session's folder."""
@@ -198,7 +200,8 @@ class RoundEngine:
         )
         match verdict.decision:
             case Decision.CLOSE:
-                return await self._close(group)
+                is_whole = {update.part for update in newest_of_parts(found.updates)} >= set(found.cohort)
+                return await self._close(group, found if is_whole else None)
             case Decision.FAIL:
                 reason = f"round {found.session.round}: {verdict.reason}"
                 await self._fail(group, reason)
@@ -260,11 +263,16 @@ class RoundEngine:
         log.info("session_begun", group_id=group.value.id, round=number, rounds=total, model=first.sha256)
         return begun
 
-    async def _close(self, group: Group) -> bool:
-        """Reduce the open round with the updates that it has now, and open the next."""
-        known, group_id, now = self.known(group), group.value.id, self._clock.now()
-        chosen = await self._store.write(partial(round_closing.freeze, group_id=group_id, now=now))
-        found = await self._loaded(group_id)
+    async def _close(self, group: Group, whole: OpenRound | None = None) -> bool:
+        """Reduce the open round with the updates that it has now, and open the next.
+
+        Args:
+            whole: The round, if everybody has answered: then no choice has to be on disk before it is reduced.
+        """
+        known, group_id = self.known(group), group.value.id
+        freeze = partial(round_closing.freeze, group_id=group_id, now=self._clock.now())
+        chosen = await self._store.write(freeze) if whole is None else newest_of_parts(whole.updates)
+        found = whole or await self._loaded(group_id)
         number, phase = found.row.round, found.row.phase
         job = {
             "do": "reduce",
@@ -282,29 +290,37 @@ class RoundEngine:
         }
         done = await self._do(group, job)
         if "refused" in done:
+            await self._store.write(freeze)
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
             return await self._again(group, known, done["refused"], rejected)
         saved = await self.checkpoints.keep(done["checkpoint"])
-        moved = await self._store.write(
-            lambda tx: round_closing.close(
-                tx,
-                self._market,
-                group.row,
-                known.config,
-                next_model=Published(done["sha256"], done["size"]),
-                accepted=done["accepted"],
-                rejected={int(part): reason for part, reason in done["rejected"].items()},
-                metrics=done["metrics"],
-                contributions={int(part): value for part, value in done["contributions"].items()},
-                seed=known.session.plan.seed,
-                now=self._clock.now(),
-                checkpoint=saved,
-                more_phases=done["more_phases"],
-                asks=done["asks"],
-                small={name: b64decode(data) for name, data in done["small"].items()},
-                keeps_state=done["keeps_state"],
+        try:
+            moved = await self._store.write(
+                lambda tx: round_closing.close(
+                    tx,
+                    self._market,
+                    group.row,
+                    known.config,
+                    next_model=Published(done["sha256"], done["size"]),
+                    accepted=done["accepted"],
+                    rejected={int(part): reason for part, reason in done["rejected"].items()},
+                    metrics=done["metrics"],
+                    contributions={int(part): value for part, value in done["contributions"].items()},
+                    seed=known.session.plan.seed,
+                    now=self._clock.now(),
+                    checkpoint=saved,
+                    more_phases=done["more_phases"],
+                    asks=done["asks"],
+                    small={name: b64decode(data) for name, data in done["small"].items()},
+                    keeps_state=done["keeps_state"],
+                    whole=chosen if whole is not None else None,
+                )
             )
-        )
+        except InvalidTransition as exc:
+            if whole is None:
+                raise
+            log.info("round_looked_at_again", group_id=group_id, round=number, reason=exc.message)
+            return True
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
         await on_disk(self._tidy, group_id, number, phase, keeps_state=done["keeps_state"])
         if moved.state == SessionState.DONE:
@@ -426,57 +442,6 @@ class RoundEngine:
         if not isinstance(listed, dict) or listed.get("updates") != wanted:
             return f"the result must list the {len(wanted)} accepted updates of part {task.part}"
         return "" if wanted else f"no update of part {task.part} was accepted"
-
-    # -- the nodes' side ------------------------------------------------------------------------------------------
-
-    async def model(self, group_id: str) -> tuple[Path, str, int]:
-        """Return the newest model's file, its sha256 and size.
-
-        Raises:
-            NotFound: There is none.
-        """
-        for _ in range(MODEL_LOOKS):  # a round may close between the row and its file: then the next one's is there
-            found = await self._loaded(group_id)
-            path = model_file(self.folder(group_id), found.row.round, found.row.phase)
-            if path.exists():
-                return path, found.row.base_hash, found.row.base_size
-        raise NotFound(f"the model of session {group_id} is not here any more")
-
-    async def take(self, group: Group, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
-        """Put an update on disk and then note it.
-
-        Args:
-            new: ``sha256`` and ``size`` are filled in here.
-            body: At its end the digest has been compared with the signed one.
-
-        Raises:
-            Conflict: It is late or not wanted; as ``operations.rounds.take``.
-            TooLarge: It is longer than any update of this model.
-            Overloaded: Another body of the part is on its way under the same lease; try again.
-        """
-        group_id, is_phased = group.value.id, self.known(group).is_phased
-        most = MAX_UPDATE_BYTES if is_phased else (await self._loaded(group_id)).row.base_size + EXTRA_BYTES
-        # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
-        known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
-        with self._bodies.only(f"part {new.part} of session {group_id} with fence {new.fence}"):
-            path = partial(update_file, self.folder(group_id), new.number, new.phase, new.part)
-            temporary = path(f".{self._market.make_id()}")
-            try:
-                held = await receive(body, temporary, max_bytes=most)
-                done = replace(new, sha256=held.sha256, size=held.size)
-                small: dict[str, bytes] = {}
-                if known is None:
-                    place, is_small = path(done.sha256), held.size <= SMALL_BYTES
-                    await on_disk(settle, temporary, held.rest, place, is_synced=not is_small)
-                    small = {str(place.relative_to(self.folder(group_id))): held.rest} if is_small else {}
-                now = self._clock.now()
-                created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now, small))
-            finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
-        if created:
-            self.wake(group_id)
-        return UpdateTaken(sha256=done.sha256, size=done.size, created=created)
 
 
 def _shown(done: dict[str, Any]) -> dict[str, float]:

@@ -257,7 +257,7 @@ class _Carried:
 
     async def model(self, base: str) -> bytes:
         """See the port."""
-        path, digest, _ = await self._rounds.model(self._group_id)
+        path, digest, _ = await self._rounds.intake.model(self._group_id)
         if digest != base:
             raise NotFound(f"the model {base[:16]} is no longer the newest")
         return await asyncio.to_thread(path.read_bytes)
@@ -282,7 +282,7 @@ class _Carried:
             size=0,
             metrics=metrics,
         )
-        await self._rounds.take(await self._group(), holder.node_id, new, body)
+        await self._rounds.intake.take(await self._group(), holder.node_id, new, body)
 
     async def failed(self, asked: Mapping[str, Any]) -> None:
         """See the port."""

@@ -67,6 +67,7 @@ def close(
     asks: str = "train",
     small: Mapping[str, bytes] | None = None,
     keeps_state: bool = False,
+    whole: Sequence[FlUpdateRow] | None = None,
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
 
@@ -74,19 +75,24 @@ def close(
         checkpoint: CID and size of the checkpoint after this round; its submitter may read it.
         more_phases: The round goes on with its next phase.
         small: The next round's files, if they are small: they are durable with its row.
+        whole: Of a round that everybody had answered: the updates that were reduced. Nothing else could come, so it was
+            not frozen, and is closed only if nothing else came.
         keeps_state: Later phases of the round need the states that were kept before.
         asks: What the next phase, or the next round's first, asks of the parts.
 
     Raises:
-        InvalidTransition: It is not closing (any more).
+        InvalidTransition: It is not closing (any more), or is not what was reduced.
     """
     found = load(tx, group.id)
-    if found is None or found.row.state != RoundState.CLOSING:
+    if found is None or found.row.state != (RoundState.CLOSING if whole is None else RoundState.OPEN):
         raise InvalidTransition(f"no round of session {group.id} is closing")
+    chosen = [update for update in found.updates if update.state == UpdateState.CHOSEN]
+    if whole is not None:
+        chosen = newest_of_parts(found.updates)
+        if chosen != list(whole):
+            raise InvalidTransition(f"another update came to round {found.row.round} of session {group.id}")
     session, now_us, took = found.session, to_us(now), set(accepted)
-    for update in found.updates:
-        if update.state != UpdateState.CHOSEN:
-            continue
+    for update in chosen:
         numbers = json.loads(update.metrics_doc)
         if update.part in contributions:
             numbers["contribution"] = contributions[update.part]

@@ -123,7 +123,7 @@ def _holder(call: Call, node_id: str) -> Holder:
 async def model(call: Call) -> Response:
     """Return the newest global model, a safetensors file; 304 when the caller has it."""
     await _group(call)
-    path, digest, size = await call.state.rounds.model(call.path("session_id"))
+    path, digest, size = await call.state.rounds.intake.model(call.path("session_id"))
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
     if call.request.headers.get("if-none-match", "") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
@@ -144,7 +144,7 @@ async def send(call: Call) -> UpdateTaken:
         metrics=_said(call),
     )
     body = checked_body(call.request, call.signature, what="update")
-    return await call.state.rounds.take(await _running(call), call.caller.id, new, body)
+    return await call.state.rounds.intake.take(await _running(call), call.caller.id, new, body)
 
 
 def _whole_of(call: Call, name: str, high: int) -> int:

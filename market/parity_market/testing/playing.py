@@ -97,7 +97,7 @@ class Play:
     async def body(self, part: int) -> tuple[RoundStep, bytes]:
         """Train a part; returns what was asked, and the update."""
         step = await self.next(part)
-        path, _, _ = await self.rig.state.rounds.model(self.id)
+        path, _, _ = await self.rig.state.rounds.intake.model(self.id)
         if part not in self.trainers:
             session = self.rig.state.rounds.known(await self.group()).session
             self.trainers[part] = RoundTrainer(session.spec, session.plan, DATA.encode(), part)
@@ -109,7 +109,7 @@ class Play:
             step, body = await self.body(part)
         lease = self.leases[part]
         new = NewUpdate(step.round, step.phase, part, lease.lease_id, lease.fence, base or step.base, "", 0, {})
-        return (await self.rig.state.rounds.take(await self.group(), lease.node_id, new, pieces(body))).created
+        return (await self.rig.state.rounds.intake.take(await self.group(), lease.node_id, new, pieces(body))).created
 
     async def round(self, *parts: int) -> None:
         """Train and send these parts, and close the round."""

@@ -23,13 +23,13 @@ from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
 from parity_fl.trees import Forest
-from parity_market import round_engine, round_jobs
+from parity_market import round_intake, round_jobs
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import groups, leases, round_closing, round_control, round_small, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
-from parity_market.round_engine import EXTRA_BYTES
+from parity_market.round_intake import EXTRA_BYTES
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
 from parity_market.testing.builders import fl_submission, new_node
@@ -165,6 +165,42 @@ async def test_a_closed_round_leaves_only_the_next_ones_files_in_the_store(rig: 
 
     assert sorted(path.name for path, _ in files) == ["model-3-0.safetensors", "state-3-0.safetensors"]
     assert all(path.read_bytes() == data for path, data in files)
+
+
+async def test_a_whole_round_that_another_update_comes_to_while_it_is_reduced_is_reduced_again(
+    rig: Rig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = await Play.begin(rig)
+    engine, reduced = rig.state.rounds, 0
+    step, body = await play.body(0)
+    work = engine._work
+
+    async def slow(session_id: str, job: Any) -> dict[str, Any]:
+        nonlocal reduced
+        done = await work(session_id, job)
+        reduced += 1
+        if reduced == 1:  # the part's lease has lapsed, and its heir sends before it asks
+            await clock.advance(timedelta(seconds=31))
+            await rig.store.write(partial(leases.reap, market=rig.state.market, now=clock.now()))
+            for part, node in ((0, "n2"), (1, "n3"), (2, "n1")):
+                await play.hold(part, node)
+            await play.send(0, step, body)
+        return done
+
+    monkeypatch.setattr(engine, "_work", slow)
+    await play.send(0)
+    await play.send(1)
+    await play.send(2)
+
+    assert [await play.step(), await play.step()] == [True, True]
+
+    shown = await play.show()
+    assert (reduced, shown.round) == (2, 2)
+    first = {(one.part, one.fence): one.state for one in shown.rounds[0].updates}
+    assert [first[0, fence] for fence in sorted(fence for part, fence in first if part == 0)] == [
+        "received",
+        "accepted",
+    ]
 
 
 async def test_a_node_that_takes_over_a_part_joins_in_the_same_round(rig: Rig, clock: FakeClock) -> None:
@@ -328,7 +364,7 @@ async def test_one_body_of_a_part_is_on_its_way_at_a_time_and_a_second_may_come_
     lease, group, engine = play.leases[0], await play.group(), rig.state.rounds
     new = NewUpdate(step.round, step.phase, 0, lease.lease_id, lease.fence, step.base, "", 0, {})
     async with asyncio.TaskGroup() as turn:
-        first = turn.create_task(engine.take(group, lease.node_id, new, slow()))
+        first = turn.create_task(engine.intake.take(group, lease.node_id, new, slow()))
         await begun.wait()
         with pytest.raises(Overloaded, match=r"part 0 .* on its way already"):
             await play.send(0, step, body)
@@ -381,7 +417,7 @@ async def test_a_full_disk_is_nobodys_fault_but_the_markets(rig: Rig, monkeypatc
     play = await Play.begin(rig)
     step, body = await play.body(0)
     with monkeypatch.context() as patched:
-        patched.setattr(round_engine, "settle", full)
+        patched.setattr(round_intake, "settle", full)
         with pytest.raises(StorageFull, match="No space left"):
             await play.send(0, step, body)
 
@@ -567,7 +603,7 @@ async def test_a_forest_in_phases_is_the_forest_of_one_process(rig: Rig, restart
         if restarts:  # the worker that had the answers so far in memory
             round_jobs._open.clear()
         kept.append(len(list(rig.state.rounds.folder(play.id).glob("state-*"))))
-        path, _, _ = await rig.state.rounds.model(play.id)
+        path, _, _ = await rig.state.rounds.intake.model(play.id)
         for part, trainer in enumerate(trainers):
             await play.send(part, await play.next(part), trainer.train(path.read_bytes(), number=1).update)
         assert await play.step()

@@ -17,7 +17,7 @@ import pytest
 from parity_fl.rounds import RoundTrainer
 from parity_market.operations import groups
 from parity_market.operations.groups import Group
-from parity_market.round_engine import EXTRA_BYTES
+from parity_market.round_intake import EXTRA_BYTES
 from parity_market.testing.rig import inline
 from parity_market.testing.served import TOKEN, Served, Signer, serve_in_process
 from parity_protocol.api import paths

@@ -1,0 +1,110 @@
+"""What nodes fetch and send in a round: the newest model, and updates, which are on disk before they are acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from parity_fl.limits import MAX_UPDATE_BYTES
+from parity_market.operations import rounds
+from parity_market.operations.groups import Group
+from parity_market.operations.rounds import NewUpdate
+from parity_market.round_bodies import Bodies, receive
+from parity_market.round_files import SMALL_BYTES, model_file, on_disk, settle, update_file
+from parity_market.store.base import MarketStore
+from parity_market.store.rows import FlRoundRow
+from parity_protocol.api.rounds import UpdateTaken
+from parity_protocol.clock import Clock
+from parity_protocol.errors import NotFound
+
+__all__ = ["EXTRA_BYTES", "RoundIntake"]
+
+EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
+MODEL_LOOKS = 3  # for the newest model
+
+
+class RoundIntake:
+    """The nodes' side of sessions; used by routes.
+
+    Args:
+        folder: Returns a session's folder.
+        is_phased: Whether what a part of a session answers is not bounded by what it was asked.
+        make_id: For names of files on their way in.
+        wake: Called with a session's id when an update has come.
+    """
+
+    def __init__(
+        self,
+        store: MarketStore,
+        clock: Clock,
+        *,
+        folder: Callable[[str], Path],
+        is_phased: Callable[[Group], bool],
+        make_id: Callable[[], str],
+        wake: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._folder = folder
+        self._is_phased = is_phased
+        self._make_id = make_id
+        self._wake = wake
+        self._bodies = Bodies()
+
+    async def model(self, group_id: str) -> tuple[Path, str, int]:
+        """Return the newest model's file, its sha256 and size.
+
+        Raises:
+            NotFound: There is none.
+        """
+        for _ in range(MODEL_LOOKS):  # a round may close between the row and its file: then the next one's is there
+            row = await self._row(group_id)
+            path = model_file(self._folder(group_id), row.round, row.phase)
+            if path.exists():
+                return path, row.base_hash, row.base_size
+        raise NotFound(f"the model of session {group_id} is not here any more")
+
+    async def take(self, group: Group, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
+        """Put an update on disk and then note it.
+
+        Args:
+            new: ``sha256`` and ``size`` are filled in here.
+            body: At its end the digest has been compared with the signed one.
+
+        Raises:
+            Conflict: It is late or not wanted; as ``operations.rounds.take``.
+            TooLarge: It is longer than any update of this model.
+            Overloaded: Another body of the part is on its way under the same lease; try again.
+        """
+        group_id, is_phased = group.value.id, self._is_phased(group)
+        most = MAX_UPDATE_BYTES if is_phased else (await self._row(group_id)).base_size + EXTRA_BYTES
+        # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
+        known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
+        with self._bodies.only(f"part {new.part} of session {group_id} with fence {new.fence}"):
+            path = partial(update_file, self._folder(group_id), new.number, new.phase, new.part)
+            temporary = path(f".{self._make_id()}")
+            try:
+                held = await receive(body, temporary, max_bytes=most)
+                done = replace(new, sha256=held.sha256, size=held.size)
+                small: dict[str, bytes] = {}
+                if known is None:
+                    place, is_small = path(done.sha256), held.size <= SMALL_BYTES
+                    await on_disk(settle, temporary, held.rest, place, is_synced=not is_small)
+                    small = {str(place.relative_to(self._folder(group_id))): held.rest} if is_small else {}
+                now = self._clock.now()
+                created = await self._store.write(lambda tx: rounds.take(tx, group_id, node_id, done, now, small))
+            finally:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
+        if created:
+            self._wake(group_id)
+        return UpdateTaken(sha256=done.sha256, size=done.size, created=created)
+
+    async def _row(self, group_id: str) -> FlRoundRow:
+        found = await self._store.read(partial(rounds.open_row, group_id=group_id))
+        if found is None:
+            raise NotFound(f"session {group_id} has not begun")
+        return found[1]
