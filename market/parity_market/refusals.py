@@ -174,12 +174,14 @@ def why_no_work(node_id: str, counts: RefusalCounts, *, pending: int) -> WhyNoWo
         pending: Tasks that wait now.
     """
     refusals = counts.refusals()
+    waiting = "1 task waits" if pending == 1 else f"{pending} tasks wait"
     if pending == 0:
         summary = "no task waits for a node at the moment"
     elif refusals:
-        summary = f"{pending} tasks wait; the most frequent refusal is: {refusals[0].message}"
+        summary = f"{waiting}; the most frequent refusal is: {refusals[0].message}"
     else:
-        summary = f"{pending} tasks wait and nothing keeps them from this node: is it polling?"
+        what = "it" if pending == 1 else "them"
+        summary = f"{waiting} and nothing keeps {what} from this node: is it polling?"
     return WhyNoWorkReply(
         node_id=node_id,
         considered=counts.total + counts.taken,
