@@ -356,6 +356,17 @@ class Federation:
         cid = await self._blobs.put_bytes(model, pin=True)
         return Merged(str(cid), len(model), metrics)
 
+    async def old_layers(self, cid_text: str, reader: str) -> bytes:
+        """Return a stored model's lists in the old network's form, JSON.
+
+        Raises:
+            NotFound: It is not here for this reader; ``TooLarge``: it has too many numbers for JSON.
+        """
+        async with self._turns:
+            data = await self.read(cid_text, reader, max_bytes=MAX_UPDATE_BYTES)
+            _, [layers] = await self._work({"do": "old_model"}, [data])
+        return layers
+
     async def _open(self, group: Group) -> tuple[Session, bytes]:
         session = open_session(group.value.spec, group.row.plan_doc)
         data = await self.read(session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes)

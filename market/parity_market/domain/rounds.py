@@ -115,7 +115,8 @@ def decide(
     if len(have) >= quorum and refused.issuperset(can_come):
         return Verdict(Decision.CLOSE)  # nobody else will send one, unless somebody takes over: that is not waited for
     if deadline_us is None:
-        held = sum(task.state in HELD for task in tasks)
+        # Who has sent was there; a device of the old network has given its part back then.
+        held = sum(task.state in HELD or task.part in have for task in tasks)
         if held >= config.min_available_clients:
             return Verdict(Decision.WAIT, starts_clock=True)
         return Verdict(Decision.WAIT, f"waits for nodes: {held} of {config.min_available_clients} parts are held")
