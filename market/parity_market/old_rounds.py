@@ -11,12 +11,13 @@ from typing import Any, Final
 import anyio.to_thread
 import structlog
 
+from parity_fl.privacy.config import read_privacy
 from parity_fl.spec import ForestConfig
 from parity_market.operations import groups, legacy, old_sessions, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.legacy import Held
 from parity_market.operations.rounds import NewUpdate
-from parity_market.round_engine import rounds_of
+from parity_market.round_engine import Known, rounds_of
 from parity_market.round_files import append, on_disk, update_file
 from parity_market.state import MarketState
 from parity_market.store.base import ReadTx
@@ -76,6 +77,22 @@ async def start_round(state: MarketState, device: str, round_task: str) -> dict[
     shown = await state.store.read(partial(old_sessions.find, session_id=group.value.id))
     log.info("legacy_round_started", device=device, group_id=group.value.id, part=held.task.part, round=number)
     return _task_reply(held, device, old_sessions.session_reply(shown), base["layers"])
+
+
+def _why_not(known: Known, group: Group) -> str:
+    """Return what a session needs and old devices do not do; empty when they can take part."""
+    spec, asked = known.session.spec, group.value.spec
+    if not isinstance(asked, FederatedLearningSpec) or known.is_phased or isinstance(spec.model, ForestConfig):
+        return "do not make a forest in phases"
+    if spec.model.standardize:
+        return "do not scale their rows, as this session does"
+    if asked.data_mode != "partitioned":
+        return "cannot read data that nobody shares"
+    if asked.engine != "parity":
+        return f"do not speak {asked.engine}"
+    if read_privacy(asked.session().get("privacy")).secure_aggregation:
+        return "cannot mask their updates"
+    return ""
 
 
 def _task_reply(held: Held, device: str, session: dict[str, Any], layers: dict[str, list[float]]) -> dict[str, Any]:

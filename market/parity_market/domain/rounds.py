@@ -12,6 +12,7 @@ from parity_protocol.task import FINAL_STATES, TaskState
 
 __all__ = [
     "HELD",
+    "LEGACY",
     "Decision",
     "RoundState",
     "SessionState",
@@ -21,6 +22,7 @@ __all__ = [
     "newest_of_parts",
 ]
 
+LEGACY = "legacy:"  # before the name of a device, or the address of an account, that nobody has proved
 HELD = frozenset({TaskState.LEASED, TaskState.RUNNING})
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from parity_market.domain.leases import task_view
-from parity_market.domain.rounds import RoundState, SessionState, UpdateState
+from parity_market.domain.rounds import LEGACY, RoundState, SessionState, UpdateState
 from parity_market.operations import groups, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
@@ -31,7 +31,6 @@ from parity_protocol.lease import decide_claim
 from parity_protocol.task import GroupState, TaskEvent
 
 __all__ = [
-    "LEGACY",
     "Held",
     "RoundTask",
     "fail",
@@ -48,7 +47,6 @@ __all__ = [
     "was_taken",
 ]
 
-LEGACY: Final = "legacy:"  # before a device's name, and before an address that nobody has proved
 MAX_DEVICES: Final = 10_000
 FORGOTTEN_AFTER: Final = timedelta(days=30)  # a device that was not seen
 MAX_LEASE: Final = timedelta(minutes=20)  # old runners do not renew; they give a task up themselves by then

@@ -13,10 +13,9 @@ from datetime import datetime, timedelta
 from statistics import fmean, variance
 from typing import Any, Final
 
-from parity_market.domain.rounds import UpdateState
+from parity_market.domain.rounds import LEGACY, UpdateState
 from parity_market.operations import groups
 from parity_market.operations.groups import Group
-from parity_market.operations.legacy import LEGACY
 from parity_market.store import sql_legacy, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow, OldSessionRow, from_us, to_us

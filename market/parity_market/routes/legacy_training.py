@@ -16,12 +16,11 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 
-from parity_blobs.spec_cids import cids_of_spec
 from parity_market.auth import Access
 from parity_market.domain.federation import new_session
+from parity_market.domain.rounds import LEGACY
 from parity_market.legacy import device_of, old_json
-from parity_market.operations import blobs, legacy, old_sessions, tasks
-from parity_market.operations.legacy import LEGACY
+from parity_market.operations import legacy, old_sessions, tasks
 from parity_market.operations.old_sessions import PENDING, Shown
 from parity_market.operations.tasks import NewSubmission
 from parity_market.routes.tasks import submit_order
@@ -171,9 +170,7 @@ async def _start(state: MarketState, row: OldSessionRow) -> None:
         return tasks.submit(tx, state.market, new, now).task_ids
 
     task_ids = await state.store.write(submit)
-    cids = cids_of_spec(spec)
-    if cids:
-        await state.store.write(lambda tx: blobs.link_inputs(tx, row.creator, cids, task_ids, now))
+    await state.store.write(lambda tx: tasks.link_data(tx, new, task_ids, now))
     state.rounds.wake(row.id)
     log.info("old_session_started", session_id=row.id, creator=row.creator, parts=len(task_ids))
 
