@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity_protocol.errors import BadField
+from parity_protocol.errors import BadField, ConfigInvalid
 
 if TYPE_CHECKING:
     from parity_client import Home
+    from parity_fl.settings import FlSettings
     from parity_market.settings import MarketSettings
 
-__all__ = ["MARKET_FILE", "market_file", "market_settings", "write_settings"]
+__all__ = ["MARKET_FILE", "market_file", "market_settings", "serving_settings", "write_settings"]
 
 MARKET_FILE = "market.env"  # written by `parity market init`
 
@@ -33,16 +34,43 @@ def market_settings(path: Path | None = None, **overrides: Any) -> MarketSetting
     """
     from parity_client import Home
     from parity_market.settings import load_settings
-    from parity_protocol.settings import config_path
 
-    home = Home()
-    chosen = config_path(path)
-    if chosen is None and market_file(home).is_file():
-        chosen = market_file(home)
+    home, chosen = Home(), _chosen(path)
     settings = load_settings(chosen, **overrides)
     if "market_state_dir" not in settings.model_fields_set and os.environ.get("PARITY_HOME"):
         return load_settings(chosen, **{"market_state_dir": home.path / "market", **overrides})
     return settings
+
+
+def serving_settings(path: Path | None = None) -> tuple[MarketSettings, FlSettings]:
+    """Read the market's settings and what holds for training sessions that say nothing themselves, from the same file.
+
+    Raises:
+        ConfigInvalid: Carries every problem of both at once.
+    """
+    from parity_fl.settings import load_fl_settings
+
+    problems: list[str] = []
+    market: MarketSettings | None = None
+    training: FlSettings | None = None
+    try:
+        market = market_settings(path)
+    except ConfigInvalid as exc:
+        problems += exc.problems
+    try:
+        training = load_fl_settings(_chosen(path))
+    except ConfigInvalid as exc:
+        problems += exc.problems
+    if market is None or training is None:
+        raise ConfigInvalid(list(dict.fromkeys(problems)))
+    return market, training
+
+
+def _chosen(path: Path | None) -> Path | None:
+    from parity_protocol.settings import config_path
+
+    chosen = config_path(path)
+    return market_file() if chosen is None and market_file().is_file() else chosen
 
 
 def write_settings(home: Home, file: Path, values: Mapping[str, str | None], *, title: str) -> None:

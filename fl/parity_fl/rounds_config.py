@@ -101,9 +101,9 @@ class RoundsConfig:
 
 
 def is_in_rounds(session: Mapping[str, object]) -> bool:
-    """Return whether a submitted session trains in rounds: every network does, a forest that is made in phases too.
+    """Return whether a submitted session trains in rounds: every network does, a linear model with more than one.
 
-    A linear model does with more than one, or when ``rounds_config`` says how its one round runs.
+    A forest that is made in phases does too.
 
     The exact solver never does: its one round is an ordinary session, and more than one are refused at creation.
 
@@ -116,7 +116,7 @@ def is_in_rounds(session: Mapping[str, object]) -> bool:
         case "linear_regression":
             settings = session.get("model_config")
             exact = isinstance(settings, Mapping) and settings.get("solver") == "exact"
-            return not exact and (session.get("total_rounds", 1) != 1 or bool(session.get("rounds_config")))
+            return not exact and session.get("total_rounds", 1) != 1
         case "random_forest":
             return is_phased(session)
         case _:

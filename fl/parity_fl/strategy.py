@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from parity_fl.fields import Section, fail
 
@@ -21,6 +21,7 @@ __all__ = [
     "client_learning_rate",
     "fewest_updates",
     "parameters_of",
+    "plain_names",
     "read_strategy",
     "trimmed_each_side",
 ]
@@ -160,7 +161,7 @@ def read_strategy(raw: object, *, place: str = "strategy_config") -> StrategyCon
     if isinstance(raw, str):
         raw = {"strategy": raw}
     if isinstance(raw, dict):
-        raw = _plain_names(raw, place)
+        raw = plain_names(raw, place)
     section = Section.open(raw, place, [field.name for field in fields(StrategyConfig)])
     config = StrategyConfig(
         strategy=_name(section),
@@ -283,8 +284,13 @@ def _bound(config: StrategyConfig, least: int) -> str:
             return f"{shown} needs {least} updates"
 
 
-def _plain_names(raw: dict[object, object], place: str) -> dict[object, object]:
-    plain: dict[object, object] = {}
+def plain_names(raw: dict[Any, object], place: str = "strategy_config") -> dict[Any, object]:
+    """Return a choice of rule under its short names: ``FL_TRIM_BETA`` is ``trim_beta``.
+
+    Raises:
+        BadField: One is given under both.
+    """
+    plain: dict[Any, object] = {}
     for name, value in raw.items():
         short = name[3:].lower() if isinstance(name, str) and name.startswith("FL_") else name
         if short in plain:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import structlog
+
 from parity_blobs.local import LocalBlobStore
 from parity_contracts.chain.base import Chain
 from parity_contracts.deployment import Deployment
-from parity_fl.settings import load_fl_settings
+from parity_fl.settings import FlSettings, load_fl_settings
 from parity_market.auth import Authenticator
 from parity_market.federation import Federation, Offload, run_in_process
 from parity_market.flower import Fleets, FlowerSessions
 from parity_market.identity import Identity
 from parity_market.keys import MarketKeys
-from parity_market.legacy import LegacyTier
 from parity_market.operations import money
 from parity_market.operations.context import Market
 from parity_market.round_engine import RoundEngine
@@ -27,6 +28,8 @@ from parity_protocol.clock import Clock
 from parity_protocol.signing.eip712 import Eip712Domain
 
 __all__ = ["DATABASE", "assemble"]
+
+log = structlog.get_logger(__name__)
 
 DATABASE = "market.sqlite"
 
@@ -44,6 +47,7 @@ async def assemble(
     clock: Clock,
     offload: Offload = run_in_process,
     round_work: RoundWork | None = None,
+    training: FlSettings | None = None,
 ) -> AsyncIterator[MarketState]:
     """Open database and blobs in the state folder and put the parts together; no loop runs yet.
 
@@ -53,11 +57,15 @@ async def assemble(
         chain: Stays open; it is the caller's.
         offload: As of ``Federation``.
         round_work: As of ``RoundEngine``; None starts processes for it when they are needed.
+        training: What holds for sessions that say nothing themselves; None reads the environment.
 
     Raises:
         ConfigInvalid: The database is malformed, in use, or belongs to another chain.
     """
     folder = settings.state_dir()
+    training = training or load_fl_settings()
+    for note in training.notes():
+        log.warning("training_setting", note=note)
     async with AsyncExitStack() as stack:
         store = await open_sqlite(folder / DATABASE)
         stack.push_async_callback(store.close)
@@ -94,12 +102,13 @@ async def assemble(
             quota=settings.market_upload_quota,
             fleet_of=fleets.prepare,
             offload=offload,
+            settings=training,
         )
         if round_work is None:
             round_work = workers = RoundWorkers()
             stack.push_async_callback(workers.aclose)
         rounds = RoundEngine(
-            store, federation, market, clock, folder=folder / "rounds", work=round_work, settings=load_fl_settings()
+            store, federation, market, clock, folder=folder / "rounds", work=round_work, settings=training
         )
         yield MarketState(
             settings=settings,
@@ -118,7 +127,6 @@ async def assemble(
             federation=federation,
             rounds=rounds,
             flower=FlowerSessions(store, rounds, fleets, scheduler, clock),
-            legacy=LegacyTier(settings.market_legacy_parity, clock),
             clock=clock,
             public_url=settings.public_url(port),
             started_at=clock.now(),

@@ -26,8 +26,9 @@ from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.plan import PartitionPlan
 from parity_fl.resuming import RESUME_FIELD
 from parity_fl.session import SessionPlan
+from parity_fl.settings import FlSettings
 from parity_market import federation_worker as worker
-from parity_market.domain.federation import Session, new_session, open_session, resumption_of, seed_of
+from parity_market.domain.federation import Session, new_session, open_session, seed_of
 from parity_market.operations import blobs as blob_operations
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group, is_kept_by_owner
@@ -117,6 +118,7 @@ class Federation:
         quota: Bytes that may be fetched for one submitter.
         fleet_of: Prepares a session's SuperLink; without it sessions with ``engine: flower`` are refused.
         offload: Does a job (see ``federation_worker.execute``) somewhere else than on the event loop.
+        settings: What holds for sessions that say nothing themselves.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Federation:
         quota: int = 2 << 30,
         fleet_of: FleetOf | None = None,
         offload: Offload = run_in_process,
+        settings: FlSettings | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -139,6 +142,7 @@ class Federation:
         self._quota = quota
         self._fleet_of = fleet_of
         self._offload = offload
+        self._settings = settings or FlSettings()
         self._turns = asyncio.Semaphore(WORKERS)
         self._plans = 0
         self._woken = asyncio.Event()
@@ -161,13 +165,13 @@ class Federation:
             Unprocessable: The data are not here and nobody delivered them; names the CID. Or its engine is not.
             Overloaded: Too many submissions wait already.
         """
-        session = new_session(spec, order_hash)
+        new = new_session(spec, order_hash, self._settings)
+        session, resumption = new.spec, new.resumption
         if self._plans >= MAX_WAITING_PLANS:
             raise Overloaded(f"{self._plans} sessions are being planned already", retry_after_s=5.0)
         self._plans += 1
         try:
             await self._make_available(session.dataset_cid, creator)
-            resumption = resumption_of(spec)
             seed = seed_of(session.session_id, spec.seed)
             job: dict[str, Any] = {"do": "plan", "spec": session.to_dict(), "seed": seed}
             async with self._turns:
@@ -179,7 +183,8 @@ class Federation:
         finally:
             self._plans -= 1
         fleet = await self._fleet(session.session_id) if spec.engine == "flower" else None
-        plan = SessionPlan(session.session_id, session.round_id, PartitionPlan.from_dict(doc), fleet).to_dict()
+        partition = PartitionPlan.from_dict(doc)
+        plan = SessionPlan(session.session_id, session.round_id, partition, fleet, new.settings).to_dict()
         size = len(json.dumps(plan, separators=(",", ":")))
         if size > MAX_PLAN_CHARS:
             raise BadField(
@@ -355,17 +360,6 @@ class Federation:
             metrics, [model] = await self._work(job, [data, *updates])
         cid = await self._blobs.put_bytes(model, pin=True)
         return Merged(str(cid), len(model), metrics)
-
-    async def old_layers(self, cid_text: str, reader: str) -> bytes:
-        """Return a stored model's lists in the old network's form, JSON.
-
-        Raises:
-            NotFound: It is not here for this reader; ``TooLarge``: it has too many numbers for JSON.
-        """
-        async with self._turns:
-            data = await self.read(cid_text, reader, max_bytes=MAX_UPDATE_BYTES)
-            _, [layers] = await self._work({"do": "old_model"}, [data])
-        return layers
 
     async def _open(self, group: Group) -> tuple[Session, bytes]:
         session = open_session(group.value.spec, group.row.plan_doc)

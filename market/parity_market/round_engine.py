@@ -169,8 +169,8 @@ class RoundEngine:
             if not isinstance(spec, FederatedLearningSpec) or not is_in_rounds(spec.session()):
                 raise BadField("not a session that trains in rounds", field="spec")
             session = open_session(spec, group.row.plan_doc)
-            config = read_session_rounds(spec.session(), parts=group.row.parts)
-            strategy, warnings = session_strategy(spec.session(), config, partition_strategy=session.plan.strategy)
+            config = read_session_rounds(session.members, parts=group.row.parts)
+            strategy, warnings = session_strategy(session.members, config, partition_strategy=session.plan.strategy)
             found = Known(session, config, strategy, tuple(warnings), is_phased=is_phased(spec.session()))
             if group.value.state is GroupState.RUNNING:  # nothing would remove it again after the session's end
                 self._known[group.value.id] = found
@@ -236,11 +236,12 @@ class RoundEngine:
         if resumes:
             checkpoint = await self._federation.checkpoint(resumes, group.row.creator)
             await on_disk(write_file, resume_file(folder), checkpoint)
-        made = await self.work(group, {"do": "begin", "resumes": bool(resumes)})
+        made = await self._do(group, {"do": "begin", "resumes": bool(resumes)})
         settings = {
             "rounds": known.config.to_dict(),
             "strategy": known.strategy.to_dict(),
             "warnings": list(known.warnings),
+            "sources": {name: list(entry) for name, entry in known.session.settings.items()},
             "assignment_hash": known.session.plan.assignment_hash,
         }
         if resumes:
@@ -288,7 +289,7 @@ class RoundEngine:
                 is_last=found.session.state == SessionState.STOPPING,
             ),
         }
-        done = await self.work(group, job)
+        done = await self._do(group, job)
         if "refused" in done:
             await self._store.write(freeze)
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
@@ -344,7 +345,7 @@ class RoundEngine:
         if found is None or found.session.state != SessionState.DONE or self._is_awaited(group, found):
             return None
         job = {"do": "final", "round": found.row.round, "phase": found.row.phase, "rounds": found.row.round - 1}
-        done = await self.work(group, job)
+        done = await self._do(group, job)
         data = await on_disk((self.folder(group.value.id) / "final.safetensors").read_bytes)
         cid = await self._federation.store_model(data)
         return Merged(cid, len(data), {**done["metrics"], "final_model": found.row.base_hash})
@@ -355,8 +356,7 @@ class RoundEngine:
         has_time = to_us(self._clock.now()) < found.session.updated_us + LAST_REPORTS // timedelta(microseconds=1)
         return TaskState.VERIFYING in states or (has_time and bool(states & HELD))
 
-    async def work(self, group: Group, job: dict[str, Any]) -> dict[str, Any]:
-        """Do a job of a session; see ``round_jobs``."""
+    async def _do(self, group: Group, job: dict[str, Any]) -> dict[str, Any]:
         known = self.known(group)
         return await self._work(
             group.value.id,
@@ -401,7 +401,7 @@ class RoundEngine:
             if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:
                 return
         place = self.checkpoints.wanted(group_id, known.config, number, owner=group.row.creator, is_last=True)
-        done = await self.work(group, {"do": "checkpoint", "round": number, "checkpoint": place})
+        done = await self._do(group, {"do": "checkpoint", "round": number, "checkpoint": place})
         await self.checkpoints.note(group_id, number, done["checkpoint"])
         log.info("session_kept", group_id=group_id, round=number)
 

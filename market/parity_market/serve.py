@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from parity_contracts.chain.web3_chain import Web3Chain
 from parity_contracts.deployment import Deployment
+from parity_fl.settings import FlSettings
 from parity_market import loops
 from parity_market.app import Lifespan, create_app
 from parity_market.assembly import assemble
@@ -44,7 +45,12 @@ GRACE_S = 10  # for open requests at shutdown
 
 @asynccontextmanager
 async def open_market(
-    settings: MarketSettings, *, port: int, version: str, clock: Clock | None = None
+    settings: MarketSettings,
+    *,
+    port: int,
+    version: str,
+    clock: Clock | None = None,
+    training: FlSettings | None = None,
 ) -> AsyncIterator[MarketState]:
     """Open a market's parts; its loops are not running yet.
 
@@ -53,6 +59,7 @@ async def open_market(
         port: That will be listened on.
         version: This program's.
         clock: Source of time.
+        training: As of ``assemble``.
 
     Raises:
         ConfigInvalid: Keys, contracts or database are missing, malformed or of another chain.
@@ -75,6 +82,7 @@ async def open_market(
                 deployment=deployment,
                 chain=chain,
                 clock=clock,
+                training=training,
             )
         )
 
@@ -91,13 +99,20 @@ async def _connect(settings: MarketSettings, deployment: Deployment, clock: Cloc
         await clock.sleep(1.0)
 
 
-def serve(settings: MarketSettings, *, version: str, ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    settings: MarketSettings,
+    *,
+    version: str,
+    ready: Callable[[str], None] | None = None,
+    training: FlSettings | None = None,
+) -> None:
     """Run the market until it is told to stop (SIGINT or SIGTERM).
 
     Args:
         settings: As loaded.
         version: This program's.
         ready: Told the join string once requests are answered.
+        training: As of ``assemble``.
 
     Raises:
         ConfigInvalid: The settings or the state folder are not usable, or another market runs on it.
@@ -109,7 +124,7 @@ def serve(settings: MarketSettings, *, version: str, ready: Callable[[str], None
         listener = _listen(settings)
         try:
             with asyncio.Runner(loop_factory=_loop) as runner:
-                runner.run(_serve(settings, listener, version, ready))
+                runner.run(_serve(settings, listener, version, ready, training))
         finally:
             listener.close()
     finally:
@@ -125,11 +140,15 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 async def _serve(
-    settings: MarketSettings, listener: socket.socket, version: str, ready: Callable[[str], None] | None
+    settings: MarketSettings,
+    listener: socket.socket,
+    version: str,
+    ready: Callable[[str], None] | None,
+    training: FlSettings | None,
 ) -> None:
     port = listener.getsockname()[1]
     folder = settings.state_dir()
-    async with open_market(settings, port=port, version=version) as state:
+    async with open_market(settings, port=port, version=version, training=training) as state:
         await state.scheduler.load()
         await loops.start_up(state)
         failure: list[ConfigInvalid] = []

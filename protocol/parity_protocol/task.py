@@ -328,7 +328,10 @@ class FederatedLearningSpec(_Spec):
         return self
 
     def session(self) -> JsonObject:
-        """Return the session's own fields under their wire names, as ``resolve_fl_spec`` takes them."""
+        """Return the session's own fields under their wire names, as ``resolve_fl_spec`` takes them.
+
+        ``total_rounds`` is among them only where the submitter named it.
+        """
         fields = {
             "model_type",
             "data_mode",
@@ -346,6 +349,8 @@ class FederatedLearningSpec(_Spec):
             "rounds_config",
             "strategy_config",
         }
+        if "total_rounds" not in self.model_fields_set:
+            fields.remove("total_rounds")
         return self.model_dump(mode="json", by_alias=True, include=fields)
 
 

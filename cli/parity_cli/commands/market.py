@@ -12,7 +12,7 @@ import click
 
 from parity_cli.bridge import run_async
 from parity_cli.lazy import Group
-from parity_cli.market_place import market_file, market_settings, write_settings
+from parity_cli.market_place import market_file, market_settings, serving_settings, write_settings
 from parity_cli.output import Output, pass_output
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _document(made: Initialised) -> dict[str, Any]:
 @pass_output
 def serve(out: Output, config_path: Path | None) -> None:
     """Run the market until Ctrl-C or SIGTERM. Killing it loses nothing."""
-    settings = market_settings(config_path)
+    settings, training = serving_settings(config_path)
     from parity_market.serve import serve as run
 
     def ready(join: str) -> None:
@@ -141,4 +141,4 @@ def serve(out: Output, config_path: Path | None) -> None:
         sys.stdout.flush()
 
     out.say("starting the market …")
-    run(settings, version=version_of("parity-node"), ready=ready)
+    run(settings, version=version_of("parity-node"), ready=ready, training=training)

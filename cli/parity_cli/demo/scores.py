@@ -55,7 +55,7 @@ def judge(session: Session) -> Judgement:
         ParityError: The model, an update or the plan is not what it should be.
     """
     plan = session.plan
-    spec = resolve_session(session.settings, session_id=plan.session_id, round_id=plan.round_id)
+    spec = resolve_session(session.settings, session_id=plan.session_id, round_id=plan.round_id, settings=plan.settings)
     table = Table.load(spec, plan.partition, session.data)
     held = table.assignment.holdout
     guess = decode_model(session.model).predict(table.dataset.features[held])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from uuid import UUID, uuid5
 
+from parity_fl.defaults import Resolved, filled, resolve_defaults
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds_config import is_in_rounds, read_session_rounds, refuse_resume, session_strategy
 from parity_fl.session import SessionPlan, resolve_session
+from parity_fl.settings import FlSettings
 from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
 from parity_protocol.errors import BadField
@@ -25,11 +27,11 @@ from parity_protocol.task import (
 )
 
 __all__ = [
+    "NewSession",
     "Resumption",
     "Session",
     "new_session",
     "open_session",
-    "resumption_of",
     "seed_of",
     "session_ids",
     "why_lost",
@@ -48,14 +50,45 @@ def seed_of(session_id: str, seed: int) -> str:
     return sha256(f"{session_id} {seed}".encode()).hexdigest()
 
 
-def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
-    """Check a submitted session's settings and name it.
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a session goes on from, and what it must fit."""
+
+    cid: str
+    job: dict[str, object]  # rule and number of rounds
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A submitted session that was checked.
+
+    Attributes:
+        spec: Resolved and named.
+        settings: What holds of the ``FL_*`` names, and who said it; published in the plan.
+        resumption: None begins with round 1.
+    """
+
+    spec: FlSpec
+    settings: Resolved
+    resumption: Resumption | None = None
+
+
+def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettings) -> NewSession:
+    """Check a submitted session, fill in what it leaves to the market, and name it.
+
+    Args:
+        settings: The market's.
 
     Raises:
         BadField: The first setting that is wrong.
     """
-    session = spec.session()
     session_id, round_id = session_ids(order_hash)
+    try:
+        parts = parts_of(spec)
+    except BadField:
+        parts = 1  # said below, after what comes before it in the network's order
+    found = resolve_defaults(spec.session(), settings, parts=parts)
+    session = filled(spec.session(), found)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
     if spec.engine != "parity" and not is_in_rounds(session):
         raise BadField(
@@ -70,42 +103,36 @@ def new_session(spec: FederatedLearningSpec, order_hash: str) -> FlSpec:
                 f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
                 field="spec.total_rounds",
             )
-        return resolved
+        return NewSession(resolved, found)
     rounds = read_session_rounds(session, parts=resolved.partition.total_parts)
-    session_strategy(session, rounds, partition_strategy=resolved.partition.strategy)
-    return resolved
-
-
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """What a session goes on from, and what it must fit."""
-
-    cid: str
-    job: dict[str, object]  # rule and number of rounds
-
-
-def resumption_of(spec: FederatedLearningSpec) -> Resumption | None:
-    """Return what a checked session goes on from; None when it begins with round 1.
-
-    Raises:
-        BadField: As ``new_session``.
-    """
-    session = spec.session()
-    if not is_in_rounds(session):
-        return None
-    rounds = read_session_rounds(session, parts=parts_of(spec))
+    try:
+        strategy, _ = session_strategy(session, rounds, partition_strategy=resolved.partition.strategy)
+    except BadField as exc:
+        by_market = [f"{name} {value}" for name, (value, source) in found.items() if source == "market"]
+        if not by_market:
+            raise
+        raise BadField(
+            f"{exc.message} (this market sets {', '.join(by_market)} where a session says nothing)", field=exc.field
+        ) from exc
     if not rounds.resume_from:
-        return None
-    strategy, _ = session_strategy(session, rounds, partition_strategy="random")
-    return Resumption(rounds.resume_from, {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds})
+        return NewSession(resolved, found)
+    job: dict[str, object] = {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds}
+    return NewSession(resolved, found, Resumption(rounds.resume_from, job))
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A stored session, read back."""
+    """A stored session, read back.
+
+    Attributes:
+        members: As submitted, with what the plan fills in.
+        settings: Of the plan: what holds of the ``FL_*`` names, and who said it.
+    """
 
     spec: FlSpec
     plan: PartitionPlan
+    members: Mapping[str, object] = field(default_factory=dict)
+    settings: Resolved = field(default_factory=dict)
 
 
 def open_session(
@@ -119,8 +146,9 @@ def open_session(
     if not isinstance(submitted, FederatedLearningSpec) or plan_doc is None:
         raise BadField("not a federated session with a plan", field="plan")
     plan = SessionPlan.from_dict(json.loads(plan_doc))
-    spec = resolve_session(submitted.session(), session_id=plan.session_id, round_id=plan.round_id)
-    return Session(spec, plan.partition)
+    members = filled(submitted.session(), plan.settings)
+    spec = resolve_session(members, session_id=plan.session_id, round_id=plan.round_id)
+    return Session(spec, plan.partition, members, plan.settings)
 
 
 def why_lost(tasks: Sequence[TaskRow]) -> str:

@@ -19,8 +19,7 @@ from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import rounds_of
-from parity_market.routes import legacy_training
-from parity_market.routing import CURSOR, FORM, LIMIT, WAIT, Call, Endpoint, Query, whole_number
+from parity_market.routing import CURSOR, LIMIT, WAIT, Call, Endpoint, Query, whole_number
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
 from parity_protocol.api import paths
@@ -268,15 +267,7 @@ ENDPOINTS = (
         RoundStep,
         query=(PART, LEASE, FENCE, FLOWER_KEY, FLOWER_NODE, WAIT),
     ),
-    Endpoint(
-        "GET",
-        paths.fl_session_path(SESSION, "model"),
-        model,
-        Access.SIGNED,
-        "The newest global model",
-        query=(FORM,),
-        old=legacy_training.model,
-    ),
+    Endpoint("GET", paths.fl_session_path(SESSION, "model"), model, Access.SIGNED, "The newest global model"),
     Endpoint(
         "PUT",
         paths.fl_part_path(SESSION, "{round}", "{phase}", "{part}"),
@@ -288,14 +279,7 @@ ENDPOINTS = (
         query=(LEASE, FENCE, BASE, *(Query(name, {"type": "number"}, text) for name, text in SAID.items())),
     ),
     Endpoint(
-        "GET",
-        paths.FL_SESSIONS,
-        listing,
-        Access.SUBMITTER,
-        "Your sessions",
-        FlSessionsReply,
-        query=(LIMIT, CURSOR, FORM, legacy_training.CREATOR),
-        old=legacy_training.listing,
+        "GET", paths.FL_SESSIONS, listing, Access.SUBMITTER, "Your sessions", FlSessionsReply, query=(LIMIT, CURSOR)
     ),
     Endpoint(
         "GET",
@@ -304,8 +288,7 @@ ENDPOINTS = (
         Access.SUBMITTER,
         "A session and its rounds",
         FlSessionReply,
-        query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT, FORM),
-        old=legacy_training.show,
+        query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT),
     ),
     Endpoint(
         "GET",

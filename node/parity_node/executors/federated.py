@@ -270,7 +270,9 @@ def _session(job: Job) -> tuple[FlSpec, SessionPlan]:
         raise ExecutionFailed(FailureReason.SPEC_INVALID, f"expected federated learning, got {job.spec.type}")
     try:
         plan = SessionPlan.from_dict(None if job.plan is None else dict(job.plan))
-        spec = resolve_session(job.spec.session(), session_id=plan.session_id, round_id=plan.round_id)
+        spec = resolve_session(
+            job.spec.session(), session_id=plan.session_id, round_id=plan.round_id, settings=plan.settings
+        )
         if plan.partition.total_parts != job.parts or not 0 <= job.part < job.parts:
             raise BadField(
                 f"the plan has {plan.partition.total_parts} parts, the task is part {job.part} of {job.parts}"

@@ -76,12 +76,14 @@ def test_the_state_folder_is_below_home(home: Home) -> None:
 def test_mistakes_in_settings_are_told_all_at_once(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_LEASE_TTL", "soon")
     monkeypatch.setenv("SERVER_PORT", "70000")
+    monkeypatch.setenv("FL_TRIM_BETA", "0.7")
 
     done = parity("market", "serve")
 
     assert done.code == 10
     assert "MARKET_LEASE_TTL" in done.err
     assert "SERVER_PORT" in done.err
+    assert "FL_TRIM_BETA" in done.err
     with pytest.raises(ConfigInvalid):
         market_settings()
 
@@ -137,3 +139,16 @@ def test_init_with_a_file_of_ones_own_does_not_write_it(
     assert "this run only" in done.err
     assert file.read_text() == "MARKET_NAME=own\n"
     assert not (home.path / "market.env").exists()
+
+
+def test_serve_reads_what_sessions_train_with_from_the_same_file(
+    parity: Parity, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.env"
+    file.write_text("FL_STRATEGY=fedprox\nFL_PROXIMAL_MU=0.3\n")
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("parity_market.serve.serve", lambda *_, **given: told.update(given))
+
+    assert parity("market", "serve", "--config-path", str(file)).code == 0
+
+    assert (told["training"].fl_strategy, told["training"].fl_proximal_mu) == ("FedProx", 0.3)
