@@ -16,48 +16,48 @@ from parity_fl.histogram import HistogramPart, HistogramServer, part_rows
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds import Reduced, Refused, TrainedRound
 from parity_fl.rounds_config import UpdateFormat
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.table import Table, contradiction
 from parity_fl.tensors import decode_tensors, encode_tensors
-from parity_fl.trees import forest_from_tensors, forest_tensors
+from parity_fl.trees import Forest, forest_from_tensors, forest_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, TooLarge
 
-__all__ = ["ForestRounds", "ForestTrainer"]
+__all__ = ["ForestPhases", "ForestRounds", "ForestTrainer", "decode_forest", "encode_forest"]
 
 _MAX_FILE_BYTES: Final = 1 << 30  # of a forest, and of the state: the market reads no longer file back
 _LENGTH_BYTES: Final = 4
 
 
-class ForestRounds:
-    """The market's side; as ``RoundServer``.
+class ForestPhases:
+    """The phases of a forest, wherever its rows lie; the market's side.
 
     Args:
-        spec: Resolved settings of a forest of mode ``histogram`` or ``leaf_refit``.
-        plan: The session's plan.
-        dataset: The whole data set, verified against its CID.
+        config: Of a forest of mode ``histogram`` or ``leaf_refit``.
+        plan: The session's; what parts say of themselves must be what it says.
 
     Raises:
         BadField: The settings cannot work; see ``check_histogram``.
     """
 
-    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes) -> None:
-        self._spec, self._plan, self._dataset = spec, plan, dataset
-        self._config = _config_of(spec)
-        self._server = HistogramServer(self._config, plan)
+    def __init__(self, config: ForestConfig, plan: PartitionPlan | ShardPlan) -> None:
+        self._config, self._plan, self._parts = config, plan, plan.total_parts
+        self._server = self._fresh()
         self._kept = 0  # bytes of all answers that it has absorbed
+
+    def _fresh(self) -> HistogramServer:
+        return HistogramServer(self._config, self._plan)
 
     def first(self) -> bytes:
         """Return the first request."""
-        return _body(HistogramServer(self._config, self._plan))
+        return _body(self._fresh())
 
     def reduce(
         self,
         base: bytes,
         state: Callable[[], bytes] | None,
         updates: Mapping[int, Callable[[], bytes | memoryview]],
-        *,
-        leave_one_out: bool = False,
     ) -> Reduced | Refused:
         """Close a phase; as ``RoundServer.reduce``. Without every part it is refused.
 
@@ -69,9 +69,8 @@ class ForestRounds:
             ExecutionFailed: ``data_invalid``: the parts do not belong together; ``output_too_large``: the answers of
                 all phases are more than a state may hold.
         """
-        del leave_one_out  # no part's answer can be left out of a sum that later answers must add up to
         server = self._server_at(base, state)
-        self._server = HistogramServer(self._config, self._plan)  # kept only when the phase closes
+        self._server = self._fresh()  # kept only when the phase closes
         answers: dict[int, bytes] = {}
         rejected: dict[int, str] = {}
         for part in sorted(updates):
@@ -80,8 +79,8 @@ class ForestRounds:
                 server.absorb(part, answers[part])
             except (BadDocument, TooLarge) as exc:
                 rejected[part] = f"malformed: {exc.message}"
-        if rejected or len(answers) < self._plan.total_parts:
-            return Refused(f"a forest needs all {self._plan.total_parts} parts in every phase", rejected)
+        if rejected or len(answers) < self._parts:
+            return Refused(f"a forest needs all {self._parts} parts in every phase", rejected)
         more = server.next_request() is not None
         kept = _framed([answers[part] for part in sorted(answers)])
         total = self._kept + len(kept)
@@ -103,6 +102,51 @@ class ForestRounds:
             appends=True,
         )
 
+    def _server_at(self, base: bytes, state: Callable[[], bytes] | None) -> HistogramServer:
+        """Return the server whose present request is ``base``."""
+        phase = self._server.next_request()
+        if phase is not None and phase.body == base and phase.number > 0:
+            return self._server
+        server = self._fresh()
+        answers = state() if state is not None else b""
+        self._kept = len(answers)
+        for number, answer in enumerate(_unframed(answers)):
+            server.absorb(number % self._parts, answer)
+        if _body(server) != base:
+            raise BadDocument("the phase's request does not follow from the answers before it")
+        return server
+
+
+class ForestRounds:
+    """The market's side of a partitioned session; as ``RoundServer``.
+
+    Args:
+        spec: Resolved settings of a forest of mode ``histogram`` or ``leaf_refit``.
+        plan: The session's plan.
+        dataset: The whole data set, verified against its CID.
+
+    Raises:
+        BadField: The settings cannot work; see ``check_histogram``.
+    """
+
+    def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes) -> None:
+        self._config = _config_of(spec)
+        self._phases = ForestPhases(self._config, plan)
+        self._spec, self._plan, self._dataset = spec, plan, dataset
+
+    def first(self) -> bytes:
+        """Return the first request."""
+        return self._phases.first()
+
+    def reduce(
+        self,
+        base: bytes,
+        state: Callable[[], bytes] | None,
+        updates: Mapping[int, Callable[[], bytes | memoryview]],
+    ) -> Reduced | Refused:
+        """Close a phase; see ``ForestPhases.reduce``."""
+        return self._phases.reduce(base, state, updates)
+
     def final(self, file: bytes, *, rounds: int) -> FinalModel:
         """Return the forest and its scores; as ``RoundServer.final``.
 
@@ -110,32 +154,10 @@ class ForestRounds:
             BadDocument: The forest was not finished when the session was stopped.
         """
         del rounds
-        tensors, metadata = decode_tensors(file, max_bytes=_MAX_FILE_BYTES)
-        if "out_of_bag" not in metadata:
-            raise BadDocument("the session was stopped before its forest was finished")
-        found = strict_json.loads(metadata["out_of_bag"].encode())
-        forest = forest_from_tensors(
-            tensors,
-            n_features=self._plan.n_features,
-            n_outputs=self._plan.class_count if self._spec.is_classification else 1,
-            classification=self._spec.is_classification,
+        forest, score = decode_forest(
+            file, self._config, n_features=self._plan.n_features, n_classes=self._plan.class_count
         )
-        score = float(found) if isinstance(found, (int, float)) else None
         return finish_phased(self._spec, self._plan, self._dataset, forest, score)
-
-    def _server_at(self, base: bytes, state: Callable[[], bytes] | None) -> HistogramServer:
-        """Return the server whose present request is ``base``."""
-        phase = self._server.next_request()
-        if phase is not None and phase.body == base and phase.number > 0:
-            return self._server
-        server = HistogramServer(self._config, self._plan)
-        answers = state() if state is not None else b""
-        self._kept = len(answers)
-        for number, answer in enumerate(_unframed(answers)):
-            server.absorb(number % self._plan.total_parts, answer)
-        if _body(server) != base:
-            raise BadDocument("the phase's request does not follow from the answers before it")
-        return server
 
 
 class ForestTrainer:
@@ -190,7 +212,32 @@ def _body(server: HistogramServer) -> bytes:
 
 def _finished(server: HistogramServer) -> bytes:
     found = server.out_of_bag
-    return encode_tensors(forest_tensors(server.forest), {"out_of_bag": json.dumps(found.score if found else None)})
+    return encode_forest(server.forest, found.score if found else None)
+
+
+def encode_forest(forest: Forest, out_of_bag: float | None) -> bytes:
+    """Return the file of a finished forest."""
+    return encode_tensors(forest_tensors(forest), {"out_of_bag": json.dumps(out_of_bag)})
+
+
+def decode_forest(file: bytes, config: ForestConfig, *, n_features: int, n_classes: int) -> tuple[Forest, float | None]:
+    """Read what ``encode_forest`` wrote: the forest and its out-of-bag score.
+
+    Raises:
+        BadDocument: It is none; or a request, because the session was stopped before its forest was finished.
+    """
+    tensors, metadata = decode_tensors(file, max_bytes=_MAX_FILE_BYTES)
+    if "out_of_bag" not in metadata:
+        raise BadDocument("the session was stopped before its forest was finished")
+    found = strict_json.loads(metadata["out_of_bag"].encode())
+    classification = config.task == "classification"
+    forest = forest_from_tensors(
+        tensors,
+        n_features=n_features,
+        n_outputs=n_classes if classification else 1,
+        classification=classification,
+    )
+    return forest, float(found) if isinstance(found, (int, float)) else None
 
 
 def _framed(answers: list[bytes]) -> bytes:

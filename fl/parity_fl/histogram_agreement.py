@@ -11,6 +11,7 @@ from parity_fl.histogram_draws import MAX_DRAWS
 from parity_fl.histogram_phases import MAX_REQUEST_BYTES, MAX_TARGET_BITS, Agreed, TargetScale
 from parity_fl.limits import FOREST_LIMITS, MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS
 from parity_fl.plan import PartitionPlan
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import ForestConfig
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
@@ -50,7 +51,7 @@ class PartSays:
     high: float = 0.0
 
 
-def check_histogram(config: ForestConfig, plan: PartitionPlan, *, max_phase_bytes: int) -> None:
+def check_histogram(config: ForestConfig, plan: PartitionPlan | ShardPlan, *, max_phase_bytes: int) -> None:
     """Refuse at creation what could only fail after nodes have worked.
 
     Raises:
@@ -117,7 +118,7 @@ def read_classes(answer: bytes, request: bytes, *, classification: bool) -> Part
     return PartSays(width, _whole(raw["rows"], "rows", _MAX_ROWS), {}, low, high)
 
 
-def check_against_plan(said: PartSays, plan: PartitionPlan, part: int) -> None:
+def check_against_plan(said: PartSays, plan: PartitionPlan | ShardPlan, part: int) -> None:
     """Refuse a part that does not have what the plan gave it.
 
     Raises:
@@ -133,7 +134,7 @@ def check_against_plan(said: PartSays, plan: PartitionPlan, part: int) -> None:
             _fail("its rows per class are not the plan's")
 
 
-def agree(config: ForestConfig, said: list[PartSays], plan: PartitionPlan | None) -> Agreed:
+def agree(config: ForestConfig, said: list[PartSays], plan: PartitionPlan | ShardPlan | None) -> Agreed:
     """Make one agreement of what all parts say, in part order.
 
     Raises:

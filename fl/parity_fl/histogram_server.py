@@ -15,6 +15,7 @@ from parity_fl.forest_refit_stages import trees_stage
 from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.histogram_stages import ClassesStage, Job, OutOfBag, PhaseName, Result, Stage, edges_stage
 from parity_fl.plan import PartitionPlan
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
 from parity_protocol.errors import BadDocument, BadField, NotFinished, TooLarge
@@ -48,8 +49,8 @@ class HistogramServer:
 
     Args:
         config: The forest's settings.
-        plan: Cut of a partitioned session; its classes, columns and rows are expected of the parts.
-        parts: Number of parts, when there is no plan (sharded data).
+        plan: The session's; its classes, columns and rows are expected of the parts.
+        parts: Number of parts, when there is no plan.
         max_phase_bytes: Longest answer of a part; nodes are asked for in as many phases as that takes.
 
     Raises:
@@ -59,7 +60,7 @@ class HistogramServer:
     def __init__(
         self,
         config: ForestConfig,
-        plan: PartitionPlan | None = None,
+        plan: PartitionPlan | ShardPlan | None = None,
         *,
         parts: int = 0,
         max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,

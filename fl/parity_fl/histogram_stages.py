@@ -20,6 +20,7 @@ from parity_fl.histogram_edges import Bins, EdgeSearch
 from parity_fl.histogram_phases import Agreed, ClassesRequest, EdgesRequest, ScoreRequest
 from parity_fl.histogram_trees import Grower
 from parity_fl.plan import PartitionPlan
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
 from parity_protocol.errors import BadDocument
@@ -49,7 +50,7 @@ class Job:
     """What a server was made with."""
 
     config: ForestConfig
-    plan: PartitionPlan | None
+    plan: PartitionPlan | ShardPlan | None
     parts: int
     max_phase_bytes: int
 

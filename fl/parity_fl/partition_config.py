@@ -16,14 +16,18 @@ __all__ = [
     "MAX_REDRAWS",
     "PARTITION_FIELDS",
     "PARTITION_STRATEGIES",
+    "SHARDED",
     "PartitionConfig",
     "partition_config",
+    "sharded_config",
 ]
 
 PARTITION_STRATEGIES: Final = ("random", "stratified", "sequential", "non_iid", "label_skew")
 BY_STRATUM: Final = frozenset({"stratified", "non_iid", "label_skew"})  # dealt class by class, by a matrix of counts
 _ALIASES: Final = {"iid": "random", "dirichlet": "non_iid"} | {name: name for name in PARTITION_STRATEGIES}
 MAX_REDRAWS: Final = 10
+SHARDED: Final = "sharded"  # in place of a strategy: the rows are cut already
+_SHARDED_FIELDS: Final = frozenset({"strategy", "total_parts", "min_samples", "overlap_ratio", "holdout_fraction"})
 _ROW_LIMIT: Final = 1 << 31
 _OVERLAP_RATIO: Final = 0.0
 _HOLDOUT_FRACTION: Final = 0.2
@@ -69,6 +73,31 @@ class PartitionConfig:
 
 PARTITION_FIELDS: Final = (*PartitionConfig.__dataclass_fields__, "part_index")
 _OWNER: Final = {"alpha": "non_iid", "balanced": "non_iid", "classes_per_part": "label_skew"}
+
+
+def sharded_config(section: Section, parts: int) -> PartitionConfig:
+    """Read the ``partition_config`` of a sharded session, of which only what is left to decide counts.
+
+    Args:
+        parts: How many shards there are.
+
+    Raises:
+        BadField: A member means nothing where rows are nobody's to move, or is wrong.
+    """
+    for name in section.members:
+        if name not in _SHARDED_FIELDS and section.get(name) is not None:
+            section.refuse(name, "means nothing to a sharded session: every part has its own rows")
+    if section.get("strategy", SHARDED) != SHARDED:
+        section.refuse("strategy", f"must be {SHARDED} or left out: every part has its own rows")
+    if section.whole("total_parts", 1, MAX_PARTS, parts) != parts:
+        section.refuse("total_parts", f"must be the number of shards, {parts}")
+    if section.number("overlap_ratio", 0.0):
+        section.refuse("overlap_ratio", "must be 0: a sharded part cannot borrow rows")
+    held = section.number("holdout_fraction", _HOLDOUT_FRACTION)
+    if not 0 <= held < 1:
+        section.refuse("holdout_fraction", f"must be at least 0 and below 1, got {held}")
+    least = section.whole("min_samples", 1, _ROW_LIMIT, 1)
+    return PartitionConfig(strategy=SHARDED, min_samples=least, total_parts=parts, holdout_fraction=held)
 
 
 def partition_config(section: Section) -> tuple[PartitionConfig, int | None]:

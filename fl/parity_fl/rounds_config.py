@@ -14,6 +14,7 @@ from typing import Final, Literal, NoReturn, TypeAlias
 
 from parity_fl.fields import Section, fail
 from parity_fl.limits import MAX_ID_CHARS, MAX_PARTS
+from parity_fl.partition_config import SHARDED
 from parity_fl.privacy.config import read_privacy
 from parity_fl.strategy import StrategyConfig, check_strategy, client_learning_rate, read_strategy
 from parity_protocol.errors import Internal
@@ -25,6 +26,7 @@ __all__ = [
     "is_due",
     "is_in_rounds",
     "is_phased",
+    "is_sharded",
     "read_rounds",
     "read_session_rounds",
     "refuse_resume",
@@ -105,27 +107,36 @@ def is_in_rounds(session: Mapping[str, object]) -> bool:
 
     A forest that is made in phases does too.
 
-    The exact solver never does: its one round is an ordinary session, and more than one are refused at creation.
+    The exact solver never does: its one round is an ordinary session, and more than one are refused at creation. Whatever
+    is sharded does: its parts have something to agree on first.
 
     Args:
         session: ``FederatedLearningSpec.session()``.
     """
+    if is_sharded(session):
+        return True
     match session.get("model_type"):
         case "neural_network":
             return True
         case "linear_regression":
             settings = session.get("model_config")
-            exact = isinstance(settings, Mapping) and settings.get("solver") == "exact"
-            return not exact and session.get("total_rounds", 1) != 1
+            return not _is_exact(settings) and session.get("total_rounds", 1) != 1
         case "random_forest":
             return is_phased(session)
         case _:
             return False
 
 
+def is_sharded(session: Mapping[str, object]) -> bool:
+    """Return whether every part of a submitted session has rows of its own."""
+    return session.get("data_mode") == SHARDED
+
+
 def is_phased(session: Mapping[str, object]) -> bool:
-    """Return whether a submitted session is a forest that is made in phases, each of which needs every part."""
+    """Return whether a submitted session is made once, of every part: a forest in phases, or what is exact on shards."""
     model = session.get("model_config")
+    if is_sharded(session):
+        return session.get("model_type") == "random_forest" or _is_exact(model)
     mode = model.get("mode", "union") if isinstance(model, Mapping) else "union"
     return session.get("model_type") == "random_forest" and mode not in {None, "union"}
 
@@ -134,7 +145,8 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
     """Check the rounds of a submitted session for which ``is_in_rounds`` holds.
 
     Raises:
-        BadField: As ``read_rounds``; or a forest has more than one round, or would leave parts out.
+        BadField: As ``read_rounds``; or a forest has more than one round, or would leave parts out; or shards whose market
+            has no data are to be scored by what the model would be without them.
     """
     total = session.get("total_rounds", 1)
     if type(total) is not int:
@@ -144,9 +156,21 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
         privacy = read_privacy(session.get("privacy") or None)
         if privacy.secure_aggregation and isinstance(raw, dict):  # its own defaults; what is given is checked later
             raw = {"update_format": "fp32", "quorum": min(privacy.shares(parts), parts), **raw}
-        return read_rounds(raw, total_rounds=total, parts=parts)
+        config = read_rounds(raw, total_rounds=total, parts=parts)
+        if config.contribution != "none" and is_sharded(session) and not session.get("eval_cid"):
+            fail(
+                f"{_PLACE}.contribution",
+                "contribution leave_one_out needs eval_cid in a sharded session: the market has no rows to score parts with",
+            )
+        if config.resume_from and is_sharded(session):
+            fail(
+                f"{_PLACE}.resume_from",
+                "resume_from: a sharded session begins anew, since its shards must be agreed on again",
+            )
+        return config
+    made = "a forest is made once, in phases" if session.get("model_type") == "random_forest" else "it is solved once"
     if total != 1:
-        fail("total_rounds", f"total_rounds must be 1: a forest is made once, in phases, got {total}")
+        fail("total_rounds", f"total_rounds must be 1: {made}, got {total}")
     config = read_rounds(
         {"quorum": parts, "min_available_clients": parts, **raw} if isinstance(raw, Mapping) else raw,
         total_rounds=1,
@@ -157,8 +181,7 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
     if config.quorum != parts or config.fraction != 1 or config.checkpoint_interval or config.contribution != "none":
         fail(
             _PLACE,
-            "a forest in phases needs every part in each: quorum, fraction, contribution and checkpoint_interval"
-            " mean nothing to it",
+            f"{made}, with every part: quorum, fraction, contribution and checkpoint_interval mean nothing to it",
         )
     return config
 
@@ -258,6 +281,10 @@ def cohort_of(
     prefix = b"parity-fl/cohort/1\x00" + bytes.fromhex(seed) + number.to_bytes(4, "big")
     order = sorted(range(parts), key=lambda part: sha256(prefix + part.to_bytes(4, "big")).digest())
     return tuple(sorted(order[:wanted]))
+
+
+def _is_exact(settings: object) -> bool:
+    return isinstance(settings, Mapping) and settings.get("solver") == "exact"
 
 
 def _share(section: Section, name: str, default: float) -> float:

@@ -3,7 +3,7 @@
 1. Each node sends a ``ShardSummary`` of its shard: rows, columns, and how many rows each class has. No value travels.
 2. The market merges them into a ``ShardPlan``: one class list, the hold-out of every shard, sizes. What does not fit
    together is refused by part.
-3. Each node cuts its own shard: the rows of class ``c``, ascending, are shuffled with the stream ``shard`` keyed by (seed,
+3. Each node is told what all agreed on, and nobody's counts (``ShardAgreement``). It cuts its own shard: the rows of class ``c``, ascending, are shuffled with the stream ``shard`` keyed by (seed,
    part, c), and the first ``holdout_counts[part][c]`` of them only score. For a regression all rows are one class.
 
 The statistics that features are scaled by are agreed in the same way (``parity_fl.models.moments``); a forest's bins by
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from statistics import median
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,21 @@ from parity_fl.prng import Sha256Stream, derive_key, shuffled
 from parity_fl.skew import largest_remainder
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
 
-__all__ = ["ShardCut", "ShardPlan", "ShardSummary", "cut_shard", "plan_shards", "summarize"]
+__all__ = [
+    "ShardAgreement",
+    "ShardCut",
+    "ShardPlan",
+    "ShardSummary",
+    "cut_shard",
+    "fingerprint_of",
+    "plan_shards",
+    "summarize",
+]
 
 _WEIGHT_CAP: Final = 10  # times the median part: rows are the node's own claim, and nobody can count them
 _NUMBER_MEMBERS: Final = ("part", "n_rows", "n_features")
+_DIGEST_CHARS: Final = 64
+_HEX_CHARS: Final = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class ShardSummary:
         feature_names: Their names, if the data have any.
         class_counts: Rows by class; empty for a regression.
         has_numbers: Every label is a number; classes of numbers and of words cannot be matched.
+        fingerprint: Of its bytes, ``fingerprint_of``; empty when nobody may take the part over.
     """
 
     part: int
@@ -56,11 +68,12 @@ class ShardSummary:
     feature_names: tuple[str, ...] | None
     class_counts: Mapping[str, int]
     has_numbers: bool
+    fingerprint: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON-ready members; ``from_dict`` reads them back to an equal summary."""
         names = None if self.feature_names is None else list(self.feature_names)
-        members = {name: getattr(self, name) for name in (*_NUMBER_MEMBERS, "has_numbers")}
+        members = {name: getattr(self, name) for name in (*_NUMBER_MEMBERS, "has_numbers", "fingerprint")}
         return {**members, "feature_names": names, "class_counts": dict(self.class_counts)}
 
     @classmethod
@@ -78,6 +91,9 @@ class ShardSummary:
                 _bad(f"{name} must be a whole number from {low} to {high}")
         if not isinstance(raw["has_numbers"], bool):
             _bad("has_numbers must be true or false")
+        mark = raw["fingerprint"]
+        if not isinstance(mark, str) or len(mark) not in {0, _DIGEST_CHARS} or not set(mark) <= _HEX_CHARS:
+            _bad("fingerprint must be 64 lower-case hex characters, or empty")
         names = raw["feature_names"]
         if names is not None:
             if not isinstance(names, list) or len(names) != raw["n_features"] or not all(map(_is_name, names)):
@@ -98,12 +114,70 @@ class ShardSummary:
             feature_names=None if names is None else tuple(names),
             class_counts=counts,
             has_numbers=raw["has_numbers"],
+            fingerprint=mark,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class ShardAgreement:
+    """What every node is told of all shards: enough to cut its own, and nothing of how many rows another has.
+
+    Attributes:
+        total_parts: Number of parts.
+        seed: 64 lower-case hex characters.
+        n_features: Columns of every shard.
+        class_names: All classes in index order; empty for a regression.
+        fingerprints: Of each part's bytes: a node that takes a part over knows whether it has the same.
+        holdout_fraction: Share of a shard's rows that only score, in [0, 1).
+    """
+
+    total_parts: int
+    seed: str
+    n_features: int
+    class_names: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    holdout_fraction: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON-ready members; ``from_dict`` reads them back to an equal agreement."""
+        members: dict[str, object] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**members, "class_names": list(self.class_names), "fingerprints": list(self.fingerprints)}
+
+    @classmethod
+    def from_dict(cls, raw: object) -> ShardAgreement:
+        """Read what the market published.
+
+        Raises:
+            BadDocument: A member is missing, unknown or wrong.
+        """
+        if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(cls)}:
+            _bad("the agreement has other members")
+        names, marks, fraction = raw["class_names"], raw["fingerprints"], raw["holdout_fraction"]
+        good = (
+            type(raw["total_parts"]) is int
+            and 1 <= raw["total_parts"] <= MAX_PARTS
+            and type(raw["n_features"]) is int
+            and 1 <= raw["n_features"] <= MAX_FEATURES
+            and isinstance(raw["seed"], str)
+            and len(raw["seed"]) == _DIGEST_CHARS
+            and set(raw["seed"]) <= _HEX_CHARS
+            and isinstance(names, list)
+            and len(names) <= MAX_CLASSES
+            and all(map(_is_name, names))
+            and isinstance(marks, list)
+            and len(marks) == raw["total_parts"]
+            and all(isinstance(mark, str) and len(mark) <= _DIGEST_CHARS for mark in marks)
+            and isinstance(fraction, int | float)
+            and 0 <= fraction < 1
+        )
+        if not good:
+            _bad("a member of the agreement is out of its range")
+        return cls(raw["total_parts"], raw["seed"], raw["n_features"], tuple(names), tuple(marks), float(fraction))
+
+
+@dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What all parts agreed on.
+    """What the market knows of all parts.
 
     Attributes:
         total_parts: Number of parts.
@@ -113,6 +187,8 @@ class ShardPlan:
         class_names: The union of all shards' classes, in the order of ``label_classes``; empty for a regression.
         counts: Rows that each part trains on, ``[part][class]``; one column for a regression.
         holdout_counts: Rows that each part only scores with, in the same shape.
+        holdout_fraction: What was asked for.
+        fingerprints: Of each part's bytes.
     """
 
     total_parts: int
@@ -122,6 +198,45 @@ class ShardPlan:
     class_names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
     holdout_counts: tuple[tuple[int, ...], ...]
+    holdout_fraction: float = 0.0
+    fingerprints: tuple[str, ...] = ()
+
+    @property
+    def agreement(self) -> ShardAgreement:
+        """What nodes are told."""
+        return ShardAgreement(
+            total_parts=self.total_parts,
+            seed=self.seed,
+            n_features=self.n_features,
+            class_names=self.class_names,
+            fingerprints=self.fingerprints or ("",) * self.total_parts,
+            holdout_fraction=self.holdout_fraction,
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards, hold-outs included."""
+        return sum(map(sum, self.counts)) + self.holdout_size
+
+    @property
+    def holdout_size(self) -> int:
+        """Rows in all hold-outs."""
+        return sum(map(sum, self.holdout_counts))
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes; 0 for a regression."""
+        return len(self.class_names)
+
+    @property
+    def strata(self) -> str:
+        """``class`` or ``rows``: what the columns of ``counts`` are."""
+        return "class" if self.class_names else "rows"
+
+    @property
+    def overlap_counts(self) -> tuple[tuple[int, ...], ...]:
+        """Rows that parts borrow from each other: none."""
+        return ()
 
     def part_size(self, part: int) -> int:
         """Rows that ``part`` trains on."""
@@ -135,10 +250,21 @@ class ShardPlan:
         middle = median(map(sum, self.counts))
         return float(min(self.part_size(part), _WEIGHT_CAP * middle))
 
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON-ready members; ``from_dict`` reads them back to an equal plan."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ShardPlan:
+        """Read what ``to_dict`` wrote: the market's own file, which nobody else sends."""
+        matrix = {name: tuple(tuple(row) for row in raw[name]) for name in ("counts", "holdout_counts")}
+        names = None if raw["feature_names"] is None else tuple(raw["feature_names"])
+        lists = {name: tuple(raw[name]) for name in ("class_names", "fingerprints")}
+        return cls(**{**raw, **matrix, **lists, "feature_names": names})
+
     def digest(self) -> str:
         """Return the SHA-256, hex, that the round record names the plan by."""
-        members = {field.name: getattr(self, field.name) for field in fields(self)}
-        text = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(b"parity-fl/shards/v1\x00" + text.encode()).hexdigest()
 
 
@@ -151,8 +277,23 @@ class ShardCut:
     truth: NDArray[np.float64]
 
 
-def summarize(dataset: Dataset, part: int, *, classification: bool) -> ShardSummary:
+def fingerprint_of(data: bytes, salt: bytes) -> str:
+    """Return the SHA-256, hex, by which a part's bytes are known again by whoever is told the salt.
+
+    Args:
+        data: The shard, as it lies there.
+        salt: Secret random bytes of the part; without it rows that are few could be guessed from their hash.
+    """
+    head = b"parity-fl/shard/1\x00" + len(salt).to_bytes(4, "big") + salt
+    return hashlib.sha256(head + hashlib.sha256(data).digest()).hexdigest()
+
+
+def summarize(dataset: Dataset, part: int, *, classification: bool, fingerprint: str = "") -> ShardSummary:
     """Return what a node says about its shard.
+
+    Args:
+        dataset: The whole shard.
+        fingerprint: From ``fingerprint_of``.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the labels do not fit the task.
@@ -170,6 +311,7 @@ def summarize(dataset: Dataset, part: int, *, classification: bool) -> ShardSumm
         feature_names=dataset.feature_names,
         class_counts=counts,
         has_numbers=dataset.labels.dtype.kind == "f",
+        fingerprint=fingerprint,
     )
 
 
@@ -215,8 +357,7 @@ def plan_shards(
     counts, held = [], []
     for shard in shards:
         sizes = [shard.class_counts.get(name, 0) for name in classes] or [shard.n_rows]
-        wanted = Fraction(str(config.holdout_fraction)) * shard.n_rows
-        out = largest_remainder(int(wanted + Fraction(1, 2)), sizes, [max(0, size - 1) for size in sizes])
+        out = _held_out(config.holdout_fraction, sizes)
         rest = [size - taken for size, taken in zip(sizes, out, strict=True)]
         if sum(rest) < config.min_samples:
             raise BadField(
@@ -234,26 +375,31 @@ def plan_shards(
         class_names=classes,
         counts=tuple(counts),
         holdout_counts=tuple(held),
+        holdout_fraction=config.holdout_fraction,
+        fingerprints=tuple(shard.fingerprint for shard in shards),
     )
 
 
-def cut_shard(plan: ShardPlan, labels: Labels, part: int) -> ShardCut:
-    """Cut one's own shard as the plan says; the node does this.
+def cut_shard(agreed: ShardAgreement, labels: Labels, part: int, *, fingerprint: str = "") -> ShardCut:
+    """Cut one's own shard; the node does this.
 
     Args:
-        plan: What all parts agreed on.
+        agreed: What all parts agreed on.
         labels: Raw labels of the shard, shape ``(n,)``.
         part: Whose shard it is.
+        fingerprint: Of the shard's bytes; must be the one that was agreed, if one was.
 
     Raises:
         BadField: There is no such part.
         ExecutionFailed: ``data_invalid``: these are not the rows that were summarized.
     """
-    if not 0 <= part < plan.total_parts:
-        raise BadField(f"part must be 0 to {plan.total_parts - 1}, got {part}", field="part")
-    if plan.class_names:
+    if not 0 <= part < agreed.total_parts:
+        raise BadField(f"part must be 0 to {agreed.total_parts - 1}, got {part}", field="part")
+    if agreed.fingerprints[part] and agreed.fingerprints[part] != fingerprint:
+        _changed("its bytes are other ones")
+    if agreed.class_names:
         own = label_classes(labels)
-        place = {name: index for index, name in enumerate(plan.class_names)}
+        place = {name: index for index, name in enumerate(agreed.class_names)}
         if not set(own.names) <= set(place):
             _changed("it has classes that the plan does not know")
         strata = np.array([place[name] for name in own.names], dtype=np.int64)[own.index]
@@ -261,13 +407,10 @@ def cut_shard(plan: ShardPlan, labels: Labels, part: int) -> ShardCut:
     else:
         truth = targets(labels)
         strata = np.zeros(len(truth), dtype=np.int64)
-    sizes = np.bincount(strata, minlength=len(plan.counts[part])).tolist()
-    expected = [kept + out for kept, out in zip(plan.counts[part], plan.holdout_counts[part], strict=True)]
-    if sizes != expected:
-        _changed(f"it has {len(truth)} rows in other numbers by class than the {sum(expected)} of the plan")
-    key = bytes.fromhex(plan.seed) + part.to_bytes(4, "big")
+    sizes = np.bincount(strata, minlength=max(1, len(agreed.class_names))).tolist()
+    key = bytes.fromhex(agreed.seed) + part.to_bytes(4, "big")
     is_held = np.zeros(len(truth), dtype=np.bool_)
-    for stratum, count in enumerate(plan.holdout_counts[part]):
+    for stratum, count in enumerate(_held_out(agreed.holdout_fraction, sizes)):
         if count:
             rows = np.flatnonzero(strata == stratum).astype(np.uint32)
             is_held[shuffled(rows, Sha256Stream(derive_key("shard", key, stratum.to_bytes(4, "big"))))[:count]] = True
@@ -276,6 +419,12 @@ def cut_shard(plan: ShardPlan, labels: Labels, part: int) -> ShardCut:
         holdout=np.flatnonzero(is_held).astype(np.uint32),
         truth=truth,
     )
+
+
+def _held_out(fraction: float, sizes: Sequence[int]) -> list[int]:
+    """Return how many rows of each class only score: market and node count alike, and one row always trains."""
+    wanted = Fraction(str(fraction)) * sum(sizes)
+    return largest_remainder(int(wanted + Fraction(1, 2)), sizes, [max(0, size - 1) for size in sizes])
 
 
 def _union(shards: Sequence[ShardSummary]) -> tuple[str, ...]:

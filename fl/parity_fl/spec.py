@@ -20,10 +20,11 @@ from parity_fl.limits import (
     MAX_EXACT_FEATURES,
     MAX_FEATURES,
     MAX_ID_CHARS,
+    MAX_PARTS,
     MAX_TREES,
 )
 from parity_fl.neural_config import NEURAL_FIELDS, NeuralConfig, neural_config
-from parity_fl.partition_config import PARTITION_FIELDS, PartitionConfig, partition_config
+from parity_fl.partition_config import PARTITION_FIELDS, SHARDED, PartitionConfig, partition_config, sharded_config
 
 __all__ = [
     "FlSpec",
@@ -129,6 +130,7 @@ class FlSpec:
         model: Its type says the model type.
         train: Always there for what trains by steps; a forest and the exact solver have none.
         part_index: Only in the task of one part.
+        eval_cid: Of a sharded session: the data that the market scores with; empty leaves it to the nodes' hold-outs.
     """
 
     session_id: str
@@ -139,6 +141,12 @@ class FlSpec:
     partition: PartitionConfig
     train: TrainConfig | None = None
     part_index: int | None = None
+    eval_cid: str = ""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each part has rows of its own, and ``dataset_cid`` is empty."""
+        return self.partition.strategy == SHARDED
 
     @property
     def model_type(self) -> str:
@@ -173,6 +181,8 @@ class FlSpec:
             "partition_config": partition,
             "output_format": "json",
         }
+        if self.is_sharded:
+            members |= {"data_mode": SHARDED, "eval_cid": self.eval_cid}
         if self.train is not None:
             train = asdict(self.train)
             members["train_config"] = {name: train[name] for name in _TRAIN[self.model_type]}
@@ -186,13 +196,19 @@ def resolve_fl_spec(raw: object) -> FlSpec:
 
     Args:
         raw: Parsed JSON: ``session_id, round_id, model_type, dataset_cid, data_format, model_config, train_config,
-            partition_config, output_format``.
+            partition_config, output_format``, and of a sharded session ``data_mode, eval_cid``.
 
     Raises:
         BadField: The first thing that is wrong; ``field`` is its dotted name.
     """
     top = Section.open(raw, "", _TOP)
-    for name in ("model_type", "dataset_cid", "data_format", "session_id", "round_id"):
+    is_sharded = top.choice("data_mode", ("partitioned", SHARDED), "partitioned") == SHARDED
+    required = ("model_type", "dataset_cid", "data_format", "session_id", "round_id")
+    for name in required:
+        if name == "dataset_cid" and is_sharded:
+            if top.get(name, ""):
+                top.refuse(name, "must be empty: a sharded session has no data but its shards")
+            continue
         top.text(name, MAX_ID_CHARS)  # "X is required" in this order; values are judged below
     model_type = top.text("model_type", MAX_ID_CHARS)
     if model_type not in _MODEL:
@@ -211,9 +227,12 @@ def resolve_fl_spec(raw: object) -> FlSpec:
         model = _linear(model_section)
     else:
         model = neural_config(model_section)
-    partition, part_index = partition_config(
-        Section.open(top.get("partition_config", {}), "partition_config", PARTITION_FIELDS)
-    )
+    section = Section.open(top.get("partition_config", {}), "partition_config", PARTITION_FIELDS)
+    part_index: int | None = None
+    if is_sharded:
+        partition = sharded_config(section, section.whole("total_parts", 1, MAX_PARTS, 1))
+    else:
+        partition, part_index = partition_config(section)
     stepwise = not isinstance(model, ForestConfig) and not (isinstance(model, LinearConfig) and model.solver == "exact")
     train = _train(Section.open(top.get("train_config", {}), "train_config", _TRAIN[model_type]), required=stepwise)
     if isinstance(model, ForestConfig) and model.mode != "histogram" and model.num_trees < partition.total_parts:
@@ -224,12 +243,13 @@ def resolve_fl_spec(raw: object) -> FlSpec:
     return FlSpec(
         session_id=top.text("session_id", MAX_ID_CHARS),
         round_id=top.text("round_id", MAX_ID_CHARS),
-        dataset_cid=top.text("dataset_cid", MAX_ID_CHARS),
+        dataset_cid="" if is_sharded else top.text("dataset_cid", MAX_ID_CHARS),
         data_format=data_format,
         model=model,
         partition=partition,
         train=train,
         part_index=part_index,
+        eval_cid=top.text("eval_cid", MAX_ID_CHARS) if is_sharded and top.get("eval_cid", "") else "",
     )
 
 
@@ -243,6 +263,8 @@ _TOP = (
     "train_config",
     "partition_config",
     "output_format",
+    "data_mode",
+    "eval_cid",
 )
 _MODEL = {
     "random_forest": tuple(ForestConfig.__dataclass_fields__),

@@ -170,7 +170,7 @@ class RoundEngine:
                 raise BadField("not a session that trains in rounds", field="spec")
             session = open_session(spec, group.row.plan_doc)
             config = read_session_rounds(session.members, parts=group.row.parts)
-            strategy, warnings = session_strategy(session.members, config, partition_strategy=session.plan.strategy)
+            strategy, warnings = session_strategy(session.members, config, partition_strategy=session.strategy)
             found = Known(session, config, strategy, tuple(warnings), is_phased=is_phased(spec.session()))
             if group.value.state is GroupState.RUNNING:  # nothing would remove it again after the session's end
                 self._known[group.value.id] = found
@@ -242,7 +242,7 @@ class RoundEngine:
             "strategy": known.strategy.to_dict(),
             "warnings": list(known.warnings),
             "sources": {name: list(entry) for name, entry in known.session.settings.items()},
-            "assignment_hash": known.session.plan.assignment_hash,
+            "assignment_hash": known.session.assignment,
         }
         if resumes:
             settings["resumed_from"] = {"cid": resumes, "round": made["round"] - 1, "session_id": made["session_id"]}
@@ -255,7 +255,7 @@ class RoundEngine:
                 known.config,
                 settings,
                 first,
-                seed=known.session.plan.seed,
+                seed=known.session.partition.seed,
                 now=now,
                 number=number,
             )
@@ -307,7 +307,7 @@ class RoundEngine:
                     rejected={int(part): reason for part, reason in done["rejected"].items()},
                     metrics=done["metrics"],
                     contributions={int(part): value for part, value in done["contributions"].items()},
-                    seed=known.session.plan.seed,
+                    seed=known.session.partition.seed,
                     now=self._clock.now(),
                     checkpoint=saved,
                     more_phases=done["more_phases"],
@@ -364,7 +364,7 @@ class RoundEngine:
                 **job,
                 "folder": str(self.folder(group.value.id)),
                 "spec": known.session.spec.to_dict(),
-                "plan": known.session.plan.to_dict(),
+                "plan": known.session.partition.to_dict(),
                 "strategy": known.strategy.to_dict(),
             },
         )

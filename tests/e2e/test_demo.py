@@ -244,7 +244,7 @@ async def model_and_rows(market: Client, group: Any) -> tuple[Any, np.ndarray, n
     spec = group.tasks[0].spec
     content = await market.data.read(spec["dataset_cid"], max_bytes=1 << 24)
     dataset = load_dataset(content, "csv")
-    held = np.asarray(holdout_rows(SessionPlan.from_dict(group.plan).partition, dataset.labels), dtype=np.int64)
+    held = np.asarray(holdout_rows(SessionPlan.from_dict(group.plan).cut, dataset.labels), dtype=np.int64)
     trained = np.setdiff1d(np.arange(len(dataset.features)), held)
     model = decode_model(await market.data.read(group.result_cid, max_bytes=1 << 24))
     return model, dataset.features, held, trained

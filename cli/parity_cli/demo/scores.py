@@ -56,10 +56,10 @@ def judge(session: Session) -> Judgement:
     """
     plan = session.plan
     spec = resolve_session(session.settings, session_id=plan.session_id, round_id=plan.round_id, settings=plan.settings)
-    table = Table.load(spec, plan.partition, session.data)
+    table = Table.load(spec, plan.cut, session.data)
     held = table.assignment.holdout
     guess = decode_model(session.model).predict(table.dataset.features[held])
-    again = finish(spec, plan.partition, session.data, session.updates)
+    again = finish(spec, plan.cut, session.data, session.updates)
     if spec.is_classification:
         score = float(np.mean(guess == table.truth[held]))
     else:

@@ -108,7 +108,7 @@ def session_privacy(
 
 def _check_dp(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
     rounds, strategy = session.rounds, session.strategy
-    if rounds is None or strategy is None:
+    if rounds is None or strategy is None or session.forest_mode or session.model.get("solver") == "exact":
         what = "a forest" if session.forest_mode else "the exact solver"
         fail(_DP, f"differential_privacy adds noise to updates in rounds: {what} has none")
     shown = STRATEGIES[strategy.strategy]

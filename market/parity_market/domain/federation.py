@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from parity_fl.defaults import Resolved, filled, resolve_defaults
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds_config import is_in_rounds, read_session_rounds, refuse_resume, session_strategy
-from parity_fl.session import SessionPlan, resolve_session
+from parity_fl.session import SessionPlan, ShardTerms, resolve_session
 from parity_fl.settings import FlSettings
 from parity_fl.spec import FlSpec
 from parity_market.store.rows import TaskRow
@@ -125,14 +125,32 @@ class Session:
     """A stored session, read back.
 
     Attributes:
+        partition: How its data set is cut, or what was decided about shards that nobody has together.
         members: As submitted, with what the plan fills in.
         settings: Of the plan: what holds of the ``FL_*`` names, and who said it.
     """
 
     spec: FlSpec
-    plan: PartitionPlan
+    partition: PartitionPlan | ShardTerms
     members: Mapping[str, object] = field(default_factory=dict)
     settings: Resolved = field(default_factory=dict)
+
+    @property
+    def plan(self) -> PartitionPlan:
+        """The cut of a partitioned session; ``BadField`` when every part has rows of its own."""
+        if isinstance(self.partition, ShardTerms):
+            raise BadField("the session is sharded: nobody has all of its data", field="plan.partition")
+        return self.partition
+
+    @property
+    def strategy(self) -> str:
+        """How the rows are shared out, as ``check_strategy`` takes it."""
+        return self.spec.partition.strategy
+
+    @property
+    def assignment(self) -> str:
+        """The hash that names the cut; empty while the shards are the nodes' own."""
+        return "" if isinstance(self.partition, ShardTerms) else self.partition.assignment_hash
 
 
 def open_session(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parity_fl.data import Dataset, label_classes
 from parity_fl.partition_config import PartitionConfig
-from parity_fl.shards import ShardPlan, ShardSummary, cut_shard, plan_shards, summarize
+from parity_fl.shards import ShardAgreement, ShardPlan, ShardSummary, cut_shard, fingerprint_of, plan_shards, summarize
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed
 
 SEED = "ab" * 32
@@ -38,8 +38,8 @@ def test_classes_are_the_union_of_all_shards_in_one_order() -> None:
 
     assert plan.class_names == ("2", "9", "10")
     assert plan.counts == ((0, 1, 2), (1, 1, 0))
-    assert cut_shard(plan, np.array([10.0, 9.0, 10.0]), 0).truth.tolist() == [2, 1, 2]
-    assert cut_shard(plan, np.array([2.0, 9.0]), 1).truth.tolist() == [0, 1]
+    assert cut_shard(plan.agreement, np.array([10.0, 9.0, 10.0]), 0).truth.tolist() == [2, 1, 2]
+    assert cut_shard(plan.agreement, np.array([2.0, 9.0]), 1).truth.tolist() == [0, 1]
 
 
 def test_the_union_is_the_class_list_of_all_rows_together() -> None:
@@ -61,7 +61,7 @@ def test_every_shard_is_cut_into_training_and_hold_out_by_class(shards, holdout,
     plan = plan_shards(config(len(shards), holdout=holdout), said, seed=seed, classification=True)
 
     for part, each in enumerate(labels):
-        cut = cut_shard(plan, each, part)
+        cut = cut_shard(plan.agreement, each, part)
 
         assert sorted([*cut.training.tolist(), *cut.holdout.tolist()]) == list(range(len(each)))
         assert len(cut.training) == plan.part_size(part)
@@ -74,8 +74,12 @@ def test_the_hold_out_follows_from_seed_and_part() -> None:
     labels = np.array([0.0, 1.0] * 30)
     plan = planned(labels.tolist(), labels.tolist())
 
-    first, again, other_part = cut_shard(plan, labels, 0), cut_shard(plan, labels, 0), cut_shard(plan, labels, 1)
-    other_seed = cut_shard(replace(plan, seed="cd" * 32), labels, 0)
+    first, again, other_part = (
+        cut_shard(plan.agreement, labels, 0),
+        cut_shard(plan.agreement, labels, 0),
+        cut_shard(plan.agreement, labels, 1),
+    )
+    other_seed = cut_shard(replace(plan.agreement, seed="cd" * 32), labels, 0)
 
     assert first.holdout.tolist() == again.holdout.tolist()
     assert first.holdout.tolist() != other_part.holdout.tolist()
@@ -88,7 +92,7 @@ def test_a_regression_has_no_classes_and_keeps_its_targets() -> None:
     assert plan.class_names == ()
     assert plan.counts == ((3,), (1,))
     assert plan.holdout_counts == ((1,), (1,))
-    assert cut_shard(plan, np.array([9.0, 8.0]), 1).truth.tolist() == [9.0, 8.0]
+    assert cut_shard(plan.agreement, np.array([9.0, 8.0]), 1).truth.tolist() == [9.0, 8.0]
 
 
 def test_a_part_that_claims_many_rows_does_not_own_the_model() -> None:
@@ -156,14 +160,50 @@ def test_rows_cannot_be_borrowed_between_shards() -> None:
     assert caught.value.field == "partition_config.overlap_ratio"
 
 
-@pytest.mark.parametrize("labels", [[0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0]])
-def test_a_shard_that_changed_since_is_refused(labels: list[float]) -> None:
-    plan = plan_shards(config(1), [GOOD], seed=SEED, classification=True)
+@pytest.mark.parametrize("changed", [(b"other rows", b"salt"), (b"rows", b"other salt")])
+def test_a_shard_that_changed_since_is_refused(changed: tuple[bytes, bytes]) -> None:
+    known = replace(GOOD, fingerprint=fingerprint_of(b"rows", b"salt"))
+    plan = plan_shards(config(1), [known], seed=SEED, classification=True)
+    labels = np.array([0.0, 1.0, 1.0])
 
+    assert len(cut_shard(plan.agreement, labels, 0, fingerprint=fingerprint_of(b"rows", b"salt")).training)
     with pytest.raises(ExecutionFailed) as caught:
-        cut_shard(plan, np.array(labels), 0)
+        cut_shard(plan.agreement, labels, 0, fingerprint=fingerprint_of(*changed))
 
     assert caught.value.reason == "data_invalid"
+
+
+def test_a_shard_with_a_class_that_was_not_agreed_on_is_refused() -> None:
+    plan = plan_shards(config(1), [GOOD], seed=SEED, classification=True)
+
+    with pytest.raises(ExecutionFailed, match="classes that the plan does not know"):
+        cut_shard(plan.agreement, np.array([0.0, 1.0, 2.0]), 0)
+
+
+def test_a_plan_and_its_agreement_survive_being_written() -> None:
+    plan = planned(["a", "b"], ["b", "c"])
+
+    assert ShardPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert ShardAgreement.from_dict(json.loads(json.dumps(plan.agreement.to_dict()))) == plan.agreement
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("total_parts", 0),
+        ("total_parts", 3),
+        ("seed", "AB" * 32),
+        ("n_features", 0),
+        ("class_names", ["a", 1]),
+        ("fingerprints", [1, 2]),
+        ("holdout_fraction", 1),
+        ("holdout_fraction", "0"),
+        ("counts", [[1]]),
+    ],
+)
+def test_a_wrong_member_of_an_agreement_is_refused(name: str, value: object) -> None:
+    with pytest.raises(BadDocument):
+        ShardAgreement.from_dict({**planned(["a", "b"], ["b", "c"]).agreement.to_dict(), name: value})
 
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
@@ -202,6 +242,8 @@ def test_a_summary_survives_the_wire(summary: ShardSummary) -> None:
         ("class_counts", {"x" * 300: 3}),
         ("class_counts", {str(number): 1 for number in range(1001)}),
         ("has_numbers", 1),
+        ("fingerprint", "AB" * 32),
+        ("fingerprint", "ab"),
         ("surprise", 1),
         ("part", ...),
     ],

@@ -1,0 +1,399 @@
+"""The market's side of a sharded session: agree, scale, train, score; as ``RoundServer``, without a row of data.
+
+Round 0 is what all parts agree on. From round 1 on a round is the training and then, unless the market has data of its own
+to score with, one more phase in which each part scores the new model on its hold-out. What the phases found out is in the
+state that the next one starts from: a market that is killed goes on from its files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, Literal, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.averaging import Bodies, Reduced, Refused, decode_state
+from parity_fl.checkpoint import Checkpoint
+from parity_fl.data import Dataset, label_classes, load_dataset, targets
+from parity_fl.finishing import FinalModel, Metric, indexed_importance
+from parity_fl.model import TrainedModel, encode_model
+from parity_fl.models.base import Scaling
+from parity_fl.models.moments import Moments, merged_scaling, moments_from_tensors
+from parity_fl.resuming import settings_of
+from parity_fl.session import ShardTerms
+from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
+from parity_fl.sharded.kinds import Kind, check_plan, kind_of
+from parity_fl.sharded.scoring import evaluate
+from parity_fl.shards import ShardPlan, ShardSummary, plan_shards
+from parity_fl.spec import FlSpec, ForestConfig
+from parity_fl.strategy import StrategyConfig
+from parity_fl.tensors import Tensor, decode_tensors
+from parity_fl.trees import Forest
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, ParityError
+
+__all__ = ["Asks", "ShardedServer"]
+
+Asks: TypeAlias = Literal["summary", "moments", "train", "score"]
+
+_LENGTH_BYTES: Final = 8
+_MAX_MOMENTS_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a phase starts from beside its file; ``inner`` is the strategy's or the forest's own."""
+
+    asks: Asks = "summary"
+    plan: ShardPlan | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    inner: bytes = b""
+
+    def encode(self) -> bytes:
+        head = {
+            "asks": self.asks,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "metrics": self.metrics,
+        }
+        text = json.dumps(head, separators=(",", ":")).encode()
+        return b"".join(len(one).to_bytes(_LENGTH_BYTES, "big") + one for one in (text, self.inner))
+
+    @classmethod
+    def decode(cls, data: bytes) -> _State:
+        """Read what ``encode`` wrote; of several records, one after the other, the last one."""
+        text, inner = _records(data)[-1]
+        try:
+            head: dict[str, Any] = json.loads(text)
+            plan = None if head["plan"] is None else ShardPlan.from_dict(head["plan"])
+            return cls(head["asks"], plan, head["metrics"], inner)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BadDocument("not the state of a sharded session") from exc
+
+    @property
+    def agreed(self) -> ShardPlan:
+        if self.plan is None:
+            raise BadDocument("the session was stopped before its shards had agreed")
+        return self.plan
+
+
+class ShardedServer:
+    """The market's side of one session.
+
+    Args:
+        spec: Resolved settings of a sharded session.
+        terms: Number of parts and seed.
+        strategy: The rule, of a model that is averaged.
+        evaluation: The data set of ``eval_cid``; None leaves scoring to the parts' hold-outs.
+
+    Raises:
+        ExecutionFailed: ``data_invalid``: the evaluation data cannot be used.
+    """
+
+    def __init__(
+        self, spec: FlSpec, terms: ShardTerms, strategy: StrategyConfig, evaluation: bytes | None = None
+    ) -> None:
+        self._spec, self._terms, self._strategy = spec, terms, strategy
+        self._evaluation: Dataset | None = None
+        if evaluation is not None:
+            self._evaluation = load_dataset(evaluation, spec.data_format)
+        self._kind: tuple[str, Kind] | None = None  # by the plan that it was made of
+
+    def first(self) -> bytes:
+        """Return the file that the session starts from: the question what each shard is."""
+        return encode_base(Base())
+
+    def reduce(
+        self,
+        base: bytes,
+        state: bytes | None,
+        updates: Bodies,
+        *,
+        states: Callable[[], bytes] | None = None,
+        leave_one_out: bool = False,
+    ) -> Reduced | Refused:
+        """Close a phase; as ``RoundServer.reduce``.
+
+        Args:
+            states: Reads the states of all phases of the round so far, one after the other; for forests, where
+                ``Reduced.appends``. ``state`` alone where there was one phase.
+
+        Raises:
+            BadDocument: ``base`` or ``state`` is not one of ours.
+            BadField: The shards do not fit together, or the settings do not fit them; the message names the part.
+            ExecutionFailed: The parts' numbers cannot be used.
+        """
+        at = _State() if state is None else _State.decode(state)
+        match at.asks:
+            case "summary":
+                return self._agree(updates)
+            case "moments":
+                return self._scale(at, updates)
+            case "train":
+                inners = partial(_inners, states) if states is not None else (lambda: at.inner)
+                return self._train(at, decode_base(base), inners, updates, leave_one_out=leave_one_out)
+            case "score":
+                return self._score(at, base, updates)
+
+    # -- round 0 ---------------------------------------------------------------------------------------------------
+
+    def _agree(self, updates: Bodies) -> Reduced | Refused:
+        """Make one plan of what the nodes said of their shards."""
+        said: dict[int, ShardSummary] = {}
+        rejected: dict[int, str] = {}
+        for part in sorted(updates):
+            try:
+                summary = ShardSummary.from_dict(decode_json(updates[part]()))
+                if summary.part != part:
+                    raise BadDocument(f"it is of part {summary.part}")
+                said[part] = summary
+            except ParityError as exc:
+                rejected[part] = f"malformed: {exc.message}"
+        if len(said) < self._terms.total_parts:
+            return Refused(f"the shards of all {self._terms.total_parts} parts must be known", rejected)
+        classification = self._spec.is_classification
+        plan = plan_shards(
+            self._spec.partition, list(said.values()), seed=self._terms.seed, classification=classification
+        )
+        check_plan(self._spec, plan)
+        if self._evaluation is not None:
+            self._evaluation_truth(plan)
+        state, parts = _State("moments", plan), tuple(sorted(said))
+        if not isinstance(self._spec.model, ForestConfig) and self._spec.model.standardize:
+            base = encode_base(Base(plan.agreement))
+            return Reduced(base, state.encode(), parts, {}, _shape(plan), {}, more_phases=True, asks="moments")
+        width = plan.n_features
+        return self._opened(state, Scaling(np.zeros(width), np.ones(width)), parts)
+
+    def _scale(self, at: _State, updates: Bodies) -> Reduced | Refused:
+        """Agree on what features and targets are scaled with."""
+        plan = at.agreed
+        moments: dict[int, Moments] = {}
+        rejected: dict[int, str] = {}
+        for part in sorted(updates):
+            try:
+                tensors, _ = decode_tensors(updates[part](), max_bytes=_MAX_MOMENTS_BYTES)
+                moments[part] = moments_from_tensors(tensors, n_features=plan.n_features, rows=plan.part_size(part))
+            except ParityError as exc:
+                rejected[part] = f"malformed: {exc.message}"
+        if len(moments) < plan.total_parts:
+            return Refused(f"the moments of all {plan.total_parts} parts must be known", rejected)
+        parts = sorted(moments)
+        return self._opened(at, merged_scaling(self._spec, [moments[part] for part in parts]), tuple(parts))
+
+    def _opened(self, at: _State, scaling: Scaling, parts: tuple[int, ...]) -> Reduced:
+        plan = at.agreed
+        base = encode_base(Base(plan.agreement, scaling, self._kind_of(plan, scaling).open()))
+        return Reduced(base, _State("train", plan).encode(), parts, {}, _shape(plan), {})
+
+    # -- every other round -----------------------------------------------------------------------------------------
+
+    def _train(
+        self, at: _State, base: Base, inners: Callable[[], bytes], updates: Bodies, *, leave_one_out: bool
+    ) -> Reduced | Refused:
+        plan, scaling = at.agreed, _scaling_of(base)
+        step = self._kind_of(plan, scaling).reduce(
+            base.tensors, at.inner or None, updates, inners=inners, leave_one_out=leave_one_out
+        )
+        if isinstance(step, Refused):
+            return step
+        is_scored = not step.more and self._evaluation is None and plan.holdout_size > 0
+        asks: Asks = "score" if is_scored else "train"
+        metrics = step.metrics
+        if not step.more and self._evaluation is not None:
+            metrics = {**self._evaluated(plan, scaling, step.tensors), **metrics}
+        return Reduced(
+            model=encode_base(replace(base, tensors=step.tensors)),
+            state=_State(asks, plan, metrics, step.state).encode(),
+            accepted=step.accepted,
+            rejected=step.rejected,
+            metrics=metrics,
+            contributions=step.contributions,
+            more_phases=step.more or is_scored,
+            asks=asks,
+            appends=step.more,
+        )
+
+    def _score(self, at: _State, base: bytes, updates: Bodies) -> Reduced | Refused:
+        """Merge what the parts found on their hold-outs; the model stays as it is."""
+        plan, classification = at.agreed, self._spec.is_classification
+        scores: dict[int, HoldoutScore] = {}
+        rejected: dict[int, str] = {}
+        for part in sorted(updates):
+            try:
+                rows = sum(plan.holdout_counts[part])
+                scores[part] = HoldoutScore.decode(updates[part](), rows=rows, classification=classification)
+            except ParityError as exc:
+                rejected[part] = f"malformed: {exc.message}"
+        if not scores:
+            return Refused("no part could score the model", rejected)
+        parts = sorted(scores)
+        found = merged_scores([scores[part] for part in parts], classification=classification)
+        metrics = {**found, **at.metrics}
+        state = replace(at, asks="train", metrics=metrics)
+        return Reduced(base, state.encode(), tuple(parts), rejected, metrics, {})
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def checkpoint(
+        self,
+        file: bytes,
+        state: bytes,
+        *,
+        number: int,
+        total_rounds: int,
+        metrics: Mapping[str, float],
+        owner: str = "",
+    ) -> Checkpoint:
+        """Return the session as it is after a round; as ``RoundServer.checkpoint``."""
+        at = _State.decode(state)
+        inner = at.inner
+        return Checkpoint(
+            session_id=self._spec.session_id,
+            round=number,
+            total_rounds=total_rounds,
+            strategy=self._strategy,
+            weights={name: np.asarray(value, np.float32) for name, value in decode_base(file).tensors.items()},
+            state=decode_state(inner) if inner else {},
+            metrics=dict(metrics),
+            settings=settings_of(self._spec),
+            seed=self._terms.seed,
+            assignment_hash=at.agreed.digest(),
+            owner=owner,
+        )
+
+    def final(self, file: bytes, state: bytes, *, rounds: int) -> FinalModel:
+        """Return the session's result: the model to predict with, and its last scores.
+
+        Args:
+            file: The model file after the last round.
+            state: ``Reduced.state`` of it.
+            rounds: How many there were.
+
+        Raises:
+            BadDocument: The session was stopped before there was a model.
+        """
+        at, base = _State.decode(state), decode_base(file)
+        plan = at.agreed
+        if rounds < 1:
+            raise BadDocument("the session was stopped before its first round")
+        fitted, extra = self._kind_of(plan, _scaling_of(base)).fitted(base.tensors)
+        document = TrainedModel(fitted, plan.class_names, plan.n_features, plan.feature_names)
+        metrics: dict[str, Metric] = {
+            "model_type": self._spec.model_type,
+            "task": "classification" if self._spec.is_classification else "regression",
+            "data_mode": "sharded",
+            "rounds": rounds,
+            **at.metrics,
+            **extra,
+            "parts": plan.total_parts,
+            "train_samples": plan.n_rows - plan.holdout_size,
+            "holdout_samples": self._rows_scored(plan),
+            "feature_count": plan.n_features,
+            "shards": plan.digest(),
+        }
+        if isinstance(fitted, Forest) and isinstance(self._spec.model, ForestConfig):
+            metrics |= {
+                "mode": self._spec.model.mode,
+                "tree_count": fitted.n_trees,
+                "node_count": len(fitted.feature),
+                "feature_importance": indexed_importance(fitted),
+            }
+        return FinalModel(encode_model(document), metrics)
+
+    def _rows_scored(self, plan: ShardPlan) -> int:
+        return plan.holdout_size if self._evaluation is None else len(self._evaluation.labels)
+
+    # -- the market's own data ---------------------------------------------------------------------------------------
+
+    def _kind_of(self, plan: ShardPlan, scaling: Scaling) -> Kind:
+        mark = plan.digest()
+        if self._kind is None or self._kind[0] != mark:
+            self._kind = (
+                mark,
+                kind_of(
+                    self._spec,
+                    plan,
+                    scaling,
+                    self._strategy,
+                    lambda tensors, scale: self._evaluated(plan, scale, tensors),
+                ),
+            )
+        return self._kind[1]
+
+    def _evaluated(self, plan: ShardPlan, scaling: Scaling, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        if self._evaluation is None:
+            return {}
+        found = evaluate(
+            self._spec,
+            tensors,
+            scaling,
+            self._evaluation.features,
+            self._evaluation_truth(plan),
+            n_classes=plan.class_count,
+        )
+        return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+    def _evaluation_truth(self, plan: ShardPlan) -> NDArray[np.float64]:
+        """Return the evaluation data's class indices or targets.
+
+        Raises:
+            ExecutionFailed: ``data_invalid``: they do not fit the shards.
+        """
+        assert self._evaluation is not None
+        data = self._evaluation
+        if data.features.shape[1] != plan.n_features:
+            _unfit(f"it has {data.features.shape[1]} features, the shards have {plan.n_features}")
+        if not plan.class_names:
+            return targets(data.labels)
+        own = label_classes(data.labels)
+        place = {name: index for index, name in enumerate(plan.class_names)}
+        unknown = next((name for name in own.names if name not in place), None)
+        if unknown is not None:
+            _unfit(f"it has the class {unknown[:64]!a}, which no shard has")
+        return np.array([place[name] for name in own.names], dtype=np.float64)[own.index]
+
+
+def _records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return head and inner state of each record."""
+    found: list[tuple[bytes, bytes]] = []
+    at = 0
+    while at < len(data) or not found:
+        pair = []
+        for _ in range(2):
+            start = at + _LENGTH_BYTES
+            end = start + int.from_bytes(data[at:start], "big")
+            if end > len(data) or start > len(data):
+                raise BadDocument("the state of a sharded session ends inside a record")
+            pair.append(data[start:end])
+            at = end
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _inners(states: Callable[[], bytes]) -> bytes:
+    """Return the inner states of all records, one after the other."""
+    return b"".join(inner for _, inner in _records(states()))
+
+
+def _scaling_of(base: Base) -> Scaling:
+    if base.scaling is None:
+        raise BadDocument("the phase has no scaling")
+    return base.scaling
+
+
+def _shape(plan: ShardPlan) -> dict[str, float]:
+    """Return what people are shown of what was agreed."""
+    return {
+        "train_samples": float(plan.n_rows - plan.holdout_size),
+        "holdout_samples": float(plan.holdout_size),
+        "feature_count": float(plan.n_features),
+        "class_count": float(plan.class_count),
+    }
+
+
+def _unfit(message: str) -> NoReturn:
+    raise ExecutionFailed(FailureReason.DATA_INVALID, f"the evaluation data do not fit the shards: {message}")

@@ -1,0 +1,181 @@
+"""A node's side of a sharded session: it says what its shard is, and then trains and scores on rows that stay there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_fl.averaging import PartTrainer, TrainedRound
+from parity_fl.bootstrap import split_trees
+from parity_fl.data import load_dataset
+from parity_fl.histogram import HistogramPart, PartRows
+from parity_fl.linear import FeatureScale
+from parity_fl.models.base import Scaling, round_model
+from parity_fl.models.linear_exact import linear_statistics, statistics_tensors
+from parity_fl.models.moments import moments_of, moments_tensors
+from parity_fl.rounds_config import UpdateFormat
+from parity_fl.session import ShardTerms
+from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, raw_bytes
+from parity_fl.sharded.scoring import evaluate
+from parity_fl.shards import ShardAgreement, ShardCut, cut_shard, fingerprint_of, summarize
+from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
+from parity_fl.table import contradiction
+from parity_fl.tensors import encode_tensors
+from parity_fl.trees import as_forest_features, forest_tensors
+from parity_protocol.errors import BadDocument
+
+__all__ = ["ShardedTrainer"]
+
+
+class ShardedTrainer:
+    """One part of one session; as ``RoundTrainer``.
+
+    Args:
+        spec: Resolved settings, as they were signed.
+        terms: Number of parts and seed, from the market.
+        shard: The part's data.
+        part: Which part.
+        salt: Secret of the part, from its sealed source.
+
+    Raises:
+        ExecutionFailed: ``data_invalid``: the shard cannot be read; ``spec_invalid``: settings and part contradict.
+    """
+
+    def __init__(self, spec: FlSpec, terms: ShardTerms, shard: bytes, part: int, *, salt: bytes) -> None:
+        if not 0 <= part < terms.total_parts:
+            contradiction(f"there is no part {part} of {terms.total_parts}")
+        if spec.partition.total_parts != terms.total_parts:
+            contradiction(f"the session has {spec.partition.total_parts} shards, the market plans {terms.total_parts}")
+        self._spec, self._terms, self._part = spec, terms, part
+        self._data = load_dataset(shard, spec.data_format)
+        self._fingerprint = fingerprint_of(shard, salt)
+        self._cut: tuple[ShardAgreement, ShardCut] | None = None
+        self._trainer: PartTrainer | None = None
+        self._forest: HistogramPart | None = None
+
+    def answer(
+        self,
+        asks: str,
+        base: bytes,
+        *,
+        number: int,
+        proximal_mu: float = 0.0,
+        update_format: UpdateFormat = "fp32",
+    ) -> TrainedRound:
+        """Answer one phase. The same phase again gives the same answer.
+
+        Args:
+            asks: What the market asks: ``summary``, ``moments``, ``train`` or ``score``.
+            base: The file that the phase starts from.
+            number: Of the round, from 0.
+
+        Raises:
+            BadDocument: ``base`` is not this session's.
+            ExecutionFailed: The shard is not the one that was summarized, or cannot be used; ``spec_invalid``: the market
+                agreed on something else than was signed; ``numerical_instability``: training diverges.
+        """
+        if asks == "summary":
+            said = summarize(
+                self._data,
+                self._part,
+                classification=self._spec.is_classification,
+                fingerprint=self._fingerprint,
+            )
+            return TrainedRound(json.dumps(said.to_dict()).encode(), {"samples": float(said.n_rows)})
+        found = decode_base(base)
+        agreed, cut = self._cut_as(found)
+        if asks == "moments":
+            moments = moments_of(self._spec, self._data.features[cut.training], cut.truth[cut.training])
+            return _said(encode_tensors(moments_tensors(moments), {}), cut.training)
+        if found.scaling is None:
+            raise BadDocument("the phase has no scaling")
+        if asks == "score":
+            return self._score(found, found.scaling, agreed, cut)
+        if asks != "train":
+            contradiction(f"this node cannot answer a phase {asks[:32]!a}")
+        return self._train(
+            found, found.scaling, agreed, cut, number=number, proximal_mu=proximal_mu, update_format=update_format
+        )
+
+    def _cut_as(self, found: Base) -> tuple[ShardAgreement, ShardCut]:
+        agreed, spec = found.agreement, self._spec
+        if agreed is None:
+            raise BadDocument("the phase does not say what was agreed on")
+        if self._cut is None or self._cut[0] != agreed:
+            signed = (self._terms.total_parts, self._terms.seed, spec.partition.holdout_fraction)
+            if (agreed.total_parts, agreed.seed, agreed.holdout_fraction) != signed:
+                contradiction("the market agreed on other parts, another seed or hold-out than the session's")
+            if agreed.n_features != self._data.features.shape[1] or bool(agreed.class_names) != spec.is_classification:
+                contradiction("the market agreed on other columns or classes than this shard's")
+            cut = cut_shard(agreed, self._data.labels, self._part, fingerprint=self._fingerprint)
+            self._cut, self._trainer, self._forest = (agreed, cut), None, None
+        return self._cut
+
+    def _train(
+        self,
+        found: Base,
+        scaling: Scaling,
+        agreed: ShardAgreement,
+        cut: ShardCut,
+        *,
+        number: int,
+        proximal_mu: float,
+        update_format: UpdateFormat,
+    ) -> TrainedRound:
+        spec, rows = self._spec, cut.training
+        features, truth = self._data.features[rows], cut.truth[rows]
+        if isinstance(spec.model, ForestConfig):
+            return self._grow(spec.model, found, agreed, rows)
+        if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
+            sums = linear_statistics(features, truth, FeatureScale(scaling.mean, scaling.deviation))
+            return _said(encode_tensors(statistics_tensors(sums), {}), rows)
+        if spec.train is None:
+            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        if self._trainer is None:
+            model = round_model(spec, n_features=agreed.n_features, n_classes=len(agreed.class_names), scaling=scaling)
+            self._trainer = PartTrainer(model, spec.train, features, truth, seed=agreed.seed, part=self._part)
+        weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
+        return self._trainer.train_from(weights, number=number, proximal_mu=proximal_mu, update_format=update_format)
+
+    def _grow(
+        self, config: ForestConfig, found: Base, agreed: ShardAgreement, rows: NDArray[np.uint32]
+    ) -> TrainedRound:
+        """Answer a phase of a forest, or grow the part's own trees."""
+        assert self._cut is not None
+        truth = self._cut[1].truth[rows]
+        if config.mode != "union":
+            if self._forest is None:
+                features = as_forest_features(self._data.features[rows])
+                self._forest = HistogramPart(PartRows(self._part, features, truth, agreed.class_names), config)
+            return _said(self._forest.answer(raw_bytes(found.tensors, "request")), rows)
+        from parity_fl.forest import train_forest  # scikit-learn comes with it; only nodes train
+
+        grown = train_forest(
+            self._data.features[rows],
+            truth,
+            config,
+            n_classes=len(agreed.class_names),
+            part=self._part,
+            n_trees=split_trees(config.num_trees, agreed.total_parts)[self._part],
+        )
+        return _said(encode_tensors(forest_tensors(grown.forest), {"oob_local": json.dumps(grown.oob_local)}), rows)
+
+    def _score(self, found: Base, scaling: Scaling, agreed: ShardAgreement, cut: ShardCut) -> TrainedRound:
+        held = cut.holdout
+        truth = cut.truth[held]
+        scores = evaluate(
+            self._spec,
+            found.tensors,
+            scaling,
+            self._data.features[held],
+            truth,
+            n_classes=len(agreed.class_names),
+        )
+        score = HoldoutScore.of(scores, truth, classification=self._spec.is_classification)
+        return _said(score.encode(), held)
+
+
+def _said(body: bytes, rows: NDArray[np.uint32]) -> TrainedRound:
+    return TrainedRound(body, {"samples": float(len(rows))})
