@@ -322,6 +322,9 @@ class RoundEngine:
                 raise
             log.info("round_looked_at_again", group_id=group_id, round=number, reason=exc.message)
             return True
+        newest = done["small"].get(model_file(Path(), moved.round, moved.phase).name)
+        if newest is not None:
+            self.intake.remember(group_id, done["sha256"], newest)
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
         await on_disk(self._tidy, group_id, number, phase, keeps_state=done["keeps_state"])
         if moved.state == SessionState.DONE:
@@ -420,6 +423,7 @@ class RoundEngine:
         await self._store.write(partial(round_small.forget, group_id=group_id))
         await anyio.to_thread.run_sync(partial(shutil.rmtree, self.folder(group_id), ignore_errors=True))
         self._known.pop(group_id, None)
+        self.intake.forget(group_id)
         self._waiting.pop(group_id, None)
 
     def folders(self) -> list[str]:

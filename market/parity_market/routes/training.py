@@ -99,12 +99,13 @@ async def next_step(call: Call) -> RoundStep:
         step = await state.store.read(partial(ask, now=state.clock.now()))
         return step if holder is None else state.flower.step(group.value.id, holder, step)
 
-    return await state.scheduler.followers.until(
+    step = await state.scheduler.followers.until(
         group.value.id,
         read,
         lambda step: step.state != "wait" or (holder is not None and step.flower_node not in ("", has)),
         wait_s=call.wait_s(),
     )
+    return await state.rounds.intake.with_model(group.value.id, step)
 
 
 def _holder(call: Call, node_id: str) -> Holder:

@@ -45,6 +45,7 @@ class RoundStep(_Reply):
     asks: str = "train"
     base: str = ""  # hex sha256 of the model file
     base_size: int = 0  # bytes
+    model: str = ""  # the model file in Base64 where it is small, so that it need not be fetched
     update_format: str = "fp16"
     proximal_mu: float = 0.0
     closes_in_s: float | None = None  # until the round's deadline; None while it has none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from hashlib import sha256
 from typing import cast
 
@@ -11,6 +12,7 @@ from parity_node.executors.rounds import Place
 from parity_node.market.http import REPLY_TIMEOUT_S, HttpMarket
 from parity_node.market.rounds import HttpRounds
 from parity_protocol.api.rounds import RoundStep
+from parity_protocol.errors import DigestMismatch, ParityError, Unreachable
 
 pytestmark = pytest.mark.anyio
 
@@ -20,9 +22,11 @@ MODEL = b"model"
 class Market:
     def __init__(self) -> None:
         self.timeout_s = 0.0
+        self.asked = 0
 
     async def get(self, path: str, query: str = "", *, timeout_s: float, max_bytes: int) -> bytes:
         self.timeout_s = timeout_s
+        self.asked += 1
         return MODEL
 
 
@@ -33,3 +37,37 @@ async def test_a_model_is_waited_for_no_longer_than_what_is_accepted_of_it_takes
     await HttpRounds(cast("HttpMarket", market)).model(Place("group", 0, "lease", 1), step, max_bytes=1 << 20)
 
     assert market.timeout_s <= REPLY_TIMEOUT_S + 16
+
+
+def small(model: str) -> RoundStep:
+    digest = sha256(MODEL).hexdigest()
+    return RoundStep(state="train", round=1, phase=0, total_rounds=1, base=digest, base_size=5, model=model)
+
+
+async def test_a_small_model_comes_with_the_answer_and_is_not_fetched() -> None:
+    market = Market()
+    rounds = HttpRounds(cast("HttpMarket", market))
+
+    found = await rounds.model(Place("group", 0, "lease", 1), small(b64encode(MODEL).decode()), max_bytes=1 << 20)
+
+    assert (found, market.asked) == (MODEL, 0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [(b64encode(b"other").decode(), DigestMismatch), ("%%%%", Unreachable)],
+    ids=["another model", "no Base64"],
+)
+async def test_a_model_in_the_answer_is_checked_as_one_that_was_fetched(sent: str, error: type[ParityError]) -> None:
+    rounds = HttpRounds(cast("HttpMarket", Market()))
+
+    with pytest.raises(error):
+        await rounds.model(Place("group", 0, "lease", 1), small(sent), max_bytes=1 << 20)
+
+
+async def test_a_model_in_the_answer_that_is_longer_than_it_may_be_is_not_decoded() -> None:
+    market = Market()
+
+    await HttpRounds(cast("HttpMarket", market)).model(Place("group", 0, "lease", 1), small("A" * 1_000), max_bytes=100)
+
+    assert market.asked == 1

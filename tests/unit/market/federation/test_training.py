@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
@@ -153,6 +154,24 @@ async def test_small_files_that_a_power_cut_took_are_written_again(tmp_path: Pat
         assert final.row.base_hash == await straight(play, 3)
         await rig.state.rounds.remove(play.id)
         assert await rig.store.read(partial(round_small.kept, folder=folder, group_id=play.id)) == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_small_model_is_told_with_the_step_that_names_it(rig: Rig, is_restarted: bool) -> None:
+    play = await Play.begin(rig)
+    await play.round(0, 1, 2)
+    step = await play.next(0)
+    if is_restarted:
+        rig.state.rounds.intake.forget(play.id)
+
+    told = await rig.state.rounds.intake.with_model(play.id, step)
+    await play.round(0, 1, 2)
+    late = await rig.state.rounds.intake.with_model(play.id, step)
+
+    assert sha256(b64decode(told.model)).hexdigest() == step.base
+    assert late.model == ""  # the session has moved on
+    await rig.state.rounds.remove(play.id)
+    assert rig.state.rounds.intake._small == {}
 
 
 async def test_a_closed_round_leaves_only_the_next_ones_files_in_the_store(rig: Rig) -> None:
