@@ -215,7 +215,8 @@ install_torch() {
   uv venv --quiet --python "$PROJECT_PYTHON" out
   uv pip install --quiet --python out/bin/python --require-hashes --no-deps -r "$PROJECT_ROOT/requirements/torch.lock"
 }
-install_flower() { PARITY_ENGINES=out "$PROJECT_PYTHON" -m parity_cli fl engine install flower; }
+# In its place at once: the programs of an environment hold its path. Without its mark, written last, it is not found.
+install_flower() { PARITY_ENGINES=$(home_of flower) "$PROJECT_PYTHON" -m parity_cli fl engine install flower; }
 install_redis() { apt_install redis-server; }
 install_postgres() { apt_install postgresql-15; }
 install_chromium() { apt_install chromium chromium-driver; }

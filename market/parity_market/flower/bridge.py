@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import struct
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -80,9 +79,6 @@ async def serve_bridge(folder: Path, carried: Carried) -> AsyncIterator[Bridge]:
     talks: set[asyncio.Task[None]] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        talks.add(task)
         bridge.connected.set()
         try:
             while await _answer(reader, writer, carried):
@@ -90,20 +86,20 @@ async def serve_bridge(folder: Path, carried: Carried) -> AsyncIterator[Bridge]:
         except (OSError, ValueError, asyncio.IncompleteReadError) as exc:
             log.info("flower_bridge_ended", problem=str(exc))
         finally:
-            talks.discard(task)
             writer.close()
             bridge.hung_up.set()
 
-    before = os.umask(0o177)  # the socket is born private
-    try:
-        server = await asyncio.start_unix_server(talk, path=str(path))
-    finally:
-        os.umask(before)
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(talk(reader, writer))
+        talks.add(task)
+        task.add_done_callback(talks.discard)
+
+    server = await asyncio.start_unix_server(begin, path=str(path))  # in a folder of mode 0700
     try:
         yield bridge
     finally:
         server.close()
-        for task in talks:
+        for task in list(talks):
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
         with suppress(OSError):

@@ -15,17 +15,21 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
 from pydantic import JsonValue
 
+from parity_fl.engines.flower import FLWR_VERSION, Fleet, is_installed
 from parity_fl.limits import DATA_LIMITS
 from parity_fl.rounds_config import is_in_rounds
 from parity_fl.session import SessionPlan, resolve_session
 from parity_fl.spec import FlSpec
 from parity_node.data import InputSource
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
+from parity_node.executors.flower import FlowerRounds
+from parity_node.executors.flower_process import make_super_node
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog, boot_id, same_process, start_time
 from parity_node.executors.rounds import RoundLoop, RoundsMarket, place_of
@@ -60,6 +64,7 @@ class _Run:
     limits: Limits
     started_at: float  # Clock.monotonic()
     rounds: RoundLoop | None = None  # of a session that trains in rounds
+    flower: FlowerRounds | None = None  # of one whose rounds Flower carries
     stopped: bool = False
     result: ExecutionResult | None = None
 
@@ -120,6 +125,9 @@ class FederatedExecutor:
             "rounds": is_in_rounds(job.spec.session()) if isinstance(job.spec, FederatedLearningSpec) else False,
             "lease": {"group_id": job.group_id, "lease_id": job.lease_id, "fence": job.fence},
         }
+        fleet = _fleet(job, plan)
+        if fleet is not None:
+            members["flower"] = fleet.to_dict()
         if members["rounds"] and (self._rounds is None or not job.group_id):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node cannot ask for rounds")
         folder.write_job(members, job.limits)
@@ -157,7 +165,8 @@ class FederatedExecutor:
         is_late = False
         try:
             if run.rounds is not None:
-                await within(self._clock, max(0.0, left_s), run.rounds.run)
+                take_part = run.rounds.run if run.flower is None else partial(run.flower.around, run.rounds.run)
+                await within(self._clock, max(0.0, left_s), take_part)
                 with anyio.CancelScope(shield=True):
                     await _end(run.child)  # it has nothing left to do
             else:
@@ -182,6 +191,8 @@ class FederatedExecutor:
         run = self._runs.get(_key(handle))
         if run is not None:
             run.stopped = run.stopped or run.result is None
+            if run.flower is not None:
+                run.flower.kill()
             await _end(run.child)
             return
         state = handle.state
@@ -202,6 +213,8 @@ class FederatedExecutor:
         run = self._runs.pop(_key(handle), None)
         if run is not None and run.rounds is not None:
             run.rounds.close()
+        if run is not None and run.flower is not None:
+            run.flower.close()
         await folder_of(handle).remove()
 
     async def logs(self, handle: Handle, offset: int) -> bytes:
@@ -219,8 +232,12 @@ class FederatedExecutor:
             raise
         finally:
             theirs.close()
-        loop = RoundLoop(self._rounds, place_of(members), ours, folder.path, clock=self._clock)
-        return _Run(child, limits, self._clock.monotonic(), loop)
+        place, market, flower = place_of(members), self._rounds, None
+        if "flower" in members:
+            super_node = make_super_node(folder.path, Fleet.from_dict(members["flower"]))
+            market = flower = FlowerRounds(self._rounds, place, super_node, clock=self._clock)
+        loop = RoundLoop(market, place, ours, folder.path, clock=self._clock)
+        return _Run(child, limits, self._clock.monotonic(), loop, flower)
 
     # -- the child -----------------------------------------------------------------------------------------------
 
@@ -280,6 +297,26 @@ def _session(job: Job) -> tuple[FlSpec, SessionPlan]:
     except ParityError as exc:
         raise ExecutionFailed(FailureReason.SPEC_INVALID, exc.message, field=exc.field) from exc
     return spec, plan
+
+
+def _fleet(job: Job, plan: SessionPlan) -> Fleet | None:
+    """Return the SuperLink of a session that Flower carries; None for every other one.
+
+    Raises:
+        ExecutionFailed: What was signed and what was planned differ, or this node has another Flower.
+    """
+    is_wanted = isinstance(job.spec, FederatedLearningSpec) and job.spec.engine == "flower"
+    if is_wanted != (plan.flower is not None):
+        raise ExecutionFailed(FailureReason.SPEC_INVALID, "the session's engine and its plan differ")
+    if plan.flower is None:
+        return None
+    if plan.flower.flwr_version != FLWR_VERSION:
+        text = f"the market runs flwr {plan.flower.flwr_version}, this node {FLWR_VERSION}"
+        raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
+    if not is_installed():
+        text = "engine flower is not installed here: parity fl engine install flower"
+        raise ExecutionFailed(FailureReason.EXECUTOR_UNAVAILABLE, text)
+    return plan.flower
 
 
 def _result(folder: JobFolder, run: _Run, ended: Exit, usage: Usage, *, is_late: bool) -> ExecutionResult:

@@ -68,6 +68,18 @@ class RoundsMarket(Protocol):
         """
         ...
 
+    async def flower_step(self, place: Place, *, key: str, known: str, wait_s: float) -> RoundStep:
+        """Return whether a session that Flower carries is done, and under which id the part's key is registered.
+
+        Args:
+            key: Public key of the lease's SuperNode, a compressed point of P-384, hex.
+            known: The id that is known; waits up to ``wait_s`` seconds for another one or the end.
+
+        Raises:
+            StaleFence: As ``next_step``; so the others.
+        """
+        ...
+
     async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
         """Return the model that ``step`` names.
 

@@ -28,15 +28,21 @@ class HttpRounds(RoundsMarket):
 
     async def next_step(self, place: Place, *, wait_s: float) -> RoundStep:
         """See the port."""
-        query = urlencode(
-            {"part": place.part, "lease_id": place.lease_id, "fence": place.fence, "wait_s": f"{wait_s:g}"}
-        )
+        return await self._step(place, {}, wait_s=wait_s)
+
+    async def _step(self, place: Place, more: Mapping[str, str], *, wait_s: float) -> RoundStep:
+        asked = {"part": place.part, "lease_id": place.lease_id, "fence": place.fence, "wait_s": f"{wait_s:g}"}
+        query = urlencode({**asked, **more})
         path = paths.fl_session_path(place.group_id, "next")
         answer = await self._market.get(path, query, timeout_s=wait_s + REPLY_TIMEOUT_S)
         try:
             return RoundStep.model_validate_json(answer)
         except ValidationError as exc:
             raise Unreachable(f"the market's answer is not a RoundStep: {exc.error_count()} problems") from exc
+
+    async def flower_step(self, place: Place, *, key: str, known: str, wait_s: float) -> RoundStep:
+        """See the port."""
+        return await self._step(place, {"flower_key": key, "flower_node": known}, wait_s=wait_s)
 
     async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
         """See the port."""

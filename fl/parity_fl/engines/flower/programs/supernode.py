@@ -1,16 +1,19 @@
 """Starts a SuperNode of one lease: ``python supernode.py PARENT BUNDLE FOLDER SUPERLINK PORT TRAINER``; in flwr's environment.
 
 What it may run is decided here: the bundle that the SuperLink sends is hashed before anything of it is read, and one
-with another SHA-256 ends the process with ``REFUSED``. BUNDLE is that hash, or ``*`` where the operator allows any.
+with another SHA-256 ends the process with ``REFUSED``. SUPERLINK is ``host:port``, or ``unix:PATH`` of a socket that leads there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,8 @@ from typing import Any
 
 REFUSED = 77  # exit status: another bundle
 PR_SET_PDEATHSIG = 1
+MAX_FILE_BYTES = 2 << 30
+MAX_OPEN_FILES = 1024
 LOOK_S = 0.3  # between two questions for a message; flwr's own is 3 s
 
 
@@ -38,7 +43,7 @@ def checked(get_fab: Callable[..., Any], expected: str) -> Callable[..., Any]:
     def get(fab_hash: str, run_id: int) -> Any:
         fab = get_fab(fab_hash, run_id)
         found = sha256(fab.content).hexdigest()
-        if expected not in ("*", found):
+        if found != expected:
             print(f"refused: the SuperLink sent the bundle {found}, expected {expected}", flush=True)  # noqa: T201
             os._exit(REFUSED)  # not an exception: flwr would go on with the next message
         return fab
@@ -46,10 +51,58 @@ def checked(get_fab: Callable[..., Any], expected: str) -> Callable[..., Any]:
     return get
 
 
+def forward(path: str) -> str:
+    """Listen on loopback and carry each connection to the Unix socket ``path``; return the address."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def carry(inner: socket.socket) -> None:
+        with inner, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as outer:
+            try:
+                outer.connect(path)
+            except OSError:
+                return
+            back = threading.Thread(target=pump, args=(outer, inner), daemon=True)
+            back.start()
+            pump(inner, outer)
+            back.join()
+
+    def serve() -> None:
+        while True:
+            inner, _ = listener.accept()
+            threading.Thread(target=carry, args=(inner,), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def limit() -> None:
+    """Bound what this process and all that it starts may use of the machine."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_FSIZE, MAX_FILE_BYTES), (resource.RLIMIT_NOFILE, MAX_OPEN_FILES)):
+        _, hard = resource.getrlimit(kind)
+        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
 def main(arguments: list[str]) -> None:
     """Run until killed, refused, or the SuperLink does not know the key."""
     parent, expected, folder, superlink, port, trainer = arguments
     die_with(int(parent))
+    limit()
+    if superlink.startswith("unix:"):
+        superlink = forward(superlink.removeprefix("unix:"))
     from flwr.supernode import start_client_internal as inner
     from flwr.supernode.cli import flower_supernode
 

@@ -1,0 +1,145 @@
+"""Sessions that Flower carries, with the real SuperLink and SuperNodes between a real market and real nodes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from parity_cli.demo.stack import PARITY, Node
+from parity_cli.testing.town import REWARD, TOWN_SETTINGS, Town
+from parity_fl.model import decode_model
+from parity_fl.plan import PartitionPlan
+from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_fl.session import resolve_session
+from parity_fl.strategy import StrategyConfig
+from parity_protocol.api.tasks import GroupReply
+
+pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(180)]
+
+ROUNDS = 3
+
+
+def digits() -> bytes:
+    found = load_digits()
+    lines = [",".join([*(f"p{at}" for at in range(64)), "target"])]
+    lines += [
+        ",".join([*(f"{value:g}" for value in row), str(label)])
+        for row, label in zip(found.data, found.target, strict=True)
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def network(cid: str, *, parts: int = 2, **changes: Any) -> dict[str, Any]:
+    return {
+        "type": "federated_learning",
+        "engine": "flower",
+        "model_type": "neural_network",
+        "dataset_cid": cid,
+        "data_format": "csv",
+        "model_config": {"hidden_size": 32, "output_size": 10},
+        "train_config": {"epochs": 3, "batch_size": 32, "learning_rate": 0.1},
+        "partition_config": {"strategy": "stratified", "total_parts": parts, "min_samples": 10},
+        "total_rounds": ROUNDS,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def engines(service_path: Callable[[str], Path]) -> str:
+    return str(service_path("flower"))
+
+
+@pytest.fixture(scope="module")
+async def flower_town(engines: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
+    folder = tmp_path_factory.mktemp("flower")
+    folder.chmod(0o711)
+    settings = replace(TOWN_SETTINGS, market={"PARITY_ENGINES": engines})
+    async with Town.open(folder, nodes=3, settings=settings) as town:
+        yield town
+
+
+@pytest.fixture
+async def town(flower_town: Town) -> AsyncIterator[Town]:
+    yield flower_town
+    running = [node.process for node in flower_town.nodes if node.process is not None]
+    flower_town.stack.processes.stop(running, within_s=2.0)
+    await flower_town.revive()
+    await flower_town.cancel_open()
+
+
+def start(town: Town, *nodes: Node, engines: str) -> None:
+    for node in nodes:
+        town.stack.start_node(node, [*PARITY, "node", "run"], RUNNER_DISK_FLOOR="0", PARITY_ENGINES=engines)
+
+
+async def stored(town: Town) -> str:
+    file = town.stack.folder / "digits.csv"
+    await anyio.Path(file).write_bytes(digits())
+    return (await town.market.data.add(file)).cid
+
+
+async def ended(town: Town, group_id: str, within_s: float = 90.0) -> GroupReply:
+    found: list[GroupReply] = []
+
+    async def has_ended() -> bool:
+        found[:] = [await town.market.group(group_id, wait_s=1.0)]
+        return found[0].state != "running"
+
+    await town.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
+    return found[0]
+
+
+def plan_of(town: Town, group_id: str) -> dict[str, Any]:
+    path = next(town.stack.folder.rglob("market.sqlite"))
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        (text,) = connection.execute("SELECT plan_doc FROM task_group WHERE id = ?", (group_id,)).fetchone()
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def trained_here(session: dict[str, Any], plan_doc: dict[str, Any]) -> Any:
+    """Return the model that our own engine makes of the same session."""
+    spec = resolve_session(session, session_id=plan_doc["session_id"], round_id=plan_doc["round_id"])
+    plan, data = PartitionPlan.from_dict(plan_doc["partition"]), digits()
+    server = RoundServer(spec, plan, data, StrategyConfig())
+    trainers = [RoundTrainer(spec, plan, data, part) for part in range(plan.total_parts)]
+    model, state = server.first(), None
+    for number in range(1, ROUNDS + 1):
+        updates = [trainer.train(model, number=number, update_format="fp16").update for trainer in trainers]
+        reduced = server.reduce(model, state, {part: lambda body=body: body for part, body in enumerate(updates)})
+        assert isinstance(reduced, Reduced)
+        model, state = reduced.model, reduced.state
+    return decode_model(server.final(model, rounds=ROUNDS).model_bytes)
+
+
+async def test_two_nodes_train_three_rounds_over_flower_to_the_model_of_our_own_engine(
+    town: Town, engines: str
+) -> None:
+    nodes = town.nodes[:2]
+    start(town, *nodes, engines=engines)
+    await town.stack.until(lambda: town.stack.online(nodes), "the nodes")
+    spec = network(await stored(town))
+
+    made = await town.market.submit(spec, 2 * REWARD)
+    group = await ended(town, made.id)
+
+    assert group.state == "completed", group.message
+    assert group.metrics["rounds"] == ROUNDS
+    shown = await town.market.sessions.show(made.id)
+    assert [one.round for one in shown.rounds] == [1, 2, 3]
+    assert all("accuracy" in one.metrics for one in shown.rounds)
+    theirs = decode_model((await town.market.result(made.id)).data or b"")
+    ours = trained_here({name: value for name, value in spec.items() if name != "type"}, plan_of(town, made.id))
+    features = load_digits().data.astype(float)
+    assert theirs.predict_labels(features) == ours.predict_labels(features)
+    assert np.mean(np.array(theirs.predict_labels(features)) == load_digits().target.astype(str)) > 0.9
+    await town.paid([task.id for task in group.tasks])
