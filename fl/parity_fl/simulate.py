@@ -25,6 +25,8 @@ from parity_fl.privacy.combinations import PrivateSession, check_privacy
 from parity_fl.privacy.config import PrivacyConfig
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.noise import KEY_BYTES
+from parity_fl.privacy.secure_mean import SecureMean
+from parity_fl.privacy.simulated import SimulatedSums
 from parity_fl.round_bodies import decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
@@ -236,7 +238,7 @@ class _Federation:
         self._rounds = RoundsConfig(
             total_rounds=1,
             min_available_clients=needed,
-            quorum=needed,
+            quorum=privacy.shares(parts) if privacy.secure_aggregation else needed,
             fraction=fraction,
             contribution="leave_one_out" if leave_one_out else "none",
             update_format=update_format,
@@ -250,6 +252,21 @@ class _Federation:
         self._private: NoiseSetup | None = None
         if privacy.differential_privacy and randomness is not None:
             self._private = NoiseSetup(privacy, fraction * parts, randomness(KEY_BYTES), fraction)
+        self._secure: SimulatedSums | None = None
+        if privacy.secure_aggregation and randomness is not None:
+            rows = {part: self._plan.part_size(part) for part in range(parts)}
+            mean = SecureMean(
+                strategy,
+                privacy,
+                session_id=session.spec.session_id,
+                parts=parts,
+                rows=rows.__getitem__,
+                heaviest=max(rows.values()),
+                private=self._private,
+            )
+            self._secure = SimulatedSums(
+                mean, privacy, session_id=session.spec.session_id, rows=rows, randomness=randomness
+            )
         size = 4 * needed * sum(math.prod(shape) for shape in session.model.shapes().values())
         if size > _MAX_BYTES:
             raise BadField(
@@ -312,7 +329,10 @@ class _Federation:
             )
 
         before = rule.state()
-        done = rule.aggregate(base, lambda: iter(updates.values()), len(updates))
+        if self._secure is None:
+            done = rule.aggregate(base, lambda: iter(updates.values()), len(updates))
+        else:
+            done = self._secure.aggregate(base, updates)
         scores = self._scores(done.weights)
         contributions: dict[int, float] = {}
         if self._leave_one_out and "loss" in scores:
@@ -326,7 +346,7 @@ class _Federation:
             accepted=done.accepted,
             rejected=dict(sorted({**rejected, **done.rejected}.items())),
             scores=scores,
-            train_loss=_mean(losses) if self._private is None else None,  # it would tell what the noise hides
+            train_loss=None if self._private or self._secure else _mean(losses),  # it would tell what the noise hides
             metrics=done.metrics,
             contributions=contributions,
         )

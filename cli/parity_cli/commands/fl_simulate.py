@@ -39,6 +39,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     parity fl simulate --data digits.csv --nodes 11 --strategy FedTrimmedAvg --set strategy.pre_aggregation=nnm \\
                        --set strategy.num_malicious=2 --attack sign_flip:2 --plot rounds.html
     parity fl simulate --data digits.csv --nodes 100 --fraction 0.2 --dp-noise 1.1 --dp-clip 0.5
+    parity fl simulate --data digits.csv --strategy FedAdam --secure-aggregation
     parity fl simulate --data cancer.csv --model random_forest --mode histogram --partition label_skew --json
     """,
 )
@@ -72,6 +73,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option("--dp-noise", type=float, metavar="Z", help="Differential privacy: noise in units of the clip norm.")
 @click.option("--dp-clip", type=float, metavar="C", help="Its clip norm. Without it the norm adapts to the updates.")
 @click.option("--dp-delta", type=float, metavar="DELTA", help="Of which epsilon is told. Default: 0.00001.")
+@click.option("--secure-aggregation", is_flag=True, help="Add up masked updates, so that nobody sees a single one.")
 @click.option(
     "--set",
     "changes",
@@ -209,6 +211,8 @@ def _privacy(given: dict[str, Any], sections: dict[str, dict[str, Any]]) -> dict
     if given["dp_noise"] is not None:
         switches |= {"differential_privacy": True, "noise_multiplier": given["dp_noise"]}
         switches |= {"adaptive": True} if given["dp_clip"] is None else {}
+    if given["secure_aggregation"]:
+        switches["secure_aggregation"] = True
     for name, option in (("l2_norm_clip", "dp_clip"), ("delta", "dp_delta")):
         if given[option] is not None:
             switches[name] = given[option]
@@ -291,6 +295,8 @@ def _facts(document: dict[str, Any]) -> dict[str, str]:
             f"epsilon {told['epsilon']:.3g} at delta {told['delta']:g} after {len(rounds)} rounds,"
             f" clip norm {told['clip_norm']:.3g}"
         )
+    if "summed" in told:
+        facts["secure sum"] = f"{told['summed']:.0f} masked updates in the last round"
     rejected = sum(len(record["rejected"]) for record in rounds)
     if rejected:
         facts["rejected"] = f"{rejected} updates"

@@ -70,10 +70,10 @@ def decode_message(
     pairs = setup.parts * setup.parts
     most = sum(4 * _cells(shape, pairs) for shape in shapes.values()) + 2 * _HEADER
     tensors, said = decode_tensors(data, max_bytes=most)
+    if said.get("form") == _FORM and said.get("phase") == "absent":
+        _fail(f"absent: {said.get('reason', '')[:_MAX_REASON]}")
     if said.get("form") != _FORM or said.get("context") != setup.context.hex():
         _fail("it belongs to another sum: what was sent before must not be sent again")
-    if said.get("phase") == "absent":
-        _fail(f"absent: {said.get('reason', '')[:_MAX_REASON]}")
     if said.get("phase") != phase:
         _fail(f"expected the phase {phase}, got {said.get('phase', '')[:20]!a}")
     if set(tensors) != set(shapes):
@@ -88,9 +88,9 @@ def decode_message(
     return tensors
 
 
-def absent(setup: SumSetup, reason: str) -> bytes:
-    """Return what a part sends that cannot take part any further, so that nobody waits for it."""
-    return encode_message(setup, "absent", {}, reason=reason[:_MAX_REASON])
+def absent(reason: str) -> bytes:
+    """Return what a part sends that cannot take part any further, in whatever sum it is, so that nobody waits for it."""
+    return encode_tensors({}, {"form": _FORM, "phase": "absent", "reason": reason[:_MAX_REASON]})
 
 
 def table(rows: Iterable[bytes], width: int) -> Table:

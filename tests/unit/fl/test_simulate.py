@@ -18,6 +18,7 @@ from parity_fl.attacks import ATTACKS, Attack, parse_attack
 from parity_fl.models import weights_digest
 from parity_fl.partition import rows_of_part
 from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
+from parity_fl.privacy.combinations import WAIVED
 from parity_fl.privacy.config import read_privacy
 from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds import RoundServer, RoundTrainer
@@ -405,3 +406,20 @@ def test_privacy_without_randomness_is_refused() -> None:
 def test_privacy_of_a_model_without_rounds_is_refused(diabetes: bytes) -> None:
     with pytest.raises(BadField, match="the exact solver has none"):
         simulate(linear(solver="exact"), diabetes, seed=SEED, privacy=DP, randomness=random_bytes(1))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
+def test_masked_updates_give_the_model_of_plain_ones(strategy: Any) -> None:
+    rule = StrategyConfig(strategy=strategy)
+    secure = read_privacy({"secure_aggregation": True})
+
+    masked = simulate(
+        network(5), DIGITS, seed=SEED, rounds=3, strategy=rule, privacy=secure, randomness=random_bytes(1)
+    )
+
+    plain = simulate(network(5), DIGITS, seed=SEED, rounds=3, strategy=rule)
+    assert masked.accuracy == pytest.approx(plain.accuracy, abs=0.01)
+    assert masked.scores["loss"] == pytest.approx(plain.scores["loss"], rel=1e-2)
+    assert masked.rounds[-1].metrics["summed"] == 5
+    assert WAIVED in masked.warnings
+    assert all(record.train_loss is None for record in masked.rounds)

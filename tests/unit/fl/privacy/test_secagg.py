@@ -277,7 +277,7 @@ def test_who_cannot_go_on_says_so_and_is_not_waited_for() -> None:
     run = Sum(make_setup())
     run.until("masked")
     answers = run.answers()
-    answers[2] = absent(run.setup, "its keys are gone").__bytes__
+    answers[2] = absent("its keys are gone").__bytes__
 
     closed = run.server.close(answers)
 
