@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -11,6 +10,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from parity_blobs.local_read import Source
+from parity_protocol.disk import is_full
 from parity_protocol.errors import StorageFull, Unavailable
 
 __all__ = ["Batches", "Worker", "settled", "submit", "translate_os", "wait"]
@@ -129,6 +129,6 @@ async def wait(future: Future[T]) -> None:
 
 def translate_os(exc: OSError) -> Unavailable:
     """Return our error for the disk's."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(exc):
         return StorageFull("the disk is full")
     return Unavailable(f"the disk failed: {exc.strerror or exc}")

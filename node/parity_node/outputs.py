@@ -22,6 +22,7 @@ from pathlib import Path
 
 from parity_blobs.importer import MAX_DIRECTORY_BYTES
 from parity_blobs.unixfs import MAX_NAME_BYTES
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.needs import OutputFolder
 
@@ -78,8 +79,7 @@ def gather_output(source: Path, log: Path, target: Path, limits: OutputFolder) -
         staging.rename(target)
     except OSError as exc:
         _remove(staging)
-        reason = FailureReason.DISK_FULL if exc.errno in {errno.ENOSPC, errno.EDQUOT} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"the task's output cannot be taken: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"the task's output cannot be taken: {exc.strerror}") from exc
     except ExecutionFailed:
         _remove(staging)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from parity_node.executors.base import ExecutionResult
 from parity_node.market.base import PACKED_SUFFIX
 from parity_node.store.base import Execution, OutboxEntry
 from parity_protocol.api.leases import FinalReport
+from parity_protocol.disk import is_full
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
 from parity_protocol.ids import NodeId
 from parity_protocol.manifest import ChainRef
@@ -33,7 +33,6 @@ __all__ = ["StoredResult", "build_report", "failure_of", "store_result"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff]")
 _COPY_BYTES = 1 << 20
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ async def store_result(result: ExecutionResult, folder: Path, execution_id: str)
             raise ExecutionFailed(FailureReason.NODE_FAULT, "the executor brought no result")
         return await anyio.to_thread.run_sync(_store_large, data, path, folder, execution_id)
     except OSError as exc:
-        if exc.errno in _NO_ROOM:
+        if is_full(exc):
             raise StorageFull("no room for a result") from exc
         raise ExecutionFailed(FailureReason.NODE_FAULT, f"the result cannot be read: {exc.strerror}") from exc
 
@@ -86,7 +85,7 @@ def failure_of(error: Exception) -> ExecutionResult:
     """Return the failed result that an executor's error stands for; an error that is not ours is the node's fault."""
     if isinstance(error, ExecutionFailed):
         return ExecutionResult(Outcome.FAILED, error.reason, error.message)
-    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+    if isinstance(error, StorageFull) or is_full(error):
         return ExecutionResult(Outcome.FAILED, FailureReason.DISK_FULL, str(error))
     if isinstance(error, ParityError):
         reason = FailureReason.DEPENDENCY_UNAVAILABLE if error.retryable else FailureReason.NODE_FAULT

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
+from parity_protocol.disk import is_full
 from parity_protocol.errors import ConfigInvalid, StorageFull
 
 __all__ = ["make_private_dir", "read_private", "sync_dir", "sync_file", "write_file"]
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def make_private_dir(path: Path) -> Path:
@@ -50,7 +48,7 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         sync_dir(path.parent)
     except BaseException as exc:
         temporary.unlink(missing_ok=True)
-        if isinstance(exc, OSError) and exc.errno in _FULL:
+        if is_full(exc):
             raise StorageFull(f"no room for {path}") from exc
         raise
 

@@ -36,6 +36,7 @@ from parity_node.executors.trial import Trial
 from parity_node.waiting import within
 from parity_protocol.capability import ExecutorState
 from parity_protocol.clock import Clock
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.report import Outcome
 from parity_protocol.task import CommandSpec, IsolationTier, TaskKind
@@ -325,5 +326,4 @@ def _mkdir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700)
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc

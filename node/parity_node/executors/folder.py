@@ -21,6 +21,7 @@ import anyio.to_thread
 from pydantic import JsonValue
 
 from parity_node.executors.base import MAX_LOG_READ_BYTES, Handle, Limits
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = ["JobFolder", "folder_of", "printable_tail"]
@@ -51,8 +52,7 @@ class JobFolder:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
         except OSError as exc:
-            reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-            raise ExecutionFailed(reason, f"{self._job}: {exc.strerror}") from exc
+            raise ExecutionFailed(failure_of(exc), f"{self._job}: {exc.strerror}") from exc
 
     def read_job(self) -> tuple[dict[str, JsonValue], Limits]:
         """Return what ``write_job`` wrote.

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import anyio
 
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
 _PIPE_READ_BYTES = 65_536
 _READS_A_TURN = 16  # of one child, so that a loud one does not hold up the event loop
 _DRAIN_S = 0.5  # for output still in the pipe after the end: who holds it open then is not waited for
-_NO_ROOM = frozenset({28, 122})  # ENOSPC, EDQUOT
 _POLL_S = 0.02
 _END_S = 2.0  # for a killed tree to be gone
 _PR_SET_CHILD_SUBREAPER = 36
@@ -80,8 +80,7 @@ class OutputLog:
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
-            reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
-            raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
+            raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc
         self._pipe, self.write_end = os.pipe()  # neither end is inherited unless it is passed on
         os.set_blocking(self._pipe, False)
         self._ended = anyio.Event()

@@ -20,6 +20,7 @@ from parity_fl.spec import resolve_fl_spec
 from parity_node.executors.base import Limits
 from parity_node.executors.folder import JobFolder
 from parity_node.executors.sandbox.limits import apply_own_limits
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason, InvalidInput, ParityError, StorageFull
 
 __all__ = ["train_in", "try_models"]
@@ -29,7 +30,6 @@ _ADDRESS_SPACE_SLACK = 8 << 30
 _CPU_SLACK_S = 10
 _MAX_OPEN_FILES = 256
 _MAX_FILE_BYTES = 1 << 30
-_NO_ROOM = frozenset({28, 122})  # ENOSPC, EDQUOT
 
 # Two classes, linearly separable; also a line with slope 2. Enough to see every compiled part work.
 _TRIAL_ROWS = 40
@@ -65,8 +65,7 @@ def _outcome(folder: JobFolder) -> dict[str, object]:
     except MemoryError:
         return _failure(FailureReason.OUT_OF_MEMORY, "training needs more memory than the task asks for")
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
-        return _failure(reason, f"{type(exc).__name__}: {exc.strerror}")
+        return _failure(failure_of(exc), f"{type(exc).__name__}: {exc.strerror}")
     except Exception as exc:  # noqa: BLE001 - the edge of a process
         traceback.print_exc()
         return _failure(FailureReason.NODE_FAULT, f"training broke down: {type(exc).__name__}")

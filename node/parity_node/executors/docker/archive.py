@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from parity_protocol import strict_json
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError
 
 __all__ = ["LoadableImage", "rewrite_archive"]
@@ -81,8 +82,7 @@ def rewrite_archive(source: Path, target: Path, *, image: str, max_bytes: int) -
     except (OverflowError, ValueError, EOFError, RecursionError) as exc:
         raise _bad("its headers cannot be read") from exc
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"the image's archive: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"the image's archive: {exc.strerror}") from exc
     return found
 
 

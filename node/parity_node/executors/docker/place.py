@@ -11,12 +11,11 @@ from parity_node.executors.docker.job import HOME, output_folder
 from parity_node.executors.folder import JobFolder
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.drop import FIRST_UID, own, slot_identity
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.task import DockerSpec
 
 __all__ = ["GpuGrants", "environment", "fetch_inputs", "make_output", "user_of"]
-
-_NO_ROOM = frozenset({28, 122})  # ENOSPC, EDQUOT
 
 
 class GpuGrants:
@@ -102,5 +101,4 @@ def _mkdir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc

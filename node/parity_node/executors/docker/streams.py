@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason, NotFound, Unreachable
 
 __all__ = ["LogFile", "OutputStream", "wait_ended"]
@@ -22,7 +23,6 @@ _MAX_HEAD_BYTES = 65_536
 _MAX_ANSWER_BYTES = 65_536
 _FRAME_HEAD_BYTES = 8
 _PIECE_BYTES = 65_536
-_NO_ROOM = frozenset({28, 122})  # ENOSPC, EDQUOT
 
 
 class LogFile:
@@ -217,5 +217,4 @@ def _create(path: Path) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in _NO_ROOM else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.disk import failure_of
+from parity_protocol.errors import ExecutionFailed
 
 __all__ = ["Meter"]
 
@@ -27,8 +28,7 @@ class Meter:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
-            reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-            raise ExecutionFailed(reason, f"{path}: {exc.strerror}") from exc
+            raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc
         text = os.pread(self._fd, _DIGITS, 0).strip()
         self.used = int(text) if text.isdigit() else 0
 

@@ -30,6 +30,7 @@ from parity_node.executors.egress.proxy import EgressProxy
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.host_python import StagedPython, interpreter, stage_python
 from parity_protocol.clock import Clock
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import Conflict, ExecutionFailed, FailureReason
 from parity_protocol.needs import Egress
 
@@ -202,8 +203,7 @@ def stage_sidecar(workplace: Path) -> StagedPython:
     except OSError as exc:
         if folder.is_dir():  # somebody else was faster
             return StagedPython(folder)
-        reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"cannot write to {workplace}: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"cannot write to {workplace}: {exc.strerror}") from exc
     return StagedPython(folder)
 
 

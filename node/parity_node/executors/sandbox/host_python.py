@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = ["OPTIONS", "StagedPython", "interpreter", "stage_python"]
@@ -123,8 +124,7 @@ def stage_python(folder: Path) -> StagedPython:
             elif path in found.objects and path != loader:
                 _copy(path, library / path.name)
     except OSError as exc:
-        reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
-        raise ExecutionFailed(reason, f"cannot copy this Python to {folder}: {exc.strerror}") from exc
+        raise ExecutionFailed(failure_of(exc), f"cannot copy this Python to {folder}: {exc.strerror}") from exc
     return StagedPython(folder)
 
 
