@@ -446,12 +446,7 @@ class Agent:
             "clock_offset_seconds", "The market's clock minus ours", lambda: self.presence.standing.clock_offset_s
         )
         disk, cache = self._parts.disk, self._parts.cache
-        for volume in disk.volumes():
-            name = volume.names[0]
-            text = f"Free bytes on the disk of {', '.join(volume.names)}"
-            self.metrics.watch(
-                f"disk_free_{name}_bytes", text, partial(lambda name: float(disk.volume_of(name).free_bytes), name)
-            )
+        self.metrics.watch_volumes(disk.volumes)
         self.metrics.watch("results_bytes", "Bytes of the results that wait", lambda: float(cache.results_used_bytes))
 
     # -- ending --------------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from parity_node.disk import Volume
 from parity_protocol.policy import Denial
 
 __all__ = ["NodeMetrics", "RefusalCount"]
@@ -58,6 +61,13 @@ class NodeMetrics:
         """Show what ``read`` returns as the gauge ``parity_node_<name>``."""
         Gauge(f"parity_node_{name}", text, registry=self.registry).set_function(read)
 
+    def watch_volumes(self, read: Callable[[], Iterable[Volume]]) -> None:
+        """Show each disk that ``read`` returns as the gauge ``parity_node_disk_free_<name>_bytes``.
+
+        They are read at each look: an engine's disk is known only once the engine has answered.
+        """
+        self.registry.register(_Volumes(read))
+
     def execution_ended(self, kind: str, outcome: str, seconds: float) -> None:
         """Count an execution."""
         self._executions.labels(kind, outcome).inc()
@@ -81,3 +91,22 @@ class NodeMetrics:
     def render(self) -> bytes:
         """Return everything in the text format."""
         return generate_latest(self.registry)
+
+
+class _Volumes(Collector):
+    """The disks of the node's folders, as they are now."""
+
+    def __init__(self, read: Callable[[], Iterable[Volume]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: which disks there are may change."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return a gauge of each disk, named by the first folder on it."""
+        for volume in self._read():
+            text = f"Free bytes on the disk of {', '.join(volume.names)}"
+            yield GaugeMetricFamily(
+                f"parity_node_disk_free_{volume.names[0]}_bytes", text, value=float(volume.free_bytes)
+            )

@@ -8,6 +8,7 @@ import json
 import pytest
 import structlog
 
+from parity_node.disk import Volume
 from parity_node.observability.logging import configure_logging
 from parity_node.observability.metrics import MAX_RULES, NodeMetrics
 from parity_node.observability.server import _respond
@@ -100,3 +101,18 @@ def test_node_that_gets_no_work_is_alive_but_not_ready() -> None:
 )
 def test_anything_else_is_refused(request_line: str, status: int) -> None:
     assert f" {status} " in answer(request_line)[0]
+
+
+def test_a_disk_that_is_watched_later_is_shown_too() -> None:
+    metrics = NodeMetrics()
+    volumes = [Volume(1, ("state", "results"), 5)]
+    metrics.watch_volumes(lambda: volumes)
+    before = metrics.render().decode()
+
+    volumes += [Volume(2, ("images",), 7)]
+    after = metrics.render().decode()
+
+    assert "parity_node_disk_free_state_bytes 5.0" in before
+    assert "Free bytes on the disk of state, results" in before
+    assert "images" not in before
+    assert "parity_node_disk_free_images_bytes 7.0" in after
