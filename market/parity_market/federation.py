@@ -25,7 +25,7 @@ from parity_fl.engines.flower import Fleet
 from parity_fl.limits import DATA_LIMITS, MAX_UPDATE_BYTES
 from parity_fl.plan import PartitionPlan
 from parity_fl.resuming import RESUME_FIELD
-from parity_fl.session import SessionPlan
+from parity_fl.session import SessionPlan, ShardTerms
 from parity_fl.settings import FlSettings
 from parity_market import federation_worker as worker
 from parity_market.domain.federation import Session, new_session, open_session, seed_of
@@ -167,6 +167,11 @@ class Federation:
         """
         new = new_session(spec, order_hash, self._settings)
         session, resumption = new.spec, new.resumption
+        if session.is_sharded:
+            if session.eval_cid:
+                await self._make_available(session.eval_cid, creator, field="spec.eval_cid")
+            terms = ShardTerms(session.partition.total_parts, seed_of(session.session_id, spec.seed))
+            return SessionPlan(session.session_id, session.round_id, terms, settings=new.settings).to_dict()
         if self._plans >= MAX_WAITING_PLANS:
             raise Overloaded(f"{self._plans} sessions are being planned already", retry_after_s=5.0)
         self._plans += 1
@@ -214,7 +219,7 @@ class Federation:
             raise BadField("this market runs no SuperLinks", field="spec.engine")
         return await self._fleet_of(session_id)
 
-    async def _make_available(self, cid_text: str, creator: str) -> None:
+    async def _make_available(self, cid_text: str, creator: str, *, field: str = "spec.dataset_cid") -> None:
         """Make sure that a data set lies here and its submitter may read it.
 
         Raises:
@@ -232,7 +237,7 @@ class Federation:
             raise Unprocessable(
                 f"data_unavailable: the data set {cid_text} is not stored here for {creator}, and {problem}",
                 hint="Upload it with `parity data add` first.",
-                field="spec.dataset_cid",
+                field=field,
             )
 
     async def _has(self, cid: Cid, cid_text: str) -> bool:

@@ -74,7 +74,7 @@ class RoundCheckpoints:
         if interval == 0 and self._settings.fl_checkpoint_enabled:
             interval = self._settings.fl_checkpoint_interval
         regular = interval > 0 and is_due(number, interval=interval, total_rounds=config.total_rounds)
-        if not regular and not is_last:
+        if number < 1 or (not regular and not is_last):
             return None
         folder = self._folders()[0].absolute() / group_id
         now = self._clock.now().isoformat()

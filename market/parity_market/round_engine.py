@@ -11,7 +11,7 @@ import json
 import shutil
 from base64 import b64decode
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ __all__ = ["Known", "RoundEngine", "rounds_of"]
 
 log = structlog.get_logger(__name__)
 
+SETUP = frozenset({"summary", "moments"})  # phases in which all parts of a sharded session agree on something
 EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
 MODEL_LOOKS = 3  # for the newest model
 LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
@@ -68,6 +69,14 @@ class Known:
     strategy: StrategyConfig
     warnings: tuple[str, ...]
     is_phased: bool  # a forest in phases: what a part answers is not bounded by what it was asked
+
+    def config_of(self, asks: str, parts: int) -> RoundsConfig:
+        """Return the rules of a phase: what all parts agree on needs all of them."""
+        if asks not in SETUP:
+            return self.config
+        return replace(
+            self.config, fraction=1.0, over_selection=0.0, quorum=parts, min_available_clients=parts, sampling="seed"
+        )
 
 
 def rounds_of(spec: object) -> bool:
@@ -116,7 +125,7 @@ class RoundEngine:
             store,
             clock,
             folder=self.folder,
-            is_phased=lambda group: self.known(group).is_phased,
+            is_phased=lambda group: self.known(group).is_phased or self.known(group).session.spec.is_sharded,
             make_id=market.make_id,
             wake=self.wake,
         )
@@ -191,7 +200,7 @@ class RoundEngine:
             return await self._close(group)
         known, now = self.known(group), self._clock.now()
         verdict = decide(
-            known.config,
+            known.config_of(found.row.asks, len(group.tasks)),
             cohort=found.cohort,
             updates=found.updates,
             tasks=group.tasks,
@@ -228,9 +237,10 @@ class RoundEngine:
         """Write the first model and open round 1."""
         known, now = self.known(group), self._clock.now()
         folder = self.folder(group.value.id)
-        dataset = await self._federation.read(
-            known.session.spec.dataset_cid, group.row.creator, max_bytes=DATA_LIMITS.max_bytes
-        )
+        spec = known.session.spec
+        dataset = None  # of a sharded session that its nodes score
+        if scored := spec.eval_cid if spec.is_sharded else spec.dataset_cid:
+            dataset = await self._federation.read(scored, group.row.creator, max_bytes=DATA_LIMITS.max_bytes)
         await on_disk(make_folder, folder, dataset)
         resumes = known.config.resume_from
         if resumes:
@@ -258,6 +268,7 @@ class RoundEngine:
                 seed=known.session.partition.seed,
                 now=now,
                 number=number,
+                asks=made.get("asks", "train"),
             )
         )
         total = known.config.total_rounds
@@ -398,7 +409,7 @@ class RoundEngine:
             return
         known, number = self.known(group), found.session.round - 1
         folder = self.folder(group_id)
-        if known.is_phased or not state_file(folder, number + 1, 0).exists():  # nothing was trained here
+        if known.is_phased or number < 1 or not state_file(folder, number + 1, 0).exists():  # nothing was trained here
             return
         with suppress(NotFound):
             if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:

@@ -68,11 +68,12 @@ async def on_disk(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
         raise StorageFull(f"the market cannot use its files of a session: {exc.strerror}") from exc
 
 
-def make_folder(folder: Path, dataset: bytes) -> None:
-    """Make a session's folder with its data set."""
+def make_folder(folder: Path, dataset: bytes | None) -> None:
+    """Make a session's folder with its data set, if the market has one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sync_folder(folder.parent)
-    write_file(folder / "dataset", dataset)
+    if dataset is not None:
+        write_file(folder / "dataset", dataset)
 
 
 def append(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from parity_contracts.files import write_file
 from parity_market.round_files import SMALL_BYTES, model_file, resume_file, state_file, sync_folder, update_file
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from parity_fl.averaging import Bodies
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.rounds import RoundServer
+    from parity_fl.sharded import ShardedServer
 
-    Server: TypeAlias = RoundServer | ForestRounds
+    Server: TypeAlias = RoundServer | ForestRounds | ShardedServer
 
 __all__ = ["execute", "write_synced"]
 
@@ -68,20 +69,33 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
         case "checkpoint":
             return _keep(server, folder, job)
         case "begin":
-            return {**_publish(model_file(folder, 1, 0), server.first()), "round": 1}
+            number = 0 if _is_sharded(server) else 1
+            asks = "train" if number else "summary"
+            return {**_publish(model_file(folder, number, 0), server.first()), "round": number, "asks": asks}
         case "reduce":
             return _reduce(server, folder, job)
         case "final":
-            done = server.final(_read(model_file(folder, job["round"], job["phase"])), rounds=job["rounds"])
-            write_file(folder / "final.safetensors", done.model_bytes)
-            return {"metrics": done.metrics}
+            return _final(server, folder, job)
         case other:
             raise BadDocument(f"there is no job {other!a}")
 
 
+def _final(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    from parity_fl.sharded import ShardedServer
+
+    place = folder, job["round"], job["phase"]
+    model = _read(model_file(*place))
+    if isinstance(server, ShardedServer):
+        done = server.final(model, _read(state_file(*place)), rounds=job["rounds"])
+    else:
+        done = server.final(model, rounds=job["rounds"])
+    write_file(folder / "final.safetensors", done.model_bytes)
+    return {"metrics": done.metrics}
+
+
 def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     from parity_fl.forest_rounds import ForestRounds
-    from parity_fl.rounds import Refused, RoundServer
+    from parity_fl.rounds import Refused
     from parity_fl.spool import map_file
 
     number, phase = job["round"], job["phase"]
@@ -92,10 +106,13 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     if isinstance(server, ForestRounds):
         reduced = server.reduce(base, partial(_states, folder, number, phase), updates)
     else:
-        state = state_file(folder, number, phase)
-        reduced = server.reduce(
-            base, _read(state) if state.exists() else None, updates, leave_one_out=job["leave_one_out"]
-        )
+        path, out = state_file(folder, number, phase), job["leave_one_out"]
+        before = _read(path) if path.exists() else None
+        if _is_sharded(server):
+            states = partial(_states, folder, number, phase)
+            reduced = server.reduce(base, before, updates, states=states, leave_one_out=out)
+        else:
+            reduced = server.reduce(base, before, updates, leave_one_out=out)
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
@@ -104,7 +121,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     _write_both((model, reduced.model), (state, reduced.state), is_synced=not is_small)
     small = {model.name: reduced.model, state.name: reduced.state} if is_small else {}
     saved = None
-    if job.get("checkpoint") is not None and isinstance(server, RoundServer):
+    if job.get("checkpoint") is not None and not reduced.more_phases and _saves(server):
         saved = _save(server, reduced.model, reduced.state, job, metrics=reduced.metrics)
     return {
         **_named(reduced.model),
@@ -120,6 +137,19 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     }
 
 
+def _is_sharded(server: Server) -> TypeGuard[ShardedServer]:
+    from parity_fl.sharded import ShardedServer
+
+    return isinstance(server, ShardedServer)
+
+
+def _saves(server: Server) -> TypeGuard[RoundServer | ShardedServer]:
+    """Return whether a session is one of rounds that another can go on from."""
+    from parity_fl.rounds import RoundServer
+
+    return isinstance(server, RoundServer) or (_is_sharded(server) and server.saves)
+
+
 def _states(folder: Path, number: int, phase: int) -> bytes:
     """Return what every phase of a round so far has kept, one after the other."""
     files = (state_file(folder, number, one) for one in range(phase + 1))
@@ -127,7 +157,12 @@ def _states(folder: Path, number: int, phase: int) -> bytes:
 
 
 def _save(
-    server: RoundServer, model: bytes, state: bytes, job: Mapping[str, Any], *, metrics: Mapping[str, float]
+    server: RoundServer | ShardedServer,
+    model: bytes,
+    state: bytes,
+    job: Mapping[str, Any],
+    *,
+    metrics: Mapping[str, float],
 ) -> str:
     """Write a checkpoint to its folder and return its path."""
     from parity_fl.checkpoint import CheckpointFolder
@@ -147,9 +182,8 @@ def _save(
 
 def _keep(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     """Write the checkpoint of a session that has ended in the round after ``job["round"]``."""
-    from parity_fl.rounds import RoundServer
-
-    assert isinstance(server, RoundServer)
+    if not _saves(server):
+        raise BadDocument("this session has no checkpoints")
     place = job["round"] + 1, 0
     model, state = _read(model_file(folder, *place)), _read(state_file(folder, *place))
     return {"checkpoint": _save(server, model, state, job, metrics={})}
@@ -237,18 +271,22 @@ def _server(job: Mapping[str, Any], folder: Path) -> Server:
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.plan import PartitionPlan  # NumPy: only the process that computes loads it
     from parity_fl.rounds import RoundServer
+    from parity_fl.session import ShardTerms
+    from parity_fl.sharded import ShardedServer
     from parity_fl.spec import ForestConfig, resolve_fl_spec
     from parity_fl.strategy import read_strategy
 
     key = str(folder)
     known = _open.pop(key, None)
     if known is None:
-        spec, plan = resolve_fl_spec(job["spec"]), PartitionPlan.from_dict(job["plan"])
-        dataset = _read(folder / "dataset")
-        if isinstance(spec.model, ForestConfig):
-            known = ForestRounds(spec, plan, dataset)
+        spec, strategy = resolve_fl_spec(job["spec"]), read_strategy(job["strategy"])
+        dataset = b"" if spec.is_sharded and not spec.eval_cid else _read(folder / "dataset")
+        if spec.is_sharded:
+            known = ShardedServer(spec, ShardTerms.from_dict(job["plan"]), strategy, dataset or None)
+        elif isinstance(spec.model, ForestConfig):
+            known = ForestRounds(spec, PartitionPlan.from_dict(job["plan"]), dataset)
         else:
-            known = RoundServer(spec, plan, dataset, read_strategy(job["strategy"]))
+            known = RoundServer(spec, PartitionPlan.from_dict(job["plan"]), dataset, strategy)
     _open[key] = known
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)

@@ -102,6 +102,11 @@ class ShardedServer:
             self._evaluation = load_dataset(evaluation, spec.data_format)
         self._kind: tuple[str, Kind] | None = None  # by the plan that it was made of
 
+    @property
+    def saves(self) -> bool:
+        """Whether the session has rounds whose model a checkpoint holds: not a forest, nor what is solved at once."""
+        return self._spec.train is not None
+
     def first(self) -> bytes:
         """Return the file that the session starts from: the question what each shard is."""
         return encode_base(Base())

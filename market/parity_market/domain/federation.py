@@ -95,6 +95,10 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
             f"engine {spec.engine} carries rounds, and this session has none: every part trains once",
             field="spec.engine",
         )
+    if spec.engine != "parity" and resolved.is_sharded:
+        raise BadField(
+            f"engine {spec.engine} trains on one data set: data_mode must be partitioned", field="spec.engine"
+        )
     if not is_in_rounds(session):
         if spec.rounds_config.get("resume_from"):
             refuse_resume("this session's model")

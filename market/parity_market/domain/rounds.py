@@ -108,9 +108,11 @@ def decide(
     refused = _refused(updates, tasks) & set(can_come)
     quorum = min(config.quorum, len(cohort))
     if len(have) + len(can_come) < quorum:
-        gone = ", ".join(str(part) for part in sorted(lost & set(cohort)))
+        gone = sorted(lost & set(cohort))
         return Verdict(
-            Decision.FAIL, f"only {len(have) + len(can_come)} of {quorum} needed updates can come: lost parts {gone}"
+            Decision.FAIL,
+            f"only {len(have) + len(can_come)} of {quorum} needed updates can come: lost parts"
+            f" {', '.join(map(str, gone))}{_said(tasks, gone)}",
         )
     if len(have) >= quorum and refused.issuperset(can_come):
         return Verdict(Decision.CLOSE)  # nobody else will send one, unless somebody takes over: that is not waited for
@@ -126,8 +128,17 @@ def decide(
     missing = ", ".join(str(part) for part in can_come)
     return Verdict(
         Decision.FAIL,
-        f"{len(have)} of {quorum} needed updates came within {config.round_timeout_s:g} s; missing parts {missing}",
+        f"{len(have)} of {quorum} needed updates came within {config.round_timeout_s:g} s; missing parts"
+        f" {missing}{_said(tasks, can_come)}",
     )
+
+
+def _said(tasks: Sequence[TaskRow], parts: Sequence[int]) -> str:
+    """Return what the first of some parts whose node gave it up said, after a colon; empty when none did."""
+    for part in parts:
+        if tasks[part].failure and tasks[part].message:
+            return f": part {part}: {tasks[part].message}"
+    return ""
 
 
 def _refused(updates: Sequence[FlUpdateRow], tasks: Sequence[TaskRow]) -> set[int]:

@@ -226,4 +226,5 @@ class Rounds:
 
 
 def _dataset(group: Group) -> str:
-    return str(getattr(group.value.spec, "dataset_cid", ""))
+    spec = group.value.spec
+    return str(getattr(spec, "dataset_cid", "") or getattr(spec, "eval_cid", ""))

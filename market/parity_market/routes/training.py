@@ -182,7 +182,7 @@ async def show(call: Call) -> FlSessionReply:
         call.whole("after_round", 0, low=0, high=_MAX_ROUND),
         call.whole("after_phase", _MAX_ROUND, low=0, high=_MAX_ROUND),
     )
-    first = call.whole("from_round", 1, low=1, high=_MAX_ROUND)
+    first = call.whole("from_round", 1, low=0, high=_MAX_ROUND)
     first_phase = call.whole("from_phase", 0, low=0, high=_MAX_ROUND)
 
     def read(tx: ReadTx) -> FlSessionReply:

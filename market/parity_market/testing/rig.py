@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -41,6 +41,7 @@ from parity_protocol.api.leases import ReportItem
 from parity_protocol.api.tasks import SubmitReply
 from parity_protocol.clock import Clock
 from parity_protocol.ids import Address
+from parity_protocol.shards import open_shards
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.task import FederatedLearningSpec
 from parity_protocol.testing.keys import deterministic_ed25519, deterministic_evm_key
@@ -114,15 +115,18 @@ class Rig:
         )
         return cid
 
-    async def submit_session(self, spec: Mapping[str, object], *, reward: int = 3 * TOKEN) -> SubmitReply:
-        """Plan and submit a federated session as the route does."""
+    async def submit_session(
+        self, spec: Mapping[str, object], *, reward: int = 3 * TOKEN, shards: Sequence[str] = ()
+    ) -> SubmitReply:
+        """Plan and submit a federated session as the route does; of a sharded one with its sealed sources."""
         self.bench.now = self.state.clock.now()
         deadline = self.bench.now + timedelta(hours=1)
         text = json.dumps({"type": "federated_learning", **spec})
         new = signed_submission(text, reward=reward, deadline=deadline)
         assert isinstance(new.spec, FederatedLearningSpec)
         plan = await self.state.federation.plan(new.spec, creator=new.creator, order_hash=new.order_hash)
-        return await self.bench.submit(replace(new, plan=plan))
+        sources = tuple(shard.source for shard in open_shards(shards, new.spec.shards))
+        return await self.bench.submit(replace(new, plan=plan, shards=tuple(shards), sources=sources))
 
     async def deliver(self, name: str, task_id: str, result: bytes) -> ReportItem:
         """Have the node called ``name`` claim a task and report ``result``, whatever it is worth."""
