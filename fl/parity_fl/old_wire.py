@@ -117,7 +117,7 @@ def write_old_update(update: OldUpdate, base: Weights, *, now: datetime) -> dict
     }
 
 
-def write_old_layers(weights: Weights) -> dict[str, list[float]]:
+def write_old_layers(weights: Mapping[str, NDArray[np.float32] | NDArray[np.float64]]) -> dict[str, list[float]]:
     """Return a model or an update as flat lists under the old names."""
     if set(weights) == _LINEAR_SHAPES:
         return {_LINEAR: [*weights["bias"].tolist(), *weights["weights"].tolist()]}

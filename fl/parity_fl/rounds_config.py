@@ -103,9 +103,9 @@ class RoundsConfig:
 
 
 def is_in_rounds(session: Mapping[str, object]) -> bool:
-    """Return whether a submitted session trains in rounds: every network does, a linear model with more than one.
+    """Return whether a submitted session trains in rounds: every network does, a forest that is made in phases too.
 
-    A forest that is made in phases does too.
+    A linear model does with more than one, or when ``rounds_config`` says how its one round runs.
 
     The exact solver never does: its one round is an ordinary session, and more than one are refused at creation. Whatever
     is sharded does: its parts have something to agree on first.
@@ -120,7 +120,8 @@ def is_in_rounds(session: Mapping[str, object]) -> bool:
             return True
         case "linear_regression":
             settings = session.get("model_config")
-            return not _is_exact(settings) and session.get("total_rounds", 1) != 1
+            asks = session.get("total_rounds", 1) != 1 or bool(session.get("rounds_config"))
+            return asks and not _is_exact(settings)
         case "random_forest":
             return is_phased(session)
         case _:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from parity_market.route_table import RouteTable
-from parity_market.routes import about, auth, leases, nodes, storage, tasks, training
+from parity_market.routes import about, auth, leases, legacy_runners, legacy_training, nodes, storage, tasks, training
 from parity_market.routing import Endpoint, mount, problem_response
 from parity_market.state import MarketState
 from parity_protocol.api.problem import PROBLEM_CONTENT_TYPE, Problem
@@ -31,7 +31,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *tasks.ENDPOINTS,
     *storage.ENDPOINTS,
     *training.ENDPOINTS,
+    *legacy_training.ENDPOINTS,
+    *legacy_runners.ENDPOINTS,
 )
+
+_OLD: dict[str, Any] = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    }
+}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -108,7 +116,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             answer: dict[str, Any] = {"description": operation["responses"][done].get("description", "OK")}
             if reply is not None:
                 answer["content"] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{reply}"}}}
-            refused = {"description": "Refused", "content": problem}
+            refused = {"description": "Refused", "content": _OLD if operation["x-access"] == "legacy" else problem}
             operation["responses"] = {done: answer, "4XX": refused, "5XX": refused}
     app.openapi_schema = schema
     return schema

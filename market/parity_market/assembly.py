@@ -16,6 +16,7 @@ from parity_market.federation import Federation, Offload, run_in_process
 from parity_market.flower import Fleets, FlowerSessions
 from parity_market.identity import Identity
 from parity_market.keys import MarketKeys
+from parity_market.legacy import LegacyTier
 from parity_market.operations import money
 from parity_market.operations.context import Market
 from parity_market.round_engine import RoundEngine
@@ -127,6 +128,7 @@ async def assemble(
             federation=federation,
             rounds=rounds,
             flower=FlowerSessions(store, rounds, fleets, scheduler, clock),
+            legacy=LegacyTier(settings.market_legacy_parity, clock),
             clock=clock,
             public_url=settings.public_url(port),
             started_at=clock.now(),

@@ -36,6 +36,7 @@ class Access(Enum):
     NODE = "node"
     SUBMITTER = "submitter"
     SIGNED = "signed"  # a node or a submitter
+    LEGACY = "legacy"  # a submitter, or a program of the old network without a signature: see ``legacy``
     ENROLLING = "enrolling"  # signed by the device key that the body names
 
 
@@ -98,7 +99,7 @@ class Authenticator:
         self._check(request, signature, known.key, body)
         if access is Access.NODE and not known.caller.is_node:
             raise Forbidden("only nodes may do this; the request is signed by a submitter's session")
-        if access is Access.SUBMITTER and known.caller.is_node:
+        if access in (Access.SUBMITTER, Access.LEGACY) and known.caller.is_node:
             raise Forbidden("only submitters may do this; the request is signed by a node")
         return known.caller, signature
 

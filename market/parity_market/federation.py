@@ -149,6 +149,14 @@ class Federation:
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
+    def check_settings(self, spec: FederatedLearningSpec) -> None:
+        """Check a session as far as that can be done without its data.
+
+        Raises:
+            BadField: The first setting that is wrong.
+        """
+        new_session(spec, "", self._settings)
+
     async def plan(self, spec: FederatedLearningSpec, *, creator: str, order_hash: str) -> JsonObject:
         """Check a session against its data and cut them; the same order always gets the same plan.
 
@@ -365,6 +373,17 @@ class Federation:
             metrics, [model] = await self._work(job, [data, *updates])
         cid = await self._blobs.put_bytes(model, pin=True)
         return Merged(str(cid), len(model), metrics)
+
+    async def old_layers(self, cid_text: str, reader: str) -> bytes:
+        """Return a stored model's lists in the old network's form, JSON.
+
+        Raises:
+            NotFound: It is not here for this reader; ``TooLarge``: it has too many numbers for JSON.
+        """
+        async with self._turns:
+            data = await self.read(cid_text, reader, max_bytes=MAX_UPDATE_BYTES)
+            _, [layers] = await self._work({"do": "old_model"}, [data])
+        return layers
 
     async def _open(self, group: Group) -> tuple[Session, bytes]:
         session = open_session(group.value.spec, group.row.plan_doc)

@@ -6,7 +6,7 @@ memory along. Messages are one JSON header and raw blobs; nothing is ever unpick
 ::
 
     message = u32 length of the header, big-endian | header, JSON | blobs, one after the other
-    header  = {"do": "plan" | "check" | "finish", ..., "sizes": [bytes of each blob]}
+    header  = {"do": "plan" | "check" | "finish" | "old_model", ..., "sizes": [bytes of each blob]}
     answer  = {"doc": {...}, "sizes": [...]}  or  {"error": {"code", "message", "field", "reason"}, "sizes": []}
 """
 
@@ -20,7 +20,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason, ParityError, error_for_code
+from parity_protocol.errors import (
+    BadDocument,
+    BadField,
+    ExecutionFailed,
+    FailureReason,
+    ParityError,
+    TooLarge,
+    error_for_code,
+)
 
 __all__ = ["decode_message", "encode_message", "error_of", "execute", "main"]
 
@@ -82,6 +90,8 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
     from parity_fl.plan import PartitionPlan
     from parity_fl.spec import resolve_fl_spec
 
+    if header["do"] == "old_model":
+        return {}, [_old_model(*blobs)]
     spec = resolve_fl_spec(header["spec"])
     dataset, *updates = blobs
     if header["do"] == "plan" and "resume" in header:
@@ -117,6 +127,19 @@ def _resumed(header: Mapping[str, Any], dataset: bytes, file: bytes) -> Mapping[
     if plan.assignment_hash != checkpoint.assignment_hash:
         raise BadField("resume_from: the checkpoint's rows were dealt to its parts in another way", field=RESUME_FIELD)
     return plan.to_dict()
+
+
+def _old_model(data: bytes) -> bytes:
+    """Return a finished model's lists in the old network's form, JSON."""
+    from parity_fl.model import decode_model
+    from parity_fl.old_model import write_old_layers_of
+    from parity_fl.old_rounds import MAX_OLD_VALUES
+
+    layers = write_old_layers_of(decode_model(data))
+    count = sum(len(values) for values in layers.values())
+    if count > MAX_OLD_VALUES:
+        raise TooLarge(f"the model has {count} numbers, at most {MAX_OLD_VALUES} travel as JSON: use `parity fl model`")
+    return json.dumps(layers, separators=(",", ":"), allow_nan=False).encode()
 
 
 def main() -> int:

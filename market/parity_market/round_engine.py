@@ -246,7 +246,7 @@ class RoundEngine:
         if resumes:
             checkpoint = await self._federation.checkpoint(resumes, group.row.creator)
             await on_disk(write_file, resume_file(folder), checkpoint)
-        made = await self._do(group, {"do": "begin", "resumes": bool(resumes)})
+        made = await self.work(group, {"do": "begin", "resumes": bool(resumes)})
         settings = {
             "rounds": known.config.to_dict(),
             "strategy": known.strategy.to_dict(),
@@ -300,7 +300,7 @@ class RoundEngine:
                 is_last=found.session.state == SessionState.STOPPING,
             ),
         }
-        done = await self._do(group, job)
+        done = await self.work(group, job)
         if "refused" in done:
             await self._store.write(freeze)
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
@@ -359,7 +359,7 @@ class RoundEngine:
         if found is None or found.session.state != SessionState.DONE or self._is_awaited(group, found):
             return None
         job = {"do": "final", "round": found.row.round, "phase": found.row.phase, "rounds": found.row.round - 1}
-        done = await self._do(group, job)
+        done = await self.work(group, job)
         data = await on_disk((self.folder(group.value.id) / "final.safetensors").read_bytes)
         cid = await self._federation.store_model(data)
         return Merged(cid, len(data), {**done["metrics"], "final_model": found.row.base_hash})
@@ -370,7 +370,8 @@ class RoundEngine:
         has_time = to_us(self._clock.now()) < found.session.updated_us + LAST_REPORTS // timedelta(microseconds=1)
         return TaskState.VERIFYING in states or (has_time and bool(states & HELD))
 
-    async def _do(self, group: Group, job: dict[str, Any]) -> dict[str, Any]:
+    async def work(self, group: Group, job: dict[str, Any]) -> dict[str, Any]:
+        """Do a job of a session; see ``round_jobs``."""
         known = self.known(group)
         return await self._work(
             group.value.id,
@@ -415,7 +416,7 @@ class RoundEngine:
             if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:
                 return
         place = self.checkpoints.wanted(group_id, known.config, number, owner=group.row.creator, is_last=True)
-        done = await self._do(group, {"do": "checkpoint", "round": number, "checkpoint": place})
+        done = await self.work(group, {"do": "checkpoint", "round": number, "checkpoint": place})
         await self.checkpoints.note(group_id, number, done["checkpoint"])
         log.info("session_kept", group_id=group_id, round=number)
 

@@ -28,6 +28,7 @@ __all__ = [
     "sync_folder",
     "update_file",
     "write_missing",
+    "write_synced",
 ]
 
 SMALL_BYTES: Final = 32 << 10  # what is longer is synced as a file, the rest with the rows that name it
@@ -116,3 +117,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file's bytes to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,7 +5,6 @@ Runs in the process of ``round_worker``; files are written whole or not at all, 
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from parity_contracts.files import write_file
-from parity_market.round_files import SMALL_BYTES, model_file, resume_file, state_file, sync_folder, update_file
+from parity_market.round_files import (
+    SMALL_BYTES,
+    model_file,
+    resume_file,
+    state_file,
+    sync_folder,
+    update_file,
+    write_synced,
+)
+from parity_market.round_old_jobs import OLD_JOBS, execute_old
 from parity_protocol.errors import BadDocument, ExecutionFailed, NotFound, ParityError, StorageFull, TooLarge
 
 if TYPE_CHECKING:
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 
     Server: TypeAlias = RoundServer | ForestRounds | ShardedServer
 
-__all__ = ["execute", "write_synced"]
+__all__ = ["execute"]
 
 MAX_OPEN = 4  # sessions whose data one worker keeps in memory
 MAX_FILE_BYTES = 1 << 30
@@ -39,7 +47,8 @@ _open: OrderedDict[str, Server] = OrderedDict()
 def execute(job: Mapping[str, Any]) -> dict[str, Any]:
     """Do one job and return the answer; an error of ours is an answer too.
 
-    ``begin`` writes the first model, ``reduce`` closes a round, ``final`` writes the session's result.
+    ``begin`` writes the first model, ``reduce`` closes a round, ``final`` writes the session's result; see also
+    ``round_old_jobs``.
     """
     try:
         return {"doc": _on_disk(job)}
@@ -59,6 +68,8 @@ def _on_disk(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _do(job: Mapping[str, Any]) -> dict[str, Any]:
+    if job["do"] in OLD_JOBS:
+        return execute_old(job)
     folder = Path(job["folder"])
     if job["do"] == "latest":
         return _latest(folder, job["round"])
@@ -236,14 +247,6 @@ def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes], *, is_syn
 def temporary_of(path: Path) -> Path:
     """Return where a file is written before it has its name; one that was left behind is overwritten."""
     return path.with_name(f".{path.name}.tmp")
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file's bytes to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _publish(path: Path, data: bytes) -> dict[str, Any]:

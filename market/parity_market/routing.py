@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from parity_market.auth import Access, Caller
 from parity_market.bodies import parse_body, read_body
+from parity_market.legacy import TIER_HEADER, is_unsigned, old_error
 from parity_market.metrics import REQUESTS
 from parity_market.route_table import RouteTable, Run
 from parity_market.state import MarketState
@@ -30,6 +31,7 @@ from parity_protocol.wire import explain
 
 __all__ = [
     "CURSOR",
+    "FORM",
     "LIMIT",
     "MAX_WAIT_S",
     "SMALL_BODY",
@@ -131,6 +133,8 @@ WAIT = Query(
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50}, "Items of a page")
 CURSOR = Query("cursor", {"type": "string", "maxLength": 128}, "The `next_cursor` of the page before")
 
+FORM = Query("form", {"type": "string", "enum": ["parity"]}, "Answer in the old Parity network's form")
+
 Handler = Callable[[Call], Awaitable[BaseModel | Response]]
 
 
@@ -151,6 +155,7 @@ class Endpoint:
     alias: bool = True
     takes_rest: bool = False  # the last parameter matches all that is left of the path
     query: tuple[Query, ...] = ()
+    old: Handler | None = None  # answers in the old network's form, when that is asked for; see ``_is_old``
 
 
 def mount(app: FastAPI, table: RouteTable, state: MarketState, endpoints: Sequence[Endpoint]) -> None:
@@ -205,10 +210,11 @@ def _runner(state: MarketState, endpoint: Endpoint) -> Run:
     name = endpoint.path
 
     async def run(request: Request) -> Response:
+        is_old = _is_old(state, endpoint, request)
         try:
-            response = await _answer(state, endpoint, request)
+            response = await _answer(state, endpoint, request, is_old=is_old)
         except ParityError as exc:
-            response = problem_response(exc, state)
+            response = old_error(exc) if is_old else problem_response(exc, state)
             if exc.status >= Internal.status and not isinstance(exc, Unavailable):
                 log.exception("request_failed", path=name, code=exc.code, message=exc.message)
             elif exc.status in (401, 403):
@@ -220,27 +226,45 @@ def _runner(state: MarketState, endpoint: Endpoint) -> Run:
             response = problem_response(BadField(f"{field}: {message}", field=field), state)
         except Exception:
             log.exception("request_crashed", path=name)
-            response = problem_response(Internal(), state)
+            response = old_error(Internal()) if is_old else problem_response(Internal(), state)
+        if is_old and is_unsigned(request):
+            response.headers[TIER_HEADER] = "legacy"
         REQUESTS.labels(endpoint.method, name, str(response.status_code)).inc()
         return response
 
     return run
 
 
-async def _answer(state: MarketState, endpoint: Endpoint, request: Request) -> Response:
+def _is_old(state: MarketState, endpoint: Endpoint, request: Request) -> bool:
+    """Return whether a request is answered in the old network's form: on a path of that network's alone, always.
+
+    On a path that both have, ``form=parity`` asks for it, and so does a program of that network by not signing.
+    """
+    if endpoint.access is Access.LEGACY:
+        return True
+    if endpoint.old is None:
+        return False
+    return request.query_params.get("form") == "parity" or (is_unsigned(request) and state.legacy.admits(request))
+
+
+async def _answer(state: MarketState, endpoint: Endpoint, request: Request, *, is_old: bool) -> Response:
+    access = Access.LEGACY if is_old else endpoint.access
+    handler = endpoint.old if is_old and endpoint.old is not None else endpoint.handler
     with state.bodies.counting() as take:
         raw = b""
         caller, signature = Caller(), None
-        if endpoint.access is not Access.ENROLLING:
+        if is_old and is_unsigned(request):
+            state.legacy.check(request)
+        elif access is not Access.ENROLLING:
             # Before a byte of the body is kept: a stranger must not fill the memory. The signed digest ties the two.
             has_body = endpoint.method != "GET"
-            caller, signature = await state.authenticator.caller(request, endpoint.access, None if has_body else b"")
+            caller, signature = await state.authenticator.caller(request, access, None if has_body else b"")
         if not endpoint.streams_body and endpoint.method != "GET":
             raw = await read_body(request, endpoint.max_body, take)
             if signature is not None:
                 check_body(signature, sha256(raw).digest())
         body = None if endpoint.body is None else parse_body(endpoint.body, raw, max_bytes=endpoint.max_body)
-        answer = await endpoint.handler(Call(state, request, caller, body, raw, signature))
+        answer = await handler(Call(state, request, caller, body, raw, signature))
     if isinstance(answer, Response):
         return answer
     return Response(answer.model_dump_json(), status_code=endpoint.status, media_type="application/json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -70,6 +70,11 @@ class MarketSettings(BaseSettings):
         pattern=_FLOWER_ADDRESS,
         description="Host under which nodes reach the SuperLinks of sessions with engine: flower, one port a session; "
         "with a range of ports where a firewall needs one, such as fl.example.org:9400-9499.",
+    )
+    market_legacy_parity: Literal["off", "loopback", "on"] = Field(
+        "loopback",
+        description="Who may use the old Parity network's routes without a signature: nobody, programs on this machine, "
+        "or anybody. Devices are named by X-Device-ID, bound to their first wallet, and never paid.",
     )
     market_log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
     market_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")

@@ -15,6 +15,7 @@ from parity_market.flower import FlowerSessions
 from parity_market.identity import Identity
 from parity_market.issued import IssuedManifests
 from parity_market.keys import MarketKeys
+from parity_market.legacy import LegacyTier
 from parity_market.operations.context import Market
 from parity_market.operations.vouchers import Paid
 from parity_market.round_engine import RoundEngine
@@ -57,6 +58,7 @@ class MarketState:
     federation: Federation
     rounds: RoundEngine
     flower: FlowerSessions
+    legacy: LegacyTier
     clock: Clock
     public_url: str
     started_at: datetime

@@ -219,6 +219,10 @@ async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
     if given["model_type"] == "linear_regression" and path is not None:
         model_settings["input_size"] = len(_first_line(path).split(",")) - 1
+    rounds = given["rounds"] or defaults.fl_num_rounds
+    # A linear model of one round is merged from the parts' results unless it is told how its round runs.
+    is_merged = given["model_type"] == "linear_regression" and rounds == 1
+    clients = min(given["parts"], defaults.fl_min_available_clients)
     return {
         "type": "federated_learning",
         "model_type": given["model_type"],
@@ -228,8 +232,8 @@ async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "train_config": {name: value for name, value in training.items() if value is not None},
         "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
         "strategy_config": strategy.to_dict(),
-        "rounds_config": {"min_available_clients": min(given["parts"], defaults.fl_min_available_clients)},
-        "total_rounds": given["rounds"] or defaults.fl_num_rounds,
+        "rounds_config": {} if is_merged else {"min_available_clients": clients},
+        "total_rounds": rounds,
         "seed": given["seed"],
     }
 

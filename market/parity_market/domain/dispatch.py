@@ -44,6 +44,7 @@ class Needs:
     reward: int | None = None  # of one task, base units; None when it was not noted
     shards: tuple[str, ...] = ()  # data sets of operators, by name
     engine: str = ""  # that carries a federated session's rounds, when it is not our own
+    legacy: bool = False  # without an order that a node could check: for devices of the old network alone
 
     def to_doc(self) -> str:
         """Return it as JSON text."""
@@ -103,6 +104,8 @@ def check_fit(needs: Needs, node: NodeView) -> Denial | None:  # one rule a line
     Free slots are no rule: a busy node fits and waits its turn.
     """
     have = node.capability
+    if needs.legacy:
+        return Denial("order", "no order signs this task: only devices of the old network may have it")
     if node.bond < node.min_bond:
         return Denial("stake", f"its bond is {node.bond} base units, the market requires {node.min_bond}")
     if node.draining:

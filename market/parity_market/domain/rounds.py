@@ -12,6 +12,7 @@ from parity_protocol.task import FINAL_STATES, TaskState
 
 __all__ = [
     "HELD",
+    "LEGACY",
     "Decision",
     "RoundState",
     "SessionState",
@@ -21,6 +22,7 @@ __all__ = [
     "newest_of_parts",
 ]
 
+LEGACY = "legacy:"  # before the name of a device, or the address of an account, that nobody has proved
 HELD = frozenset({TaskState.LEASED, TaskState.RUNNING})
 
 
@@ -117,7 +119,8 @@ def decide(
     if len(have) >= quorum and refused.issuperset(can_come):
         return Verdict(Decision.CLOSE)  # nobody else will send one, unless somebody takes over: that is not waited for
     if deadline_us is None:
-        held = sum(task.state in HELD for task in tasks)
+        # Who has sent was there; a device of the old network has given its part back then.
+        held = sum(task.state in HELD or task.part in have for task in tasks)
         if held >= config.min_available_clients:
             return Verdict(Decision.WAIT, starts_clock=True)
         return Verdict(Decision.WAIT, f"waits for nodes: {held} of {config.min_available_clients} parts are held")

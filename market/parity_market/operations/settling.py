@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from parity_fl.rounds_config import RoundsConfig
 from parity_market.domain.round_pay import Held, shares_of
+from parity_market.domain.rounds import LEGACY
 from parity_market.operations.context import Market
 from parity_market.operations.round_rows import closed_rounds
 from parity_market.store import sql, sql_rounds
@@ -84,7 +85,10 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
         if _is_over(session, update.round):
             updates.setdefault(update.fence, []).append(update)
     for fence in [fence for fence in updates if fence != accepted]:
-        if tx.one(sql.RECEIPT, task_id=task.id, fence=fence) is not None:  # its holder listed other updates than these
+        if (
+            updates[fence][0].node_id.startswith(LEGACY)
+            or tx.one(sql.RECEIPT, task_id=task.id, fence=fence) is not None
+        ):  # its owner has proved nothing, and is paid nothing
             del updates[fence]
     earned = shares_of(
         task.reward,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import partial
 
 from parity_blobs.cid import Cid
@@ -19,7 +19,7 @@ from parity_market.operations.settling import release_unfinished
 from parity_market.operations.steps import end_lease, load_task, newest_lease, step
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
-from parity_market.store.rows import AccountRow, EventRow, FlShardRow, GroupRow, SubmissionRow, TaskRow, to_us
+from parity_market.store.rows import AccountRow, EventRow, FlShardRow, GroupRow, SubmissionRow, TaskRow, from_us, to_us
 from parity_protocol.api.tasks import CancelReply, SubmitReply
 from parity_protocol.errors import BadField, Conflict, InvalidTransition, NotFound
 from parity_protocol.order import Order
@@ -40,8 +40,9 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject
 
-__all__ = ["NewSubmission", "cancel", "link_data", "owner_of", "submit"]
+__all__ = ["UNORDERED_LIFE", "NewSubmission", "cancel", "link_data", "owner_of", "submit"]
 
+UNORDERED_LIFE = timedelta(days=7)  # of a session without an order
 _LAST_SECOND = 253_402_300_799  # of the year 9999: a later deadline is none
 _CANCELLABLE = frozenset({TaskState.PENDING, TaskState.LEASED, TaskState.RUNNING})
 
@@ -53,12 +54,28 @@ class NewSubmission:
     creator: str
     spec_text: str
     spec: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec
-    order: Order
+    order: Order | None  # None: nobody consented to pay, so nothing is, and only devices of the old network take part
     order_hash: str  # 0x and 64 hex digits
     reward: int  # base units, for everything the spec becomes
     plan: JsonObject | None = None  # of a group: partition plan
     shards: tuple[str, ...] = ()  # of a sharded session: each part's sealed source, as it was signed
     sources: tuple[CidInput | HttpsInput | ShardInput, ...] = ()  # the same, read
+    id: str | None = None  # what it is known by; None makes one
+
+    def __post_init__(self) -> None:
+        if self.order is None and (self.reward or self.id is None or not isinstance(self.spec, FederatedLearningSpec)):
+            raise BadField("only an unpaid session that has an id may do without an order", field="order")
+
+    @property
+    def nonce(self) -> str:
+        """What makes the submission the same when it comes again."""
+        return f"without an order {self.id}" if self.order is None else self.order.nonce
+
+    def deadline_us(self, now: datetime) -> int:
+        """Return until when its tasks may begin, microseconds since the epoch."""
+        if self.order is None:
+            return to_us(now + UNORDERED_LIFE)
+        return min(self.order.deadline, _LAST_SECOND) * 1_000_000
 
 
 def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitReply:
@@ -72,7 +89,7 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
         ChainUnavailable: What the escrow is was not confirmed for too long.
         BadField: The spec's parts are not acceptable.
     """
-    known = tx.one(sql.SUBMISSION_BY_NONCE, creator=new.creator, nonce=new.order.nonce)
+    known = tx.one(sql.SUBMISSION_BY_NONCE, creator=new.creator, nonce=new.nonce)
     if known is not None:
         if known.order_hash != new.order_hash or known.reward != new.reward or known.spec != new.spec_text:
             raise Conflict("this order's nonce was used for another spec or reward", field="order.nonce")
@@ -86,18 +103,18 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
         tx.insert(sql.ACCOUNT_PUT, AccountRow(market.chain, new.creator, view.reserved + new.reward, view.earned))
     now_us = to_us(now)
     is_group = isinstance(new.spec, FederatedLearningSpec)
-    root = market.make_id()
+    root = new.id or market.make_id()
     tx.insert(
         sql.SUBMISSION_INSERT,
         SubmissionRow(
             id=root,
             creator=new.creator,
-            nonce=new.order.nonce,
+            nonce=new.nonce,
             kind=new.spec.type,
             parts=parts,
             reward=new.reward,
             order_hash=new.order_hash,
-            order_doc=new.order.model_dump_json(),
+            order_doc="{}" if new.order is None else new.order.model_dump_json(),
             spec=new.spec_text,
             created_us=now_us,
         ),
@@ -140,8 +157,11 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
 def _make_tasks(
     market: Market, new: NewSubmission, root: str, parts: int, *, is_group: bool, now_us: int
 ) -> list[TaskRow]:
-    needs = [needs_of(spec, reward=new.reward // parts).to_doc() for spec in _specs_of(new)]
-    deadline_us = min(new.order.deadline, _LAST_SECOND) * 1_000_000
+    needs = [
+        replace(needs_of(spec, reward=new.reward // parts), legacy=new.order is None).to_doc()
+        for spec in _specs_of(new)
+    ]
+    deadline_us = new.deadline_us(from_us(now_us))
     return [
         TaskRow(
             id=market.make_id() if is_group else root,

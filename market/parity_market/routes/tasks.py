@@ -11,6 +11,7 @@ from parity_market.operations import money, tasks, views
 from parity_market.operations.steps import load_task
 from parity_market.operations.tasks import NewSubmission
 from parity_market.routing import CURSOR, LIMIT, MAX_WAIT_S, WAIT, Call, Endpoint, whole_number
+from parity_market.state import MarketState
 from parity_market.store.base import ReadTx
 from parity_protocol import strict_json
 from parity_protocol.api import paths
@@ -48,7 +49,7 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject
 
-__all__ = ["ENDPOINTS"]
+__all__ = ["ENDPOINTS", "submit_order"]
 
 UNFUNDED = "the escrow does not cover your tasks any more: money is being released; cancel the release or some tasks"
 MAX_MANIFEST_PART = 190_000  # bytes, base64url makes 253,334 characters of them; a manifest has at most 262,144
@@ -57,8 +58,19 @@ SUBMIT_BODY = 1 << 20  # bytes: a spec of 64 KiB, escaped, with its order and th
 
 async def submit(call: Call) -> SubmitReply:
     """Check the order, reserve the reward from the escrow, and queue the work."""
-    body: SubmitRequest = call.body
-    state, creator, now = call.state, call.caller.id, call.state.clock.now()
+    return await submit_order(call.state, call.caller.id, call.body)
+
+
+async def submit_order(
+    state: MarketState, creator: str, body: SubmitRequest, *, session_id: str | None = None
+) -> SubmitReply:
+    """Do what ``submit`` does.
+
+    Args:
+        creator: Who signed in.
+        session_id: What it is to be known by; None makes an id.
+    """
+    now = state.clock.now()
     if body.order.creator != creator:
         raise Forbidden("the order's creator is not the account that signed in", field="order.creator")
     check_order(body.order, body.spec, body.reward, domain=state.domain, market=state.identity.market_bytes, now=now)
@@ -69,7 +81,9 @@ async def submit(call: Call) -> SubmitReply:
     if isinstance(spec, FederatedLearningSpec):
         plan = await state.federation.plan(spec, creator=creator, order_hash=order_hash)
     _check_manifest_fits(body, plan)
-    new = NewSubmission(creator, body.spec, spec, body.order, order_hash, body.reward, plan, body.shards, sources)
+    new = NewSubmission(
+        creator, body.spec, spec, body.order, order_hash, body.reward, plan, body.shards, sources, session_id
+    )
     try:
         made = await state.store.write(lambda tx: tasks.submit(tx, state.market, new, now))
     except EscrowTooLow:

@@ -19,7 +19,8 @@ from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_engine import rounds_of
-from parity_market.routing import CURSOR, LIMIT, WAIT, Call, Endpoint, Query, whole_number
+from parity_market.routes import legacy_training
+from parity_market.routing import CURSOR, FORM, LIMIT, WAIT, Call, Endpoint, Query, whole_number
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
 from parity_protocol.api import paths
@@ -268,7 +269,15 @@ ENDPOINTS = (
         RoundStep,
         query=(PART, LEASE, FENCE, FLOWER_KEY, FLOWER_NODE, WAIT),
     ),
-    Endpoint("GET", paths.fl_session_path(SESSION, "model"), model, Access.SIGNED, "The newest global model"),
+    Endpoint(
+        "GET",
+        paths.fl_session_path(SESSION, "model"),
+        model,
+        Access.SIGNED,
+        "The newest global model",
+        query=(FORM,),
+        old=legacy_training.model,
+    ),
     Endpoint(
         "PUT",
         paths.fl_part_path(SESSION, "{round}", "{phase}", "{part}"),
@@ -280,7 +289,14 @@ ENDPOINTS = (
         query=(LEASE, FENCE, BASE, *(Query(name, {"type": "number"}, text) for name, text in SAID.items())),
     ),
     Endpoint(
-        "GET", paths.FL_SESSIONS, listing, Access.SUBMITTER, "Your sessions", FlSessionsReply, query=(LIMIT, CURSOR)
+        "GET",
+        paths.FL_SESSIONS,
+        listing,
+        Access.SUBMITTER,
+        "Your sessions",
+        FlSessionsReply,
+        query=(LIMIT, CURSOR, FORM, legacy_training.CREATOR),
+        old=legacy_training.listing,
     ),
     Endpoint(
         "GET",
@@ -289,7 +305,8 @@ ENDPOINTS = (
         Access.SUBMITTER,
         "A session and its rounds",
         FlSessionReply,
-        query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT),
+        query=(AFTER, AFTER_PHASE, FROM, FROM_PHASE, WAIT, FORM),
+        old=legacy_training.show,
     ),
     Endpoint(
         "GET",

@@ -26,8 +26,10 @@ __all__ = [
     "FlUpdateRow",
     "GroupRow",
     "LeaseRow",
+    "LegacyDeviceRow",
     "LogChunkRow",
     "NodeRow",
+    "OldSessionRow",
     "ReceiptRow",
     "ReportRow",
     "SessionRow",
@@ -400,3 +402,23 @@ class LogChunkRow(NamedTuple):
     offset: int
     size: int  # bytes of the text in UTF-8
     text: str
+
+
+class LegacyDeviceRow(NamedTuple):
+    """A device of the old network: a name that anybody can say, and the wallet that came with it first."""
+
+    id: str
+    wallet: str
+    first_seen_us: int
+    last_seen_us: int
+
+
+class OldSessionRow(NamedTuple):
+    """A session as the old network's program described it; once it is started, a group has the same id."""
+
+    id: str
+    creator: str  # an account, or ``legacy:`` and the address that was named
+    state: str  # pending | started
+    doc: str  # the program's own JSON
+    created_us: int
+    updated_us: int

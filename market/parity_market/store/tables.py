@@ -412,6 +412,26 @@ fl_update = _table(
 
 fl_small_file = sa.Table("fl_small_file", metadata, _key("group_id"), _key("name"), _needed("data", sa.LargeBinary))
 
+legacy_device = _table(
+    "legacy_device",
+    _key("id"),
+    _needed("wallet"),
+    _needed("first_seen_us", _Time),
+    _needed("last_seen_us", _Time),
+)
+
+old_session = _table(
+    "old_session",
+    _key("id"),
+    _needed("creator"),
+    _needed("state"),
+    _needed("doc"),
+    _needed("created_us", _Time),
+    _needed("updated_us", _Time),
+)
+sa.Index("old_session_of_creator", old_session.c.creator, old_session.c.id)
+sa.Index("old_session_by_state", old_session.c.state, old_session.c.created_us)
+
 log_chunk = _table(
     "log_chunk",
     _key("task_id"),

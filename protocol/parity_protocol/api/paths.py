@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "API",
     "ENROL",
+    "FL_MODEL_UPDATES",
     "FL_SESSIONS",
     "HEARTBEAT",
     "JWKS",
@@ -15,6 +16,7 @@ __all__ = [
     "LEASE_RENEW",
     "LEASE_START",
     "REPORTS",
+    "RUNNERS",
     "SIWE",
     "SIWE_NONCE",
     "STORAGE_LIST",
@@ -27,6 +29,7 @@ __all__ = [
     "gateway_path",
     "group_path",
     "node_path",
+    "runner_task_path",
     "storage_path",
     "task_path",
 ]
@@ -48,6 +51,8 @@ TASKS = f"{API}/tasks"
 STORAGE_UPLOAD = f"{API}/storage/upload"
 STORAGE_LIST = f"{API}/storage/list"
 FL_SESSIONS = f"{API}/federated-learning/sessions"
+FL_MODEL_UPDATES = f"{API}/federated-learning/model-updates"  # the old network's; so the next
+RUNNERS = f"{API}/runners"
 
 
 def task_path(task_id: str, leaf: str = "") -> str:
@@ -98,3 +103,8 @@ def fl_round_path(group_id: str, number: int | str, phase: int | str, leaf: str 
 def fl_part_path(group_id: str, number: int | str, phase: int | str, part: int | str) -> str:
     """Return the path of one part's update to one phase of a round."""
     return fl_round_path(group_id, number, phase, f"parts/{part}")
+
+
+def runner_task_path(task_id: str, leaf: str) -> str:
+    """Return the old network's path of what a runner does with a task (start, result)."""
+    return f"{RUNNERS}/tasks/{task_id}/{leaf}"

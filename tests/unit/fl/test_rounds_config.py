@@ -65,6 +65,7 @@ def test_a_fraction_asks_different_parts_in_each_round_and_all_about_as_often() 
 def test_networks_and_linear_models_of_several_rounds_and_forests_in_phases_train_in_rounds() -> None:
     assert is_in_rounds({"model_type": "neural_network"})
     assert is_in_rounds({"model_type": "linear_regression", "total_rounds": 2})
+    assert is_in_rounds({"model_type": "linear_regression", "rounds_config": {"quorum": 1}})
     assert is_in_rounds({"model_type": "random_forest", "model_config": {"mode": "histogram"}})
 
     assert not is_in_rounds({"model_type": "linear_regression", "total_rounds": 1})

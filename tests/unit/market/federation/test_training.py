@@ -106,7 +106,7 @@ async def test_a_market_that_is_killed_in_a_round_goes_on_there_and_ends_with_th
             group = await play.group()
             chosen = [(one.part, one.sha256) for one in (await play.show()).rounds[1].updates]
             job = {"do": "reduce", "round": 2, "phase": 0, "updates": chosen, "leave_one_out": False}
-            await rig.state.rounds._do(group, job)
+            await rig.state.rounds.work(group, job)
 
     async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
         play.rig = rig

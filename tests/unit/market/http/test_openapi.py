@@ -37,7 +37,13 @@ def served_in_a_thread(folder: Path) -> Iterator[tuple[Call, dict[Access, Signer
             portal.call(served.enrol, "node"),
             portal.call(served.sign_in, deterministic_evm_key("submitter")),
         )
-        who = {Access.NODE: node, Access.SUBMITTER: submitter, Access.SIGNED: submitter, Access.ENROLLING: node}
+        who = {
+            Access.NODE: node,
+            Access.SUBMITTER: submitter,
+            Access.SIGNED: submitter,
+            Access.ENROLLING: node,
+            Access.LEGACY: submitter,
+        }
 
         def call(method: str, path: str, raw: bytes, by: Signer | None) -> Any:
             return portal.call(lambda: served.call(method, path, raw=raw, by=by))
@@ -70,7 +76,8 @@ def test_every_route_is_documented_with_its_body_answer_and_parameters(market: A
         assert ("requestBody" in operation) == (endpoint.body is not None or endpoint.streams_body), endpoint.path
         answer = operation["responses"][str(endpoint.status)]
         assert (endpoint.reply is None) or endpoint.reply.__name__ in json.dumps(answer), endpoint.path
-        assert "Problem" in json.dumps(operation["responses"]["4XX"])
+        refused = json.dumps(operation["responses"]["4XX"])
+        assert ('"error"' if endpoint.access is Access.LEGACY else "Problem") in refused, endpoint.path
 
 
 def test_every_reference_leads_somewhere(market: Any) -> None:
@@ -107,4 +114,6 @@ def test_whatever_the_document_allows_or_forbids_is_answered_without_a_5xx(
     reply = call(endpoint.method, path, raw, who[endpoint.access])
 
     assert reply.status_code < 500, (endpoint.method, path, raw, reply.text)
-    assert reply.status_code < 400 or reply.headers["content-type"].startswith("application/problem+json")
+    is_old = endpoint.access is Access.LEGACY or "form=parity" in path
+    kind = "application/json" if is_old else "application/problem+json"
+    assert reply.status_code < 400 or reply.headers["content-type"].startswith(kind)

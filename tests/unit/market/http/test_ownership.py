@@ -61,7 +61,9 @@ async def test_nothing_of_somebody_else_is_read_or_changed(served: Served, who: 
     for one in WITH_AN_ID:
         body = claim if one.path.endswith("/claim") else None
         reply = await served.call(one.method, _filled(one.path, ids), body, by=bob)
-        assert reply.status_code in (401, 403, 404, 422), (one.method, one.path, reply.text)
+        # The old network's routes answer 400 to what cannot be done.
+        refused = (400, 401, 403, 404) if one.access is Access.LEGACY else (401, 403, 404, 422)
+        assert reply.status_code in refused, (one.method, one.path, reply.text)
         assert ids["{account}"] not in reply.text
 
     task = (await served.call("GET", paths.task_path(ids["{task_id}"]), by=alice)).json()
@@ -82,7 +84,10 @@ async def test_an_owner_reads_all_of_it(served: Served) -> None:
     # A group or a session it is not, and what is not finished has neither result nor receipt; the blob is no folder.
     assert set(refused) <= {
         "/api/v1/groups/{group_id}",
-        *(paths.fl_session_path("{session_id}", leaf) for leaf in ("", "next", "model", "checkpoint")),
+        *(
+            paths.fl_session_path("{session_id}", leaf)
+            for leaf in ("", "next", "model", "checkpoint", "rounds/{number}")
+        ),
         "/api/v1/tasks/{task_id}/result",
         "/api/v1/tasks/{task_id}/receipt",
         "/ipfs/{cid}/{path}",
