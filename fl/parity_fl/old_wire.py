@@ -30,6 +30,7 @@ __all__ = ["OldUpdate", "read_old_layers", "read_old_update", "write_old_layers"
 Shapes = Mapping[str, tuple[int, ...]]
 
 _LINEAR: Final = "layer_weights"
+_OTHER_LINEAR: Final = "linear_weights"  # the old trainer's own name
 _LINEAR_SHAPES: Final = frozenset({"bias", "weights"})
 _MAX_COUNT: Final = 1 << 40
 _MAX_OTHER_VALUES: Final = 10_000  # beside the two lists
@@ -140,8 +141,7 @@ def read_old_layers(raw: object, shapes: Shapes, *, field: str) -> Weights:
         raise BadField(f"{field} must be an object of lists", field=field)
     if set(shapes) == _LINEAR_SHAPES:
         (width,) = shapes["weights"]
-        # The old trainer's own name for the list is read too.
-        both = _layers(raw, {_LINEAR if _LINEAR in raw else "linear_weights": 1 + width}, field)
+        both = _layers(raw, {_OTHER_LINEAR if _OTHER_LINEAR in raw else _LINEAR: 1 + width}, field)
         (flat,) = both.values()
         return {"bias": flat[:1], "weights": flat[1:]}
     names = _names(shapes)

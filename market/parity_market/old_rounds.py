@@ -51,29 +51,28 @@ async def start_round(state: MarketState, device: str, round_task: str) -> dict[
         Conflict: It cannot be had (now); the message says why.
     """
 
-    def read(tx: ReadTx) -> tuple[str, Group]:
+    def read(tx: ReadTx) -> tuple[str, Group, int]:
         node_id = legacy.known_device(tx, device)
-        task, _ = legacy.task_of_round(tx, round_task)
-        return node_id, groups.load(tx, task.group_id or "")
+        task, number = legacy.task_of_round(tx, round_task)
+        return node_id, groups.load(tx, task.group_id or ""), number
 
-    node_id, group = await state.store.read(read)
+    node_id, group, number = await state.store.read(read)
     if not rounds_of(group.value.spec):
         raise Conflict("task unavailable: the session does not train in rounds")
-    known, now = state.rounds.known(group), state.clock.now()
-    spec = known.session.spec
-    if known.is_phased or isinstance(spec.model, ForestConfig):
-        raise Conflict("task unavailable: devices of the old network do not make a forest in phases")
-    if spec.model.standardize:
-        raise Conflict(
-            "task unavailable: the session trains on scaled rows, which devices of the old network do not do"
-        )
-    timeout_s = known.config.round_timeout_s
+    known = state.rounds.known(group)
+    why = _why_not(known, group)
+    if why:
+        raise Conflict(f"task unavailable: devices of the old network {why}")
+    # Before the lease, so that a model that does not travel as JSON leaves none behind.
+    try:
+        base = await state.rounds.work(group, {"do": "old_base", "round": number, "phase": 0})
+    except (Conflict, InvalidInput) as exc:
+        raise Conflict(f"task unavailable: {exc.message}") from exc
+    timeout_s, now = known.config.round_timeout_s, state.clock.now()
     held = await state.store.write(
         lambda tx: legacy.start(tx, state.market, node_id, round_task, now, timeout_s=timeout_s)
     )
     state.rounds.wake(group.value.id)
-    number = held.open.row.round
-    base = await state.rounds.work(group, {"do": "old_base", "round": number, "phase": 0})
     shown = await state.store.read(partial(old_sessions.find, session_id=group.value.id))
     log.info("legacy_round_started", device=device, group_id=group.value.id, part=held.task.part, round=number)
     return _task_reply(held, device, old_sessions.session_reply(shown), base["layers"])

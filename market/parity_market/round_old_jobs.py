@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from parity_market.round_files import model_file, sync_folder, update_file, write_synced
-from parity_protocol.errors import BadDocument
+from parity_protocol.errors import Conflict
 
 __all__ = ["OLD_JOBS", "execute_old"]
 
@@ -23,6 +23,7 @@ def execute_old(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidInput: What came is no update of this round.
+        Conflict: The round's model is not here (any more).
     """
     from parity_fl.old_rounds import old_base, old_update  # NumPy: only the process that computes loads it
 
@@ -31,7 +32,7 @@ def execute_old(job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         model = model_file(folder, number, phase).read_bytes()
     except FileNotFoundError as exc:
-        raise BadDocument(f"late: round {number} is closed") from exc
+        raise Conflict(f"round {number} is not open") from exc
     if job["do"] == "old_base":
         return {"layers": old_base(model)}
     found = old_update(model, Path(job["update"]).read_bytes())
