@@ -11,6 +11,7 @@ RUN python3 -m venv /opt/parity
 COPY requirements/default.lock requirements/default.lock
 RUN /opt/parity/bin/pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: -r requirements/default.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY requirements/flower.lock requirements/flower.lock
 COPY protocol protocol
 COPY blobs blobs
 COPY fl fl

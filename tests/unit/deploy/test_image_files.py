@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,22 @@ def test_every_service_is_unprivileged_bounded_and_read_only(compose: dict[str, 
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {"pids_limit", "mem_limit", "cpus", "logging"} <= set(service), name
         assert not {"privileged", "cap_add", "devices", "pid", "ipc", "userns_mode"} & set(service), name
+
+
+def test_health_checks_are_such_that_engine_20_knows(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert "start_interval" not in service["healthcheck"], name
+    assert "test" in compose["services"]["net"]["healthcheck"]  # `up --wait` fails without one
+
+
+def test_whatever_the_wheel_is_made_of_reaches_the_image(repo_root: Path, dockerfile: str) -> None:
+    wheel = tomllib.loads((repo_root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = {line.split()[1] for line in dockerfile.splitlines() if line.startswith("COPY ") and "--" not in line}
+    kept = {line[1:] for line in (repo_root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+
+    for source in (*wheel.get("force-include", {}), *wheel["packages"]):
+        for where in (copied, kept):
+            assert any(source == each or source.startswith(f"{each}/") for each in where), source
 
 
 def test_no_service_gets_the_engines_socket_or_a_folder_of_the_machine(compose: dict[str, Any]) -> None:
