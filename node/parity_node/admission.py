@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from parity_fl.engines.flower import bundle_digest
 from parity_node.disk_need import DiskNeed
 from parity_node.executors.base import Limits
 from parity_protocol.capability import Capability
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.manifest import VerifiedManifest, version_tuple
-from parity_protocol.policy import Denial, Policy, check_policy, least_tier
+from parity_protocol.policy import Denial, Policy, check_bundle, check_policy, least_tier
 from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec, TaskKind
 
 __all__ = ["Committed", "admit", "limits_of", "narrowed"]
@@ -68,6 +69,7 @@ def admit(
     wanted_version = spec.requires.min_node_version
     if wanted_version is not None and version_tuple(wanted_version) > version_tuple(capability.node_version):
         denials.append(Denial("version", f"asks for node {wanted_version}, this is {capability.node_version}"))
+    denials += _bundle(verified, policy)
     denials += _room(verified, capability, committed)
     if now.timestamp() > manifest.order.deadline:
         denials.append(Denial("deadline", "the order's deadline has passed"))
@@ -97,6 +99,16 @@ def limits_of(
         disk_bytes=spec.resources.disk_bytes,
         pids=spec.resources.pids,
     )
+
+
+def _bundle(verified: VerifiedManifest, policy: Policy) -> list[Denial]:
+    """Refuse a session that Flower carries with an app that the operator does not allow."""
+    plan = verified.manifest.plan
+    fleet = plan.get("flower") if plan is not None else None
+    if not isinstance(fleet, dict):
+        return []
+    denial = check_bundle(policy, str(fleet.get("bundle_sha256")), own=bundle_digest())
+    return [] if denial is None else [denial]
 
 
 def _room(verified: VerifiedManifest, capability: Capability, committed: Committed) -> list[Denial]:

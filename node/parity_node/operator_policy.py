@@ -203,6 +203,8 @@ def _lines_of(field: str, policy: Policy, parts: Sequence[SourcedPolicy]) -> lis
 
 
 def _words(field: str, value: Any) -> str:
+    if field == "bundles" and not value:
+        return "this program's own"
     if value is None or (field in CLAUSE_FIELDS and not value):
         return "no limit"
     if isinstance(value, dict):

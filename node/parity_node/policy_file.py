@@ -59,6 +59,7 @@ class _Allow(_Section):
     shell: bool | None = None
     domains: frozenset[DomainPattern] | None = Few
     models: frozenset[Glob] | None = Few
+    bundles: frozenset[Glob] | None = Few
     sources: frozenset[Source] | None = None
     creators: frozenset[Address] | None = Few
     hours: frozenset[Hours] | None = Few
@@ -127,6 +128,7 @@ _EXPECTED = MappingProxyType(
         "shell": "true or false",
         "domains": "a list of hosts such as 'pypi.org', '*.example.org', 'example.org:8443'",
         "models": "a list of models such as 'llama3*'",
+        "bundles": "a list of SHA-256 sums of Flower apps, 64 hex digits each, or '*'",
         "sources": f"a list of {', '.join(get_args(Source))}",
         "creators": "a list of addresses, each 0x and 40 hex digits",
         "hours": "a list of hours such as 'mon-fri 22:00-06:00 Europe/Rome' or 'sat,sun'",

@@ -7,8 +7,8 @@ __all__ = ["POLICY_SAMPLE"]
 POLICY_SAMPLE = """\
 # The policy of this node: what it runs, what that may reach and use, and for how much.
 #
-# A line that is missing or commented out limits nothing, with one exception: tasks reach no host on the network unless
-# `domains` names it. RUNNER_POLICY_* settings limit beside this file, and what a [[deny]] rule refuses no list allows.
+# A line that is missing or commented out limits nothing, with two exceptions: tasks reach no host on the network unless
+# `domains` names it, and of Flower's apps only this program's own runs unless `bundles` names others. RUNNER_POLICY_* settings limit beside this file, and what a [[deny]] rule refuses no list allows.
 # The node reads the file again when it changes; tasks that run already go on. Try a task on it, then show what holds:
 #
 #   parity node policy test task.json
@@ -32,6 +32,9 @@ POLICY_SAMPLE = """\
 # domains = ["pypi.org", "*.pythonhosted.org", "example.org:8443"]
 
 # models = ["llama3*"]
+
+# Flower apps, by the SHA-256 of their bundle, that may run in a session with `engine: flower` beside this program's own.
+# bundles = ["<64 hex digits>"]
 # sources = ["cid", "https", "shard"]
 # creators = ["0x0000000000000000000000000000000000000001"]
 

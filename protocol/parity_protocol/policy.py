@@ -51,6 +51,7 @@ __all__ = [
     "Policy",
     "Source",
     "allowed_now",
+    "check_bundle",
     "check_policy",
     "intersect",
     "least_tier",
@@ -67,7 +68,15 @@ ALLOW_ALL_KINDS = frozenset(TaskKind)
 ALL_SOURCES: frozenset[Source] = frozenset({"cid", "https", "shard"})
 DENY_PREFIX = "policy.deny."  # then the name that the operator gave, or the fields of the rule
 HOURS_RULE = "policy.hours"
-CLAUSE_FIELDS = ("images", "registries", "programs", "domains", "models", "hours")  # of ``Policy``: sets of clauses
+CLAUSE_FIELDS = (
+    "images",
+    "registries",
+    "programs",
+    "domains",
+    "models",
+    "bundles",
+    "hours",
+)  # of ``Policy``: sets of clauses
 
 _SECONDS_AN_HOUR = 3600
 _SHOWN = 120  # characters of what a task asked for in a message
@@ -121,6 +130,9 @@ class Policy(Request):
     shell: bool = True  # whether a command task may ask for a shell
     domains: frozenset[frozenset[DomainPattern]] = frozenset()  # that a task may ask to reach
     models: frozenset[frozenset[Glob]] = frozenset()  # of LLM tasks
+    bundles: frozenset[frozenset[Glob]] = (
+        frozenset()
+    )  # SHA-256 of Flower apps beside the node's own, which is always allowed
     sources: frozenset[Source] = ALL_SOURCES  # where inputs, data sets and image archives may come from
     creators: frozenset[CreatorAddress] | None = None
     hours: frozenset[frozenset[Hours]] = frozenset()  # in which new tasks are taken
@@ -194,6 +206,18 @@ def check_policy(
     if not allowed_now(policy, now):
         denials.append(Denial(HOURS_RULE, "no new work at this time of the week"))
     return denials
+
+
+def check_bundle(policy: Policy, digest: str, *, own: str) -> Denial | None:
+    """Return why a Flower app may not run here, or None when it may: the node's own always, others where they are listed.
+
+    Args:
+        digest: SHA-256 of the bundle that the manifest names, hex.
+        own: Of the bundle that this program ships.
+    """
+    if digest == own or (policy.bundles and _meets(policy.bundles, lambda pattern: matches(pattern, digest))):
+        return None
+    return Denial("policy.bundles", f"the Flower app {_short(digest)} is neither this program's own nor on the list")
 
 
 def allowed_now(policy: Policy, now: datetime) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -143,3 +145,42 @@ async def test_two_nodes_train_three_rounds_over_flower_to_the_model_of_our_own_
     assert theirs.predict_labels(features) == ours.predict_labels(features)
     assert np.mean(np.array(theirs.predict_labels(features)) == load_digits().target.astype(str)) > 0.9
     await town.paid([task.id for task in group.tasks])
+
+
+async def test_rounds_go_on_without_a_node_that_dies_and_with_a_superlink_that_is_killed(
+    town: Town, engines: str
+) -> None:
+    start(town, *town.nodes, engines=engines)
+    await town.stack.until(lambda: town.stack.online(town.nodes), "the nodes")
+    rounds = {"quorum": 2, "min_available_clients": 3, "round_timeout_s": 45}
+    made = await town.market.submit(
+        network(await stored(town), parts=3, total_rounds=5, rounds_config=rounds), 3 * REWARD
+    )
+
+    async def in_round(number: int) -> bool:
+        begun = {one.id: one.round for one in (await town.market.sessions.list()).sessions}
+        return begun.get(made.id, 0) >= number
+
+    await town.stack.until(lambda: in_round(2), "the second round", within_s=90.0)
+    town.stack.kill_node(town.nodes[2])
+    await town.stack.until(lambda: in_round(3), "the third round", within_s=60.0)
+    kill_superlink(town)
+    group = await ended(town, made.id)
+
+    assert group.state == "completed", group.message
+    shown = await town.market.sessions.show(made.id)
+    assert [one.round for one in shown.rounds] == [1, 2, 3, 4, 5]
+    assert all(sum(update.state == "accepted" for update in one.updates) >= 2 for one in shown.rounds)
+
+
+def kill_superlink(town: Town) -> None:
+    """End the SuperLink of the one session that runs, as a machine short of memory would."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes().split(b"\0") if path.exists() else []
+        if any(word.endswith(b"programs/superlink.py") for word in words) and str(
+            town.stack.folder
+        ).encode() in b"".join(words):
+            found.append(int(path.parent.name))
+    assert len(found) == 1
+    os.kill(found[0], signal.SIGKILL)

@@ -117,7 +117,7 @@ class FlowerSessions:
             carriage.changed.set()
         state = "wait" if step.state == "train" else step.state
         found = "" if carriage is None else carriage.ids.get(holder.key, "")
-        return step.model_copy(update={"state": state, "flower_node": found})
+        return step.model_copy(update={"state": state, "model": "", "flower_node": found})
 
     # -- the loop's side ------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class _Carried:
                 "part": holder.part,
                 "fence": holder.fence,
                 "node_id": self._carriage.ids[holder.key],
-                "step": step.model_dump_json(),
+                "step": step.model_copy(update={"model": ""}).model_dump_json(),  # it comes as the message's own
             }
             for holder, step in asked
         ]

@@ -7,6 +7,7 @@ and go through a supervised SuperNode, whose ClientApp asks for training here.
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
@@ -43,6 +44,8 @@ MAX_STARTS: Final = 6  # of a SuperNode for one registration of its key
 MAX_LOG_BYTES: Final = 256 << 10
 _MAX_PAUSE_S: Final = 15.0
 _END_S: Final = 2.0
+_COLOUR: Final = re.compile(rb"\x1b\[[0-9;]*m")
+_EXIT: Final = re.compile(rb"Exit Code: [0-9]+\s(.+?)\s*(?:For more information|\Z)", re.DOTALL)  # how flwr says why
 _LEAST_PAUSE_S: Final = 0.05  # between two questions to a market that does not wait
 
 
@@ -237,8 +240,10 @@ class FlowerRounds(RoundsMarket):
             data = self._log.read_bytes()
         except OSError:
             return ""
+        data = _COLOUR.sub(b"", data)
         refusals = [line for line in data.splitlines() if line.startswith(b"refused: ")]
-        return printable_tail(refusals[-1] if refusals else data)
+        said = _EXIT.search(data)
+        return printable_tail(refusals[-1] if refusals else said[1] if said is not None else data)
 
 
 def _step_of(asked: Asked) -> RoundStep:

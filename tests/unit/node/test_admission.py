@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from parity_fl.engines.flower import bundle_digest
 from parity_node.admission import Committed, admit, limits_of
 from parity_node.testing.market import MarketSimulator, command_spec
 from parity_protocol.capability import Capability, ExecutorState
@@ -93,3 +95,16 @@ async def test_limits_are_the_least_of_task_policy_and_machine(clock: FakeClock)
     limits = limits_of(verified.spec, Policy(max_wall_time_s=60, max_cpus=1.5), capability(memory_bytes=GIB // 2))
 
     assert (limits.wall_time_s, limits.cpus, limits.memory_bytes) == (60, 1.5, GIB // 2)
+
+
+async def test_a_flower_app_of_somebody_else_runs_only_where_the_policy_lists_it(clock: FakeClock) -> None:
+    verified = await manifest(clock, command_spec("true"))
+
+    def with_app(digest: str) -> VerifiedManifest:
+        plan = {"flower": {"bundle_sha256": digest}}
+        return replace(verified, manifest=verified.manifest.model_copy(update={"plan": plan}))
+
+    other = "b" * 64
+    assert rules(with_app(bundle_digest())) == set()
+    assert rules(with_app(other)) == {"policy.bundles"}
+    assert rules(with_app(other), policy=Policy(bundles=frozenset({frozenset({other})}))) == set()

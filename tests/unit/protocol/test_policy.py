@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from parity_protocol.isolation import IsolationTier
-from parity_protocol.policy import DenyRule, Policy, check_policy, intersect, least_tier, policy_digest
+from parity_protocol.policy import DenyRule, Policy, check_bundle, check_policy, intersect, least_tier, policy_digest
 from parity_protocol.task import MAX_DATASET_BYTES, TaskKind, input_bytes, parse_spec
 
 CREATORS = ["0x" + digit * 40 for digit in "abc"]
@@ -239,3 +239,27 @@ def test_a_sessions_data_set_is_input_too(inputs: list[dict[str, Any]], counted:
     assert input_bytes(spec) == counted
     assert refused(Policy(max_input_bytes=counted), spec) == set()
     assert refused(Policy(max_input_bytes=counted - 1), spec) == {"policy.max_input_bytes"}
+
+
+OWN, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("policy", "digest", "is_allowed"),
+    [
+        (Policy(), OWN, True),
+        (Policy(), OTHER, False),
+        (Policy(bundles=frozenset({frozenset({OTHER})})), OTHER, True),
+        (Policy(bundles=frozenset({frozenset({OTHER})})), OWN, True),
+        (Policy(bundles=frozenset({frozenset({"*"})})), OTHER, True),
+        (Policy(bundles=frozenset({frozenset({OTHER}), frozenset({"c" * 64})})), OTHER, False),
+        (Policy(bundles=frozenset({frozenset()})), OTHER, False),
+    ],
+)
+def test_only_the_nodes_own_flower_app_runs_unless_every_list_has_another(
+    policy: Policy, digest: str, is_allowed: bool
+) -> None:
+    denial = check_bundle(policy, digest, own=OWN)
+
+    assert (denial is None) is is_allowed
+    assert denial is None or denial.rule == "policy.bundles"

@@ -115,3 +115,18 @@ def test_needs_survive_their_document(
     wanted = Needs(kind, isolation, cpus, memory, 0, "1.2.3", model)
 
     assert Needs.from_doc(wanted.to_doc()) == wanted
+
+
+def test_a_session_that_flower_carries_goes_to_nodes_that_have_it() -> None:
+    spec = {"type": "federated_learning", "engine": "flower", "model_type": "neural_network"}
+    wanted = needs_of(parse_spec(json.dumps(spec)))
+    offers = view().capability
+    able = {TaskKind.FEDERATED_LEARNING: ExecutorState(available=True, isolation=IsolationTier.BWRAP)}
+    without = offers.model_copy(update={"executors": able, "model_types": ("neural_network",)})
+
+    denial = check_fit(wanted, view(capability=without))
+
+    assert denial is not None
+    assert (denial.rule, "parity fl engine install flower" in denial.message) == ("engine", True)
+    assert check_fit(wanted, view(capability=without.model_copy(update={"engines": ("flower",)}))) is None
+    assert Needs.from_doc(wanted.to_doc()) == wanted
