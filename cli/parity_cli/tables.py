@@ -1,4 +1,4 @@
-"""A CSV table whose label is put last, where the parsers of ``parity_fl`` expect it."""
+"""Tables as files: a CSV's label is put last, where the parsers of ``parity_fl`` expect it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ import csv
 import io
 from difflib import get_close_matches
 from itertools import chain
+from pathlib import Path
 
-from parity_protocol.errors import BadField
+from parity_protocol.errors import BadField, TooLarge
 
-__all__ = ["label_last"]
+__all__ = ["label_last", "read_table"]
+
+
+def read_table(path: Path, label: str | None) -> tuple[bytes, str]:
+    """Return a file's table and its format, ``csv`` or ``json``, by its name.
+
+    Args:
+        label: Column of the label; None is the last one.
+
+    Raises:
+        TooLarge: The file is larger than any data set may be.
+        BadField: There is no such column.
+    """
+    from parity_fl.limits import DATA_LIMITS
+
+    if path.stat().st_size > DATA_LIMITS.max_bytes:
+        raise TooLarge(f"{path} has over {DATA_LIMITS.max_bytes} bytes")
+    content = path.read_bytes()
+    if path.suffix.lower() == ".json":
+        if label not in {None, "labels"}:
+            raise BadField("in a JSON file the labels are in the member labels", field="label")
+        return content, "json"
+    return content if label is None else label_last(content, label), "csv"
 
 
 def label_last(data: bytes, column: str) -> bytes:

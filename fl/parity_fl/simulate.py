@@ -95,6 +95,7 @@ class SimulationReport:
         malicious: Parts that attacked, ascending.
         warnings: What people should be told about their choices.
         model_hash: SHA-256, hex, of the last model: of its weights, or of a forest's file.
+        model: The last model's file, to predict with; see ``decode_model``.
     """
 
     model_type: str
@@ -105,6 +106,7 @@ class SimulationReport:
     malicious: tuple[int, ...]
     warnings: tuple[str, ...]
     model_hash: str
+    model: bytes = field(repr=False)
 
     @property
     def accuracy(self) -> float | None:
@@ -299,7 +301,14 @@ class _Federation:
             malicious=tuple(sorted(self._malicious)),
             warnings=tuple(self.warnings),
             model_hash=weights_digest(weights),
+            model=self._file(weights),
         )
+
+    def _file(self, weights: Weights) -> bytes:
+        session, plan = self._session, self._plan
+        classes = plan.class_names if session.spec.is_classification else ()
+        names = session.table.dataset.feature_names
+        return encode_model(TrainedModel(session.finished(weights), classes, plan.n_features, names))
 
     def _round(self, rule: Strategy, base: Weights, number: int) -> tuple[Weights, RoundRecord]:
         cohort = cohort_of(
@@ -447,4 +456,5 @@ def _reported(
         malicious=(),
         warnings=(),
         model_hash=sha256(model).hexdigest(),
+        model=model,
     )

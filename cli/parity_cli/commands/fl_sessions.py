@@ -1,4 +1,4 @@
-"""``parity fl run|sessions|show|watch|model|pause|resume|stop``: sessions that train in rounds."""
+"""``parity fl run|sessions|show|watch|pause|resume|stop``: sessions that train in rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from parity_client import Client
     from parity_protocol.api.rounds import FlSessionReply
 
-__all__ = ["model", "pause", "resume", "run_session", "sessions", "show", "stop", "watch"]
+__all__ = ["pause", "resume", "run_session", "sessions", "show", "stop", "watch"]
 
 MAX_SPEC_BYTES = 65_536
 _BEGIN_S = 0.5  # between two looks for a session that has not begun
@@ -106,31 +106,6 @@ async def watch(out: Output, client: Client, session_id: str) -> None:
     found = await _follow(out, client, session_id)
     _raise_unless_completed(found)
     out.emit(found.model_dump(mode="json"))
-
-
-@click.command(
-    cls=Command, short_help="Write a session's model to a file.", example="parity fl model 3f0c… -o model.safetensors"
-)
-@click.argument("session_id")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
-@with_client
-async def model(out: Output, client: Client, session_id: str, output: Path) -> None:
-    """Write the finished model, or while the session runs the newest global one."""
-    from parity_protocol.quantities import format_bytes
-
-    found = await client.sessions.show(session_id)
-    document: dict[str, Any] = {"id": session_id, "path": str(output), "round": found.round - 1}
-    if found.result_cid is not None:
-        await client.data.get(found.result_cid, output)
-        out.emit({**document, "cid": found.result_cid}, f"{output}, verified against {found.result_cid}")
-        return
-    data = await client.sessions.model(session_id)
-    try:
-        with output.open("xb") as file:
-            file.write(data)
-    except FileExistsError:
-        raise InvalidInput(f"{output} exists already", hint="Choose another --output.", field="output") from None
-    out.emit(document, f"{output}  {format_bytes(len(data))}, the global model after round {found.round - 1}")
 
 
 def _verb(name: str, short: str, text: str) -> click.Command:

@@ -84,8 +84,15 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw accuracy and loss to .html or .png."
 )
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the model: .safetensors, or .json in the old Parity network's form. `parity fl score` reads both.",
+)
 @pass_output
-def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, seed: str, **given: Any) -> None:
+def simulate(
+    out: Output, data: Path, plot: Path | None, save: Path | None, rounds: int | None, seed: str, **given: Any
+) -> None:
     """Run a whole federation in this process, on a file.
 
     The models, strategies, cuts and seeds are those of the market, so a session with these settings learns the same.
@@ -94,13 +101,15 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     for name in _THREADS:  # before NumPy is loaded: sums over threads differ in their last bits
         os.environ.setdefault(name, "1")
     from parity_cli.charts import html_page, panels_of, png_image, terminal_chart
+    from parity_cli.model_files import ModelFacts, form_of, save_model
+    from parity_cli.tables import read_table
     from parity_fl.attacks import parse_attack
     from parity_fl.privacy import read_privacy
     from parity_fl.session import resolve_session
     from parity_fl.simulate import simulate as run
     from parity_fl.strategy import client_learning_rate, read_strategy
 
-    content, data_format = _read(data, given["label"])
+    content, data_format = read_table(data, given["label"])
     sections = _sections(given["changes"])
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
@@ -112,6 +121,8 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1
     if plot is not None:
         _suffix(plot)
+    if save is not None:
+        form_of(save)
     with _progress(out, total, given["nodes"]) as on_round:
         report = run(
             spec,
@@ -139,6 +150,9 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
         | {"strategy_config": strategy.to_dict(), "total_rounds": total}
         | ({"privacy": privacy.to_dict()} if privacy.is_on else {}),
     }
+    if save is not None:
+        told = ModelFacts(report.scores, len(report.rounds), report.plan.total_parts, report.strategy)
+        save_model(save, report.model, told)
     if plot is not None:
         panels = panels_of(document)
         if _suffix(plot) == ".png":
@@ -151,21 +165,6 @@ def simulate(out: Output, data: Path, plot: Path | None, rounds: int | None, see
     )
     facts = "\n".join(f"{name:<16} {value}" for name, value in _facts(document).items())
     out.emit(document, "\n\n".join([*charts, facts]))
-
-
-def _read(path: Path, label: str | None) -> tuple[bytes, str]:
-    from parity_cli.tables import label_last
-    from parity_fl.limits import DATA_LIMITS
-    from parity_protocol.errors import BadField, TooLarge
-
-    if path.stat().st_size > DATA_LIMITS.max_bytes:
-        raise TooLarge(f"{path} has over {DATA_LIMITS.max_bytes} bytes")
-    content = path.read_bytes()
-    if path.suffix.lower() == ".json":
-        if label not in {None, "labels"}:
-            raise BadField("in a JSON file the labels are in the member labels", field="label")
-        return content, "json"
-    return content if label is None else label_last(content, label), "csv"
 
 
 def _settings(
