@@ -3,7 +3,9 @@
 A tensor says by its type how it is coded, so a reader needs no setting:
 
 - F32: the values. A tensor with a value that the wanted format cannot hold, or that is not finite, is always F32;
-- F16: the values, rounded;
+- F16: the values, rounded. Beside ``name`` stands ``name.scale``, F32, one power of two to multiply all of them with:
+  the largest is near half precision's own, so that small updates keep their eleven bits and are no subnormal numbers,
+  which lose them and take ten times as long to convert. Without a scale it is 1;
 - I8: whole numbers from -127 to 127. Beside ``name`` stands ``name.scale``, F32, one factor for each 1,024 values of the
   flat tensor, the last one shorter.
 
@@ -13,6 +15,7 @@ so that it is late and not lost; half precision loses a thousandth at most and d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -40,12 +43,35 @@ Shapes = Mapping[str, tuple[int, ...]]
 Flat = NDArray[np.float32]
 
 _BLOCK: Final = 1024  # values that share a scale
+_PIECE: Final = 1 << 16  # values of half precision worked on at a time
 _STEP: Final = 64  # blocks worked on at a time: a quarter of a megabyte stays near the core
 _SCALE: Final = ".scale"
 _LARGEST: Final = 127
-_LARGEST_HALF: Final = 65504.0
+_TOP: Final = 14  # of half precision's exponents: the largest value comes to lie between 2**14 and 2**15
+_LEAST_EXPONENT: Final = -100  # the inverse of a scale is a float32 too
+_LARGEST_SCALE: Final = 2.0**110  # the largest half, times this, is still a float32
 _LARGEST_CODED: Final = 2.0**120  # its scale, times 127, is still a float32
 _SMALLEST: Final = 1e-30  # a block whose largest value is below is all zeros: its scale would have no inverse
+
+
+class HalfTensor:
+    """A tensor in 16 bits with a scale that rules read a slice at a time; as ``CodedTensor``."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, halves: Tensor, scale: np.float32) -> None:
+        self.shape = halves.shape
+        self._halves, self._scale = halves.reshape(-1), scale
+
+    def reshape(self, _flat: int) -> HalfTensor:
+        """Return the flat tensor: -1 is the only argument."""
+        return HalfTensor(self._halves, self._scale)
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+    def __getitem__(self, at: slice) -> Flat:
+        return _from_half(self._halves[at], self._scale)
 
 
 class CodedTensor:
@@ -135,8 +161,8 @@ def mapped_delta(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = M
         max_bytes: Cap on its length.
 
     Returns:
-        Read-only; float32, or float16 as it came. What came in 8 bits is decoded piece by piece: it has a shape, a type
-        and, flat, slices, and that is all that rules use.
+        Read-only; float32, or float16 as it came. What came in 8 bits or with a scale is decoded piece by piece: it has
+        a shape, a type and, flat, slices, and that is all that rules use.
 
     Raises:
         BadDocument: It is not one of this model.
@@ -165,12 +191,12 @@ def pack(weights: Weights, update_format: UpdateFormat) -> dict[str, Tensor]:
         tensor = np.asarray(weights[name], dtype=np.float32)
         low, high = _range(tensor) if update_format != "fp32" else (0.0, 0.0)
         # Comparisons with NaN are false.
-        if update_format == "int8" and low >= -_LARGEST_CODED and high <= _LARGEST_CODED:
-            packed[name], packed[name + _SCALE] = _to_int8(tensor)
-        elif update_format == "fp16" and low >= -_LARGEST_HALF and high <= _LARGEST_HALF:
-            packed[name] = tensor.astype(np.float16)
-        else:
+        if update_format == "fp32" or not (low >= -_LARGEST_CODED and high <= _LARGEST_CODED):
             packed[name] = tensor
+        elif update_format == "int8":
+            packed[name], packed[name + _SCALE] = _to_int8(tensor)
+        else:
+            packed[name], packed[name + _SCALE] = _to_half(tensor, max(-low, high))
     return packed
 
 
@@ -183,7 +209,8 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True)
         widen: Make everything arrays of float32; else float16 is left as it is, and 8 bits are decoded when read.
 
     Raises:
-        BadDocument: Names, types or shapes differ, or a scale is not a finite number of at least 0.
+        BadDocument: Names, types or shapes differ, or a scale is not a finite number of at least 0, or above 0 for
+            float16.
     """
     found: Weights = {}
     expected = set(shapes)
@@ -197,11 +224,39 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True)
             expected.add(name + _SCALE)
             scales = _scales(name, tensor, tensors.get(name + _SCALE))
             found[name] = _from_int8(tensor, scales) if widen else cast("Flat", CodedTensor(tensor, scales))
+        elif tensor.dtype == np.float16 and name + _SCALE in tensors:
+            expected.add(name + _SCALE)
+            scale = _half_scale(name, tensors[name + _SCALE])
+            found[name] = _from_half(tensor, scale) if widen else cast("Flat", HalfTensor(tensor, scale))
         else:
             found[name] = tensor.astype(np.float32, copy=False) if widen else tensor
     if set(tensors) != expected:
         raise BadDocument(f"expected the tensors {', '.join(sorted(shapes))} and nothing else"[:300])
     return found
+
+
+def _to_half(tensor: Flat, largest: float) -> tuple[NDArray[np.float16], Flat]:
+    """Return a tensor over its scale, and the scale, shape ``(1,)``."""
+    exponent = max(math.frexp(largest)[1] - 1, _LEAST_EXPONENT) if largest > 0 else _TOP
+    inverse = np.float32(2.0 ** (_TOP - exponent))
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    halves = np.empty(len(flat), dtype=np.float16)
+    room = np.empty(min(_PIECE, len(flat)), dtype=np.float32)
+    for begin in range(0, len(flat), _PIECE):
+        piece = flat[begin : begin + _PIECE]
+        halves[begin : begin + len(piece)] = np.multiply(piece, inverse, out=room[: len(piece)])
+    return halves.reshape(tensor.shape), np.array([2.0 ** (exponent - _TOP)], dtype=np.float32)
+
+
+def _half_scale(name: str, scale: Tensor) -> np.float32:
+    if scale.dtype != np.float32 or scale.shape != (1,) or not 0 < scale[0] <= _LARGEST_SCALE:
+        raise BadDocument(f"tensor {name}{_SCALE} must be one F32 above 0 and at most 2**110")
+    return np.float32(scale[0])
+
+
+def _from_half(halves: Tensor, scale: np.float32) -> Flat:
+    out = halves.astype(np.float32)
+    return np.multiply(out, scale, out=out)
 
 
 def _to_int8(tensor: Flat) -> tuple[NDArray[np.int8], Flat]:

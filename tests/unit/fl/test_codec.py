@@ -77,13 +77,46 @@ def test_sizes_are_four_two_and_one_byte_a_value() -> None:
     assert sizes[0] <= largest_body(shapes) < sizes[0] + 10_000
 
 
-def test_a_value_beyond_half_precision_travels_in_full() -> None:
+@pytest.mark.parametrize("size", [1e-33, 1e-20, 1e-8, 1e-4, 1.0, 1e10, 1e35])
+def test_sixteen_bits_keep_eleven_of_every_value_whatever_their_size(size: float) -> None:
+    values = np.random.default_rng(0).uniform(0.01, 1, 70_000).astype(np.float32) * np.float32(size)
+    values *= np.random.default_rng(1).choice([-1, 1], values.shape).astype(np.float32)
+
+    body = encode_weights({"w": values}, "fp16")
+    found = decode_weights(body, {"w": values.shape})["w"]
+
+    assert len(body) < 2 * values.size + 400
+    np.testing.assert_allclose(found, values, rtol=1 / 2048, atol=np.finfo(np.float32).smallest_subnormal)
+
+
+def test_a_value_that_no_scale_brings_into_half_precision_travels_in_full() -> None:
     weights = delta()
-    weights["layer_00.bias"][0] = 70_000.0
+    weights["layer_00.bias"][0] = 3e38
 
     found = decode_weights(encode_weights(weights, "fp16"), SHAPES)
 
     np.testing.assert_array_equal(found["layer_00.bias"], weights["layer_00.bias"])
+
+
+def test_sixteen_bits_without_a_scale_are_the_values_themselves() -> None:
+    halves = {name: tensor.astype(np.float16) for name, tensor in delta().items()}
+
+    found = decode_weights(encode_tensors(halves, {}), SHAPES)
+
+    for name, tensor in halves.items():
+        np.testing.assert_array_equal(found[name], tensor.astype(np.float32))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 5000), (1023, 1025), (4999, 5000)])
+def test_a_slice_of_sixteen_bits_is_the_slice_of_the_whole(begin: int, end: int) -> None:
+    weights = {"w": np.random.default_rng(0).normal(scale=1e-7, size=(50, 100)).astype(np.float32)}
+    body = encode_weights(weights, "fp16")
+
+    tensor = mapped_delta(memoryview(body), {"w": (50, 100)})["w"]
+    flat = tensor.reshape(-1)
+
+    assert (tensor.shape, len(flat), flat.dtype) == ((50, 100), 5000, np.float32)
+    np.testing.assert_array_equal(flat[begin:end], decode_delta(body, {"w": (50, 100)})["w"].reshape(-1)[begin:end])
 
 
 def test_what_eight_bits_cannot_carry_comes_with_later_updates() -> None:
@@ -154,8 +187,16 @@ def wrong(change: str) -> dict[str, Any]:
             tensors["layer_00.weight"] = tensors["layer_00.weight"].T
         case "type":
             tensors["layer_00.bias"] = np.zeros(5, np.float64)
-        case "a scale beside fp16":
+        case "half scale zero":
             tensors["layer_00.bias.scale"] = np.zeros(1, np.float32)
+        case "half scale nan":
+            tensors["layer_00.bias.scale"] = np.full(1, np.nan, np.float32)
+        case "half scale that overflows":
+            tensors["layer_00.bias.scale"] = np.full(1, 2.0**111, np.float32)
+        case "half scales":
+            tensors["layer_00.bias.scale"] = np.ones(2, np.float32)
+        case "a scale beside fp32":
+            tensors["layer_00.bias"] = tensors["layer_00.bias"].astype(np.float32)
         case "scale missing":
             del tensors["layer_00.weight.scale"]
         case "scale too short":
@@ -180,7 +221,11 @@ def wrong(change: str) -> dict[str, Any]:
         "surplus",
         "shape",
         "type",
-        "a scale beside fp16",
+        "half scale zero",
+        "half scale nan",
+        "half scale that overflows",
+        "half scales",
+        "a scale beside fp32",
         "scale missing",
         "scale too short",
         "scale of another type",
@@ -207,10 +252,10 @@ def test_a_name_that_would_look_like_a_scale_is_refused() -> None:
         pack({"w.scale": np.ones(3, np.float32)}, "fp32")
 
 
-@pytest.mark.parametrize(("update_format", "kind"), [("fp32", np.float32), ("fp16", np.float16)])
-def test_a_mapped_body_is_not_copied(update_format: UpdateFormat, kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_mapped_body_is_not_copied(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / "update"
-    path.write_bytes(encode_weights(delta(), update_format))
+    path.write_bytes(encode_tensors({name: tensor.astype(kind) for name, tensor in delta().items()}, {}))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         found = mapped_delta(view, SHAPES)
