@@ -18,7 +18,16 @@ from parity_protocol.errors import BadField
 
 __all__ = ["SessionPlan", "ShardTerms", "resolve_session"]
 
-_SETTINGS = ("data_mode", "model_type", "dataset_cid", "eval_cid", "data_format", "model_config", "train_config")
+_SETTINGS = (
+    "data_mode",
+    "model_type",
+    "dataset_cid",
+    "eval_cid",
+    "data_format",
+    "model_config",
+    "train_config",
+    "privacy",
+)
 _PLAN = {"session_id", "round_id", "partition"}
 _SHARDED_PLAN = {"session_id", "round_id", "shards"}
 _HEX_CHARS = frozenset("0123456789abcdef")

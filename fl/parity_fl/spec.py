@@ -8,7 +8,7 @@ written down in ``ForestConfig``. This module imports no NumPy, so admission can
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NoReturn, TypeAlias, assert_never
 
 from parity_fl.fields import Section, fail
@@ -25,6 +25,7 @@ from parity_fl.limits import (
 )
 from parity_fl.neural_config import NEURAL_FIELDS, NeuralConfig, neural_config
 from parity_fl.partition_config import PARTITION_FIELDS, SHARDED, PartitionConfig, partition_config, sharded_config
+from parity_fl.privacy.config import PrivacyConfig, read_privacy
 
 __all__ = [
     "FlSpec",
@@ -131,6 +132,7 @@ class FlSpec:
         train: Always there for what trains by steps; a forest and the exact solver have none.
         part_index: Only in the task of one part.
         eval_cid: Of a sharded session: the data that the market scores with; empty leaves it to the nodes' hold-outs.
+        privacy: Its switches; a node holds the market to them.
     """
 
     session_id: str
@@ -142,6 +144,7 @@ class FlSpec:
     train: TrainConfig | None = None
     part_index: int | None = None
     eval_cid: str = ""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     @property
     def is_sharded(self) -> bool:
@@ -183,6 +186,8 @@ class FlSpec:
         }
         if self.is_sharded:
             members |= {"data_mode": SHARDED, "eval_cid": self.eval_cid}
+        if self.privacy.is_on:
+            members["privacy"] = self.privacy.to_dict()
         if self.train is not None:
             train = asdict(self.train)
             members["train_config"] = {name: train[name] for name in _TRAIN[self.model_type]}
@@ -196,7 +201,7 @@ def resolve_fl_spec(raw: object) -> FlSpec:
 
     Args:
         raw: Parsed JSON: ``session_id, round_id, model_type, dataset_cid, data_format, model_config, train_config,
-            partition_config, output_format``, and of a sharded session ``data_mode, eval_cid``.
+            partition_config, output_format, privacy``, and of a sharded session ``data_mode, eval_cid``.
 
     Raises:
         BadField: The first thing that is wrong; ``field`` is its dotted name.
@@ -250,6 +255,7 @@ def resolve_fl_spec(raw: object) -> FlSpec:
         train=train,
         part_index=part_index,
         eval_cid=top.text("eval_cid", MAX_ID_CHARS) if is_sharded and top.get("eval_cid", "") else "",
+        privacy=read_privacy(top.get("privacy") or None),
     )
 
 
@@ -265,6 +271,7 @@ _TOP = (
     "output_format",
     "data_mode",
     "eval_cid",
+    "privacy",
 )
 _MODEL = {
     "random_forest": tuple(ForestConfig.__dataclass_fields__),

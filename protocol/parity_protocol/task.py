@@ -312,6 +312,7 @@ class FederatedLearningSpec(_Spec):
     engine: Literal["parity", "flower"] = "parity"  # what carries the rounds
     rounds_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
     strategy_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
+    privacy: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
 
     @model_validator(mode="after")
     def _data_mode_names_its_data(self) -> FederatedLearningSpec:
@@ -348,6 +349,7 @@ class FederatedLearningSpec(_Spec):
             "engine",
             "rounds_config",
             "strategy_config",
+            "privacy",
         }
         if "total_rounds" not in self.model_fields_set:
             fields.remove("total_rounds")

@@ -24,7 +24,7 @@ from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, TooFewUpdates
 
-__all__ = ["SecureMean", "SecureStep", "full_weight"]
+__all__ = ["SecureMean", "SecureStep", "full_weight", "rule_state"]
 
 _MAX_STATE_BYTES: Final = 4 << 30
 _RULE: Final = "rule."
@@ -126,10 +126,6 @@ class SecureMean:
             clip = rule.accountant.clip
         return SumTerms(kept.number, clip, self._full)
 
-    def rule_state(self, state: bytes | None) -> Mapping[str, Vector]:
-        """Return the strategy's own part of a state, for a checkpoint."""
-        return _Kept.decode(state).rule or {}
-
     def reduce(
         self, base: Weights | None, request: bytes, state: bytes | None, answers: Bodies
     ) -> SecureStep | Refused:
@@ -222,6 +218,11 @@ class SecureMean:
         clipped = ClippedSum(sums, len(parts), None if below is None else float(below), slack)
         weights, metrics = rule.release(base, clipped, context=context)
         return weights, rule.state(), metrics
+
+
+def rule_state(state: bytes) -> dict[str, Vector]:
+    """Return the strategy's own part of a ``SecureStep.state``, for a checkpoint; ``BadDocument`` if it is none."""
+    return _Kept.decode(state).rule or {}
 
 
 def full_weight(heaviest: float) -> float:

@@ -17,13 +17,25 @@ from numpy.typing import NDArray
 
 from parity_fl.limits import MAX_HEADER_BYTES, MAX_UPDATE_BYTES
 from parity_fl.models.base import Scaling
+from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.shards import ShardAgreement
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors, take
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument
 
-__all__ = ["Base", "HoldoutScore", "decode_base", "decode_json", "encode_base", "merged_scores", "opaque", "raw_bytes"]
+__all__ = [
+    "SECURE",
+    "Base",
+    "HoldoutScore",
+    "decode_base",
+    "decode_json",
+    "encode_base",
+    "merged_scores",
+    "opaque",
+    "raw_bytes",
+]
 
+SECURE: Final = "secure"  # the tensor that holds the request of a secure sum's later phase
 MAX_ANSWER_BYTES: Final = 4 << 20  # of a summary or a score, JSON
 
 _FORMAT: Final = "parity.shards/1"
@@ -39,11 +51,13 @@ class Base:
         agreement: What all parts agreed on; None while they are asked for a summary.
         scaling: What features and targets are scaled with; None before it was agreed on.
         tensors: The model by name, or a request; empty before there is one.
+        terms: Of the round's secure sum; None without secure aggregation.
     """
 
     agreement: ShardAgreement | None = None
     scaling: Scaling | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    terms: SumTerms | None = None
 
 
 def encode_base(base: Base) -> bytes:
@@ -54,7 +68,8 @@ def encode_base(base: Base) -> bytes:
         tensors[f"{_PREFIX}mean"], tensors[f"{_PREFIX}deviation"] = scale.mean, scale.deviation
         tensors[f"{_PREFIX}target"] = np.array([scale.target_mean, scale.target_deviation])
     agreed = "null" if base.agreement is None else json.dumps(base.agreement.to_dict(), ensure_ascii=False)
-    return encode_tensors(tensors, {"format": _FORMAT, "agreement": agreed})
+    terms = {} if base.terms is None else {"terms": json.dumps(base.terms.to_dict())}
+    return encode_tensors(tensors, {"format": _FORMAT, "agreement": agreed, **terms})
 
 
 def decode_base(data: bytes | memoryview) -> Base:
@@ -65,7 +80,7 @@ def decode_base(data: bytes | memoryview) -> Base:
         TooLarge: Over the cap of an update.
     """
     tensors, metadata = decode_tensors(data, max_bytes=MAX_UPDATE_BYTES)
-    if metadata.get("format") != _FORMAT or set(metadata) != {"format", "agreement"}:
+    if metadata.get("format") != _FORMAT or set(metadata) - {"terms"} != {"format", "agreement"}:
         _fail(f"not a phase of a sharded session: the format must be {_FORMAT}")
     raw = strict_json.loads(metadata["agreement"].encode(), max_bytes=MAX_HEADER_BYTES, max_depth=3)
     agreement = None if raw is None else ShardAgreement.from_dict(raw)
@@ -79,7 +94,12 @@ def decode_base(data: bytes | memoryview) -> Base:
         if not (deviation > 0).all() or target[1] <= 0:
             _fail("deviations must be above 0")
         scaling = Scaling(mean, deviation, float(target[0]), float(target[1]))
-    return Base(agreement, scaling, tensors)
+    terms = None
+    if "terms" in metadata:
+        terms = SumTerms.from_dict(
+            strict_json.loads(metadata["terms"].encode(), max_bytes=MAX_HEADER_BYTES, max_depth=2)
+        )
+    return Base(agreement, scaling, tensors, terms)
 
 
 def opaque(data: bytes) -> Tensor:

@@ -29,7 +29,10 @@ from parity_fl.models.linear_exact import (
 from parity_fl.models.linear_sgd import LinearSgd
 from parity_fl.networks import Network
 from parity_fl.neural_config import NeuralConfig
-from parity_fl.sharded.bodies import opaque, raw_bytes
+from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.secure_mean import SecureMean
+from parity_fl.privacy.secure_part import SumTerms
+from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
 from parity_fl.strategy import StrategyConfig
@@ -59,6 +62,7 @@ class Step:
     Attributes:
         tensors: The next model, or the next request.
         more: Another phase of training follows before the round is over.
+        appends: As ``Reduced.appends``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -68,6 +72,7 @@ class Step:
     metrics: dict[str, float]
     contributions: dict[int, float]
     more: bool = False
+    appends: bool = False
 
 
 class Kind(Protocol):
@@ -90,6 +95,9 @@ class Kind(Protocol):
         Args:
             inners: Reads ``Step.state`` of every phase of the round so far, one after the other.
         """
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        """Return what nodes are told of the round's secure sum, which begins with ``state``; None without one."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
         """Return the model to predict with, and what else there is to say of it; ``BadDocument`` if unfinished."""
@@ -119,8 +127,19 @@ def check_plan(spec: FlSpec, plan: ShardPlan) -> None:
         check_histogram(model, plan, max_phase_bytes=DEFAULT_MAX_PHASE_BYTES)
 
 
-def kind_of(spec: FlSpec, plan: ShardPlan, scaling: Scaling, strategy: StrategyConfig, score: Scorer) -> Kind:
+def kind_of(
+    spec: FlSpec,
+    plan: ShardPlan,
+    scaling: Scaling,
+    strategy: StrategyConfig,
+    score: Scorer,
+    *,
+    private: NoiseSetup | None = None,
+) -> Kind:
     """Return how a session's model is made.
+
+    Args:
+        private: With differential privacy.
 
     Raises:
         BadField: The settings cannot work.
@@ -129,19 +148,32 @@ def kind_of(spec: FlSpec, plan: ShardPlan, scaling: Scaling, strategy: StrategyC
         return _Union(spec.model, plan) if spec.model.mode == "union" else _Phases(spec.model, plan)
     if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
         return _Exact(plan, scaling)
-    return _Averaging(spec, plan, scaling, strategy, score)
+    if spec.privacy.secure_aggregation:
+        return _SecureAveraging(spec, plan, scaling, strategy, score, private)
+    return _Averaging(spec, plan, scaling, strategy, score, private)
 
 
 class _Averaging:
     """Networks and lines by steps: each round's differences, combined by the session's rule."""
 
     def __init__(
-        self, spec: FlSpec, plan: ShardPlan, scaling: Scaling, strategy: StrategyConfig, score: Scorer
+        self,
+        spec: FlSpec,
+        plan: ShardPlan,
+        scaling: Scaling,
+        strategy: StrategyConfig,
+        score: Scorer,
+        private: NoiseSetup | None,
     ) -> None:
         self._spec, self._plan, self._scaling, self._strategy, self._score = spec, plan, scaling, strategy, score
+        self._private = private
         self._model: RoundModel = round_model(
             spec, n_features=plan.n_features, n_classes=plan.class_count, scaling=scaling
         )
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        del state
+        return None
 
     def open(self) -> Mapping[str, Tensor]:
         return self._model.init(first_seed(self._plan.seed))
@@ -165,6 +197,7 @@ class _Averaging:
             weight=self._plan.weight,  # capped: rows are the node's own claim here
             score=lambda weights: self._score(weights, self._scaling),
             leave_one_out=leave_one_out,
+            private=self._private,
         )
         if isinstance(done, Refused):
             return done
@@ -184,11 +217,67 @@ class _Averaging:
         return {name: np.asarray(tensors[name], dtype=np.float32) for name in shapes}
 
 
+class _SecureAveraging(_Averaging):
+    """The same under secure aggregation: a round is five phases, and the rule sees the sum alone."""
+
+    def __init__(
+        self,
+        spec: FlSpec,
+        plan: ShardPlan,
+        scaling: Scaling,
+        strategy: StrategyConfig,
+        score: Scorer,
+        private: NoiseSetup | None,
+    ) -> None:
+        super().__init__(spec, plan, scaling, strategy, score, private)
+        self._mean = SecureMean(
+            strategy,
+            spec.privacy,
+            session_id=spec.session_id,
+            parts=plan.total_parts,
+            rows=lambda part: float(plan.part_size(part)),
+            heaviest=max(plan.weight(part) for part in range(plan.total_parts)),
+            private=private,
+        )
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        return self._mean.terms(state)
+
+    def reduce(
+        self,
+        tensors: Mapping[str, Tensor],
+        state: bytes | None,
+        updates: Bodies,
+        *,
+        inners: Callable[[], bytes],
+        leave_one_out: bool,
+    ) -> Step | Refused:
+        del inners, leave_one_out  # there is no single update to leave out
+        is_asked = SECURE in tensors
+        done = self._mean.reduce(
+            None if is_asked else self._weights(tensors),
+            raw_bytes(tensors, SECURE) if is_asked else b"",
+            state,
+            updates,
+        )
+        if isinstance(done, Refused):
+            return done
+        if done.weights is None:
+            request = {SECURE: opaque(done.request)}
+            return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True)
+        scores = self._score(done.weights, self._scaling)
+        return Step(done.weights, done.state, done.accepted, done.rejected, {**scores, **done.metrics}, {})
+
+
 class _Exact:
     """Least squares from the sums of all parts; one round."""
 
     def __init__(self, plan: ShardPlan, scaling: Scaling) -> None:
         self._plan, self._scale = plan, FeatureScale(scaling.mean, scaling.deviation)
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        del state
+        return None
 
     def open(self) -> Mapping[str, Tensor]:
         return {}
@@ -230,6 +319,10 @@ class _Union:
 
     def __init__(self, config: ForestConfig, plan: ShardPlan) -> None:
         self._config, self._plan = config, plan
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        del state
+        return None
 
     def open(self) -> Mapping[str, Tensor]:
         return {}
@@ -296,6 +389,10 @@ class _Phases:
         self._config, self._plan = config, plan
         self._phases = ForestPhases(config, plan)
 
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        del state
+        return None
+
     def open(self) -> Mapping[str, Tensor]:
         return {"request": opaque(self._phases.first())}
 
@@ -313,7 +410,9 @@ class _Phases:
         if isinstance(done, Refused):
             return done
         name = "request" if done.more_phases else "forest"
-        return Step({name: opaque(done.model)}, done.state, done.accepted, {}, {}, {}, more=done.more_phases)
+        return Step(
+            {name: opaque(done.model)}, done.state, done.accepted, {}, {}, {}, more=done.more_phases, appends=True
+        )
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
         return _forest_of(tensors, self._config, self._plan)

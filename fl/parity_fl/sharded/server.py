@@ -24,6 +24,8 @@ from parity_fl.finishing import FinalModel, Metric, indexed_importance
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models.base import Scaling
 from parity_fl.models.moments import Moments, merged_scaling, moments_from_tensors
+from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.secure_mean import rule_state
 from parity_fl.resuming import settings_of
 from parity_fl.session import ShardTerms
 from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
@@ -34,7 +36,7 @@ from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors
 from parity_fl.trees import Forest
-from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, ParityError
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, Internal, ParityError
 
 __all__ = ["Asks", "ShardedServer"]
 
@@ -88,15 +90,24 @@ class ShardedServer:
         terms: Number of parts and seed.
         strategy: The rule, of a model that is averaged.
         evaluation: The data set of ``eval_cid``; None leaves scoring to the parts' hold-outs.
+        private: With differential privacy.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the evaluation data cannot be used.
     """
 
     def __init__(
-        self, spec: FlSpec, terms: ShardTerms, strategy: StrategyConfig, evaluation: bytes | None = None
+        self,
+        spec: FlSpec,
+        terms: ShardTerms,
+        strategy: StrategyConfig,
+        evaluation: bytes | None = None,
+        *,
+        private: NoiseSetup | None = None,
     ) -> None:
-        self._spec, self._terms, self._strategy = spec, terms, strategy
+        if spec.privacy.differential_privacy != (private is not None):
+            raise Internal("differential privacy needs noise, and nothing else does")
+        self._spec, self._terms, self._strategy, self._private = spec, terms, strategy, private
         self._evaluation: Dataset | None = None
         if evaluation is not None:
             self._evaluation = load_dataset(evaluation, spec.data_format)
@@ -191,7 +202,8 @@ class ShardedServer:
 
     def _opened(self, at: _State, scaling: Scaling, parts: tuple[int, ...]) -> Reduced:
         plan = at.agreed
-        base = encode_base(Base(plan.agreement, scaling, self._kind_of(plan, scaling).open()))
+        kind = self._kind_of(plan, scaling)
+        base = encode_base(Base(plan.agreement, scaling, kind.open(), kind.terms(None)))
         return Reduced(base, _State("train", plan).encode(), parts, {}, _shape(plan), {})
 
     # -- every other round -----------------------------------------------------------------------------------------
@@ -200,9 +212,8 @@ class ShardedServer:
         self, at: _State, base: Base, inners: Callable[[], bytes], updates: Bodies, *, leave_one_out: bool
     ) -> Reduced | Refused:
         plan, scaling = at.agreed, _scaling_of(base)
-        step = self._kind_of(plan, scaling).reduce(
-            base.tensors, at.inner or None, updates, inners=inners, leave_one_out=leave_one_out
-        )
+        kind = self._kind_of(plan, scaling)
+        step = kind.reduce(base.tensors, at.inner or None, updates, inners=inners, leave_one_out=leave_one_out)
         if isinstance(step, Refused):
             return step
         is_scored = not step.more and self._evaluation is None and plan.holdout_size > 0
@@ -211,7 +222,7 @@ class ShardedServer:
         if not step.more and self._evaluation is not None:
             metrics = {**self._evaluated(plan, scaling, step.tensors), **metrics}
         return Reduced(
-            model=encode_base(replace(base, tensors=step.tensors)),
+            model=encode_base(replace(base, tensors=step.tensors, terms=None if step.more else kind.terms(step.state))),
             state=_State(asks, plan, metrics, step.state).encode(),
             accepted=step.accepted,
             rejected=step.rejected,
@@ -219,7 +230,7 @@ class ShardedServer:
             contributions=step.contributions,
             more_phases=step.more or is_scored,
             asks=asks,
-            appends=step.more,
+            appends=step.appends,
         )
 
     def _score(self, at: _State, base: bytes, updates: Bodies) -> Reduced | Refused:
@@ -262,13 +273,16 @@ class ShardedServer:
             total_rounds=total_rounds,
             strategy=self._strategy,
             weights={name: np.asarray(value, np.float32) for name, value in decode_base(file).tensors.items()},
-            state=decode_state(inner) if inner else {},
+            state=self._rule_state(inner) if inner else {},
             metrics=dict(metrics),
             settings=settings_of(self._spec),
             seed=self._terms.seed,
             assignment_hash=at.agreed.digest(),
             owner=owner,
         )
+
+    def _rule_state(self, inner: bytes) -> dict[str, NDArray[np.float64]]:
+        return rule_state(inner) if self._spec.privacy.secure_aggregation else decode_state(inner)
 
     def final(self, file: bytes, state: bytes, *, rounds: int) -> FinalModel:
         """Return the session's result: the model to predict with, and its last scores.
@@ -325,6 +339,7 @@ class ShardedServer:
                     scaling,
                     self._strategy,
                     lambda tensors, scale: self._evaluated(plan, scale, tensors),
+                    private=self._private,
                 ),
             )
         return self._kind[1]

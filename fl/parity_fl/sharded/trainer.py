@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +13,21 @@ from parity_fl.bootstrap import split_trees
 from parity_fl.data import load_dataset
 from parity_fl.histogram import HistogramPart, PartRows
 from parity_fl.linear import FeatureScale
-from parity_fl.models.base import Scaling, round_model
+from parity_fl.models.base import Scaling, round_model, weights_digest
 from parity_fl.models.linear_exact import linear_statistics, statistics_tensors
 from parity_fl.models.moments import moments_of, moments_tensors
+from parity_fl.privacy.secure_part import SecurePart, absent
+from parity_fl.round_bodies import decode_delta
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.session import ShardTerms
-from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, raw_bytes
+from parity_fl.sharded.bodies import SECURE, Base, HoldoutScore, decode_base, raw_bytes
 from parity_fl.sharded.scoring import evaluate
 from parity_fl.shards import ShardAgreement, ShardCut, cut_shard, fingerprint_of, summarize
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
 from parity_fl.table import contradiction
 from parity_fl.tensors import encode_tensors
 from parity_fl.trees import as_forest_features, forest_tensors
-from parity_protocol.errors import BadDocument
+from parity_protocol.errors import BadDocument, Internal
 
 __all__ = ["ShardedTrainer"]
 
@@ -38,12 +41,24 @@ class ShardedTrainer:
         shard: The part's data.
         part: Which part.
         salt: Secret of the part, from its sealed source.
+        randomness: Gives so many secret random bytes; for secure aggregation.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the shard cannot be read; ``spec_invalid``: settings and part contradict.
     """
 
-    def __init__(self, spec: FlSpec, terms: ShardTerms, shard: bytes, part: int, *, salt: bytes) -> None:
+    def __init__(
+        self,
+        spec: FlSpec,
+        terms: ShardTerms,
+        shard: bytes,
+        part: int,
+        *,
+        salt: bytes,
+        randomness: Callable[[int], bytes] | None = None,
+    ) -> None:
+        if spec.privacy.secure_aggregation and randomness is None:
+            raise Internal("secure aggregation needs randomness that nobody knows")
         if not 0 <= part < terms.total_parts:
             contradiction(f"there is no part {part} of {terms.total_parts}")
         if spec.partition.total_parts != terms.total_parts:
@@ -54,6 +69,8 @@ class ShardedTrainer:
         self._cut: tuple[ShardAgreement, ShardCut] | None = None
         self._trainer: PartTrainer | None = None
         self._forest: HistogramPart | None = None
+        self._random = randomness
+        self._secure: tuple[str, SecurePart] | None = None  # with what names its sum
 
     def answer(
         self,
@@ -136,8 +153,49 @@ class ShardedTrainer:
         if self._trainer is None:
             model = round_model(spec, n_features=agreed.n_features, n_classes=len(agreed.class_names), scaling=scaling)
             self._trainer = PartTrainer(model, spec.train, features, truth, seed=agreed.seed, part=self._part)
+        if spec.privacy.secure_aggregation:
+            return self._summed(self._trainer, found, agreed, rows, number=number, proximal_mu=proximal_mu)
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
-        return self._trainer.train_from(weights, number=number, proximal_mu=proximal_mu, update_format=update_format)
+        trained = self._trainer.train_from(weights, number=number, proximal_mu=proximal_mu, update_format=update_format)
+        if not spec.privacy.is_on:
+            return trained
+        return _said(trained.update, rows)  # the loss on the part's rows would tell what is hidden
+
+    def _summed(
+        self,
+        trainer: PartTrainer,
+        found: Base,
+        agreed: ShardAgreement,
+        rows: NDArray[np.uint32],
+        *,
+        number: int,
+        proximal_mu: float,
+    ) -> TrainedRound:
+        """Answer one phase of a secure sum; nothing else ever leaves this part."""
+        if SECURE in found.tensors:
+            if self._secure is None:
+                return _said(absent("the part came to this node in the middle of the sum"), rows)
+            return _said(self._secure[1].answer(raw_bytes(found.tensors, SECURE)), rows)
+        if found.terms is None:
+            contradiction("the session has secure aggregation, and the market asks for an update without it")
+        assert self._random is not None
+        weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
+        place = f"{number} {weights_digest(weights)} {found.terms}"
+        if self._secure is None or self._secure[0] != place:
+            made = SecurePart(
+                self._spec.privacy,
+                found.terms,
+                weights,
+                session_id=self._spec.session_id,
+                parts=agreed.total_parts,
+                part=self._part,
+                rows=len(rows),
+                randomness=self._random,
+            )
+            self._secure = (place, made)
+        trained = trainer.train_from(weights, number=number, proximal_mu=proximal_mu)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        return _said(self._secure[1].begin(decode_delta(trained.update, shapes)), rows)
 
     def _grow(
         self, config: ForestConfig, found: Base, agreed: ShardAgreement, rows: NDArray[np.uint32]

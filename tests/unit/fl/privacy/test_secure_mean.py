@@ -15,7 +15,7 @@ from parity_fl.privacy.config import PrivacyConfig, read_privacy
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secagg import PHASES
 from parity_fl.privacy.secagg_messages import absent
-from parity_fl.privacy.secure_mean import SecureMean, SecureStep, full_weight
+from parity_fl.privacy.secure_mean import SecureMean, SecureStep, full_weight, rule_state
 from parity_fl.privacy.secure_part import SecurePart, SumTerms
 from parity_fl.strategy import StrategyConfig, read_strategy
 from parity_protocol.errors import BadDocument
@@ -213,7 +213,7 @@ def test_with_noise_the_clip_norm_adapts_and_epsilon_is_told() -> None:
     longer = np.exp(0.2 * 0.5)  # nobody is below: b = 0, so C grows by exp(η γ)
     assert clips == pytest.approx([0.01, 0.01 * longer, 0.01 * longer**2], rel=1e-3)
     assert step.metrics["epsilon"] > 0
-    assert set(make.rule_state(state)) >= {"privacy.clip", "privacy.rdp"}
+    assert set(rule_state(step.state)) >= {"privacy.clip", "privacy.rdp"}
 
 
 def test_noise_under_a_mask_is_that_of_single_updates() -> None:

@@ -1,0 +1,216 @@
+"""A sharded session with its privacy switches on: the market's side and the nodes' side, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from parity_fl.averaging import Reduced, Refused
+from parity_fl.model import decode_model
+from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.secagg_messages import is_message
+from parity_fl.session import ShardTerms, resolve_session
+from parity_fl.sharded import ShardedServer, ShardedTrainer
+from parity_fl.spec import resolve_fl_spec
+from parity_fl.strategy import StrategyConfig
+from parity_protocol.errors import BadField, ExecutionFailed, Internal
+
+PARTS = 4
+SEED = "7" * 64
+SECURE = {"secure_aggregation": True, "threshold": 3}
+NOISY = {"differential_privacy": True, "noise_multiplier": 0.01, "l2_norm_clip": 0.5}
+
+
+def shards() -> list[bytes]:
+    found = load_digits()
+    owner = (found.target[:400] + np.arange(400) // 7) % PARTS
+    rows = [
+        f"{','.join(map(repr, map(float, row)))},{label}" for row, label in zip(found.data, found.target, strict=True)
+    ]
+    head = ",".join([*(f"p{at}" for at in range(64)), "target"])
+    return [
+        ("\n".join([head, *(rows[at] for at in np.flatnonzero(owner == part))]) + "\n").encode()
+        for part in range(PARTS)
+    ]
+
+
+SHARDS = shards()
+
+
+class Play:
+    """A session; ``gone`` takes parts away from a phase on, ``forgets`` makes the market again before each."""
+
+    def __init__(self, privacy: dict[str, object], strategy: str = "fedavg", *, forgets: bool = False) -> None:
+        members = {
+            "data_mode": "sharded",
+            "model_type": "neural_network",
+            "data_format": "csv",
+            "shards": ["0" * 64] * PARTS,
+            "model_config": {"hidden_size": 8},
+            "train_config": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1},
+            "privacy": privacy,
+        }
+        self.spec = resolve_session(members, session_id="s", round_id="r")
+        self.strategy, self.forgets = StrategyConfig(strategy), forgets  # type: ignore[arg-type]  # a test's choice
+        self.private = NoiseSetup(self.spec.privacy, PARTS, b"k" * 32) if "differential_privacy" in privacy else None
+        self.server = self.made()
+        self.nodes = [self.node(part) for part in range(PARTS)]
+        self.base, self.state, self.asks, self.number, self.phase = self.server.first(), None, "summary", 0, 0
+        self.cohort = set(range(PARTS))
+        self.metrics: list[dict[str, float]] = []
+        self.sent: list[tuple[int, str, bytes]] = []
+
+    def made(self) -> ShardedServer:
+        return ShardedServer(self.spec, ShardTerms(PARTS, SEED), self.strategy, private=self.private)
+
+    def node(self, part: int) -> ShardedTrainer:
+        random = np.random.default_rng(part)
+        terms = ShardTerms(PARTS, SEED)
+        return ShardedTrainer(self.spec, terms, SHARDS[part], part, salt=b"s" * 16, randomness=random.bytes)
+
+    def step(self, gone: Collection[int] = ()) -> Reduced | Refused:
+        self.cohort -= set(gone)
+        said = {part: self.nodes[part].answer(self.asks, self.base, number=self.number) for part in self.cohort}
+        self.sent += [(self.number, self.asks, one.update) for one in said.values()]
+        self.told = {part: one.metrics for part, one in said.items()}
+        if self.forgets:
+            self.server = self.made()
+        done = self.server.reduce(self.base, self.state, {part: one.update.__bytes__ for part, one in said.items()})
+        if isinstance(done, Refused):
+            return done
+        self.base, self.state, self.asks = done.model, done.state, done.asks
+        self.phase = self.phase + 1 if done.more_phases else 0
+        self.cohort = set(done.accepted)
+        if not done.more_phases:
+            self.metrics.append(done.metrics)
+            self.number, self.cohort = self.number + 1, set(range(PARTS))
+        return done
+
+    def run(self, rounds: int) -> dict[str, object]:
+        while self.number <= rounds:
+            assert isinstance(self.step(), Reduced)
+        assert self.state is not None
+        self.final = self.server.final(self.base, self.state, rounds=rounds)
+        return dict(self.final.metrics)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam"])
+def test_secure_sums_end_with_the_model_of_plain_ones(strategy: str) -> None:
+    secure, plain = Play(SECURE, strategy), Play({}, strategy)
+
+    found, expected = secure.run(4), plain.run(4)
+
+    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.03)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert decode_model(secure.final.model_bytes).n_features == 64
+    assert [one["summed"] for one in secure.metrics[1:]] == [4.0] * 4
+
+
+def test_every_answer_to_train_is_a_message_of_a_secure_sum() -> None:
+    play = Play(SECURE)
+    play.run(2)
+
+    answers = [body for number, asks, body in play.sent if asks == "train" and number]
+    assert len(answers) == 2 * 5 * PARTS
+    assert all(is_message(body) for body in answers)
+
+
+def test_nodes_tell_nothing_of_the_rows_beside_their_number() -> None:
+    for privacy in (SECURE, NOISY):
+        play = Play(privacy)
+        while play.asks != "train":
+            play.step()
+        play.step()
+
+        assert all(set(told) == {"samples"} for told in play.told.values())
+
+
+def test_a_market_that_is_killed_in_every_phase_ends_with_the_same_bits() -> None:
+    whole, broken = Play({**SECURE, **NOISY}), Play({**SECURE, **NOISY}, forgets=True)
+    whole.run(2)
+    broken.run(2)
+
+    assert whole.base == broken.base
+    assert whole.state == broken.state
+
+
+def test_a_part_that_changes_hands_in_a_sum_is_out_of_it_and_joins_the_next() -> None:
+    play = Play(SECURE)
+    while play.asks != "train" or play.phase < 2:
+        play.step()
+    play.nodes[2] = play.node(2)  # its keys are gone
+
+    done = play.step()
+    assert isinstance(done, Reduced)
+    assert "came to this node in the middle of the sum" in done.rejected[2]
+    play.run(2)
+
+    assert [one["summed"] for one in play.metrics[1:]] == [3.0, 4.0]
+
+
+def test_below_the_threshold_the_round_is_refused_with_the_reason() -> None:
+    play = Play(SECURE)
+    while play.asks != "train" or play.phase < 2:
+        play.step()
+
+    done = play.step(gone=[0, 1])
+
+    assert isinstance(done, Refused)
+    assert "2 of 4 parts are left in the secure sum's phase masked, 3 are needed; nothing was revealed" in done.reason
+
+
+def test_a_market_that_asks_for_a_plain_update_gets_none() -> None:
+    play, lying = Play(SECURE), Play({})
+    while lying.asks != "train":
+        lying.step()
+    play.base, play.asks, play.number = lying.base, "train", 1
+
+    with pytest.raises(ExecutionFailed, match="asks for an update without it"):
+        play.nodes[0].answer("train", play.base, number=1)
+
+
+def test_noise_is_added_and_epsilon_told_in_every_round() -> None:
+    play = Play({**NOISY, "noise_multiplier": 1.0, "delta": 1e-3})
+    play.run(3)
+
+    told = [one["epsilon"] for one in play.metrics[1:]]
+    assert told == sorted(told)
+    assert told[0] > 0
+    assert all(one["clip_norm"] == 0.5 for one in play.metrics[1:])
+
+
+def test_adaptive_clip_norms_reach_the_nodes() -> None:
+    adaptive = {
+        **SECURE,
+        **NOISY,
+        "adaptive": True,
+        "l2_norm_clip": 1e-6,
+        "clip_learning_rate": 5.0,
+        "count_stddev": 0.1,
+    }
+    play = Play(adaptive)
+    play.run(3)
+
+    clips = [one["clip_norm"] for one in play.metrics[1:]]
+    assert clips[0] == pytest.approx(1e-6)
+    assert clips[2] > 30 * clips[0]
+
+
+def test_a_spec_keeps_its_switches_on_the_way() -> None:
+    spec = Play({**SECURE, **NOISY}).spec
+
+    assert resolve_fl_spec(spec.to_dict()) == spec
+    with pytest.raises(BadField):
+        resolve_fl_spec({**spec.to_dict(), "privacy": {"noise_multiplier": 1.0}})
+
+
+def test_secrets_are_never_left_out() -> None:
+    play = Play(SECURE)
+
+    with pytest.raises(Internal):
+        ShardedTrainer(play.spec, ShardTerms(PARTS, SEED), SHARDS[0], 0, salt=b"s" * 16)
+    with pytest.raises(Internal):
+        ShardedServer(Play(NOISY).spec, ShardTerms(PARTS, SEED), StrategyConfig())
