@@ -22,6 +22,7 @@ import structlog
 
 from parity_contracts.files import write_file
 from parity_fl.limits import DATA_LIMITS
+from parity_fl.privacy.combinations import session_privacy
 from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_session_rounds, session_strategy
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
@@ -68,7 +69,7 @@ class Known:
     config: RoundsConfig
     strategy: StrategyConfig
     warnings: tuple[str, ...]
-    is_phased: bool  # a forest in phases: what a part answers is not bounded by what it was asked
+    is_phased: bool  # what a part answers is not bounded by what it was asked: a forest in phases, a secure sum
 
     def config_of(self, asks: str, parts: int) -> RoundsConfig:
         """Return the rules of a phase: what all parts agree on needs all of them."""
@@ -180,7 +181,14 @@ class RoundEngine:
             session = open_session(spec, group.row.plan_doc)
             config = read_session_rounds(session.members, parts=group.row.parts)
             strategy, warnings = session_strategy(session.members, config, partition_strategy=session.strategy)
-            found = Known(session, config, strategy, tuple(warnings), is_phased=is_phased(spec.session()))
+            privacy, told = session_privacy(session.members, parts=group.row.parts, rounds=config, strategy=strategy)
+            found = Known(
+                session,
+                config,
+                strategy,
+                (*warnings, *told),
+                is_phased=is_phased(spec.session()) or privacy.secure_aggregation,
+            )
             if group.value.state is GroupState.RUNNING:  # nothing would remove it again after the session's end
                 self._known[group.value.id] = found
         return found

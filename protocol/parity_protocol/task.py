@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BeforeValidator,
     Field,
     JsonValue,
@@ -312,7 +313,10 @@ class FederatedLearningSpec(_Spec):
     engine: Literal["parity", "flower"] = "parity"  # what carries the rounds
     rounds_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
     strategy_config: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
-    privacy: Annotated[dict[str, JsonValue], Field(max_length=32)] = {}
+    # Submitters of the Parity network write `privacy_config`.
+    privacy: Annotated[
+        dict[str, JsonValue], Field(max_length=32, validation_alias=AliasChoices("privacy", "privacy_config"))
+    ] = {}
 
     @model_validator(mode="after")
     def _data_mode_names_its_data(self) -> FederatedLearningSpec:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 from parity_fl.defaults import Resolved, filled, resolve_defaults
 from parity_fl.plan import PartitionPlan
+from parity_fl.privacy.combinations import session_privacy
 from parity_fl.rounds_config import is_in_rounds, read_session_rounds, refuse_resume, session_strategy
 from parity_fl.session import SessionPlan, ShardTerms, resolve_session
 from parity_fl.settings import FlSettings
@@ -107,6 +108,7 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
                 f"total_rounds must be 1: every part trains once and the results are merged, got {spec.total_rounds}",
                 field="spec.total_rounds",
             )
+        session_privacy(session, parts=resolved.partition.total_parts, rounds=None, strategy=None)
         return NewSession(resolved, found)
     rounds = read_session_rounds(session, parts=resolved.partition.total_parts)
     try:
@@ -118,6 +120,12 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
         raise BadField(
             f"{exc.message} (this market sets {', '.join(by_market)} where a session says nothing)", field=exc.field
         ) from exc
+    privacy, _ = session_privacy(session, parts=resolved.partition.total_parts, rounds=rounds, strategy=strategy)
+    if privacy.is_on and spec.engine != "parity":
+        raise BadField(
+            f"privacy is made by this market and its nodes: engine {spec.engine} carries plain updates",
+            field="spec.privacy",
+        )
     if not rounds.resume_from:
         return NewSession(resolved, found)
     job: dict[str, object] = {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from secrets import token_bytes
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
 from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
@@ -108,12 +109,14 @@ def close(
     move_round(tx, found.row, RoundState.CLOSED, shown, now_us)
     if more_phases:
         phase = session.phase + 1
-        open_round(tx, group.id, session.round, phase, next_model, found.cohort, now_us, asks)
+        # Another phase of one training builds on the answers to this one: who has none is out of it.
+        cohort = tuple(accepted) if asks == "train" else found.cohort
+        open_round(tx, group.id, session.round, phase, next_model, cohort, now_us, asks)
         tell(tx, market, group.id)
         return move(tx, session, now, phase=phase, deadline_us=None, message="")
     number = session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
-    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number)
+    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number, coins=token_bytes)
     # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
     open_round(tx, group.id, number, 0, next_model, cohort, now_us, asks)
     if is_last:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from secrets import token_bytes
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
 from parity_market.domain.rounds import RoundState, SessionState, UpdateState
@@ -141,7 +142,9 @@ def begin(
     )
     if not tx.insert(sql_rounds.FL_SESSION_INSERT, session):
         return False
-    cohort = cohort_of(config, parts=group.parts, seed=seed, number=number) if number else range(group.parts)
+    cohort: Sequence[int] = range(group.parts)
+    if number:
+        cohort = cohort_of(config, parts=group.parts, seed=seed, number=number, coins=token_bytes)
     open_round(tx, group.id, number, 0, first, cohort, now_us, asks)
     tell(tx, market, group.id)
     return True
