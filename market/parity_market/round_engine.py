@@ -389,6 +389,7 @@ class RoundEngine:
                 "spec": known.session.spec.to_dict(),
                 "plan": known.session.partition.to_dict(),
                 "strategy": known.strategy.to_dict(),
+                "fraction": known.config.fraction,
             },
         )
 

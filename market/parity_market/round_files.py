@@ -21,6 +21,7 @@ __all__ = [
     "append",
     "make_folder",
     "model_file",
+    "noise_file",
     "on_disk",
     "resume_file",
     "settle",
@@ -50,6 +51,11 @@ def state_file(folder: Path, number: int, phase: int) -> Path:
 def resume_file(folder: Path) -> Path:
     """Return where the checkpoint lies that a session goes on from."""
     return folder / "resume.npz"
+
+
+def noise_file(folder: Path) -> Path:
+    """Return where the key of a session's noise lies. It is in no checkpoint and never leaves the market."""
+    return folder / "noise.key"
 
 
 def update_file(folder: Path, number: int, phase: int, part: int, digest: str) -> Path:

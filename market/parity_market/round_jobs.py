@@ -13,12 +13,14 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from parity_contracts.files import write_file
 from parity_market.round_files import (
     SMALL_BYTES,
     model_file,
+    noise_file,
     resume_file,
     state_file,
     sync_folder,
@@ -31,6 +33,8 @@ from parity_protocol.errors import BadDocument, ExecutionFailed, NotFound, Parit
 if TYPE_CHECKING:
     from parity_fl.averaging import Bodies
     from parity_fl.forest_rounds import ForestRounds
+    from parity_fl.privacy.config import PrivacyConfig
+    from parity_fl.privacy.dp import NoiseSetup
     from parity_fl.rounds import RoundServer
     from parity_fl.sharded import ShardedServer
 
@@ -269,6 +273,23 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _noise(privacy: PrivacyConfig, job: Mapping[str, Any], folder: Path, parts: int) -> NoiseSetup | None:
+    """Return what a private session's noise is made with; its key is drawn when the session begins."""
+    if not privacy.differential_privacy:
+        return None
+    from parity_fl.privacy.dp import NoiseSetup
+    from parity_fl.privacy.noise import KEY_BYTES
+
+    path = noise_file(folder)
+    if job["do"] == "begin" and not path.exists():
+        write_file(path, token_bytes(KEY_BYTES), mode=0o600)
+    key = _read(path)
+    if len(key) != KEY_BYTES:
+        raise BadDocument(f"{path.name} is no key")
+    fraction = float(job["fraction"])
+    return NoiseSetup(privacy, fraction * parts, key, fraction)
+
+
 def _server(job: Mapping[str, Any], folder: Path) -> Server:
     """Return a session's mathematics; its data are parsed once, since that may take longer than a round."""
     from parity_fl.forest_rounds import ForestRounds
@@ -285,7 +306,9 @@ def _server(job: Mapping[str, Any], folder: Path) -> Server:
         spec, strategy = resolve_fl_spec(job["spec"]), read_strategy(job["strategy"])
         dataset = b"" if spec.is_sharded and not spec.eval_cid else _read(folder / "dataset")
         if spec.is_sharded:
-            known = ShardedServer(spec, ShardTerms.from_dict(job["plan"]), strategy, dataset or None)
+            terms = ShardTerms.from_dict(job["plan"])
+            private = _noise(spec.privacy, job, folder, terms.total_parts)
+            known = ShardedServer(spec, terms, strategy, dataset or None, private=private)
         elif isinstance(spec.model, ForestConfig):
             known = ForestRounds(spec, PartitionPlan.from_dict(job["plan"]), dataset)
         else:
