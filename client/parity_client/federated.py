@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parity_client.download import Downloaded, OnProgress, download
 from parity_client.http import MarketHttp, parse_reply
 from parity_protocol.api import paths
-from parity_protocol.api.rounds import FlRoundReply, FlSessionReply, FlSessionsReply
+from parity_protocol.api.rounds import FlCheckpointReply, FlRoundReply, FlSessionReply, FlSessionsReply
 
 if TYPE_CHECKING:
     from parity_client.session import Session
 
 __all__ = ["FlSessions"]
 
+MAX_MODEL_BYTES = 1 << 30  # the market makes no larger one
 FOLLOW_S = 25.0  # that one question waits at the market
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
@@ -100,13 +103,42 @@ class FlSessions:
         """Make the open round the last one."""
         return await self._post(session_id, "stop")
 
-    async def model(self, session_id: str) -> bytes:
-        """Return the newest global model, a safetensors file, while the session runs.
+    async def model(
+        self, session_id: str, target: Path, *, replace: bool = False, on_progress: OnProgress | None = None
+    ) -> Downloaded:
+        """Write the newest global model, a safetensors file, to ``target`` while the session runs.
+
+        A transfer that broke off is taken up again by the next call, unless the session has a newer model by then.
+
+        Args:
+            target: When it holds the newest model already nothing is fetched.
+            replace: Write over another file there.
+            on_progress: Told of the bytes that are here, and of all of them once that is known.
 
         Raises:
             NotFound: It has ended: its result is the finished model.
+            InvalidInput: ``target`` is another file; and as ``download``.
         """
-        return await self._get(paths.fl_session_path(session_id, "model"), {})
+        path, made = paths.fl_session_path(session_id, "model"), []
+
+        async def attempt(session: Session) -> bytes:
+            http, limit = self._http(), MAX_MODEL_BYTES
+            made.append(
+                await download(http, session, path, target, max_bytes=limit, replace=replace, on_progress=on_progress)
+            )
+            return b""
+
+        await self._signed(attempt)
+        return made[-1]
+
+    async def checkpoint(self, session_id: str, *, number: int | None = None) -> FlCheckpointReply:
+        """Return a session's newest checkpoint, or the one after round ``number``.
+
+        Raises:
+            NotFound: There is none of yours.
+        """
+        query = {} if number is None else {"round": str(number)}
+        return parse_reply(FlCheckpointReply, await self._get(paths.fl_session_path(session_id, "checkpoint"), query))
 
     async def _get(self, path: str, query: dict[str, str], *, wait_s: float = 0.0) -> bytes:
         asked = query | ({"wait_s": f"{wait_s:.3f}"} if wait_s else {})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import random
 from secrets import token_urlsafe
 from typing import TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
@@ -19,12 +21,14 @@ from parity_client.session import Session
 from parity_protocol import strict_json
 from parity_protocol.api.problem import error_of_answer
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadDocument, InvalidInput, Unavailable
+from parity_protocol.errors import BadDocument, InvalidInput, Unavailable, Unreachable
 from parity_protocol.signing.http_signatures import sign_request
 
 __all__ = ["MarketHttp", "Retry", "Upload", "parse_reply", "retrying"]
 
 MAX_REPLY_BYTES = 32 << 20
+OUT_OF_RANGE = 416  # is the caller's to judge: it asked for the rest of a file
+MAX_REFUSAL_BYTES = 64 << 10
 MAX_REPLY_VALUES = 2_000_000  # a page of 200 tasks with their specs
 REPLY_TIMEOUT_S = 20.0  # added to the time that a request asks the market to wait
 MAX_RETRY_AFTER_S = 60.0
@@ -144,6 +148,47 @@ class MarketHttp:
             )
         return answer.body
 
+    @asynccontextmanager
+    async def opened(
+        self, path: str, *, session: Session, headers: Mapping[str, str]
+    ) -> AsyncGenerator[httpx.Response]:
+        """Make one attempt at a GET whose answer is too long for memory; give it while its body is still to come.
+
+        Args:
+            headers: Added to the request.
+
+        Raises:
+            Unreachable: No answer in time, or the connection broke while its body was read.
+            BadDocument: It is compressed.
+            ParityError: What the market raised.
+        """
+        peer = f"the market at {self.url}"
+        timeout = httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        request = self._client.build_request("GET", path, headers=headers, timeout=timeout)
+        request.headers.update(self.signature(request, session))
+        try:
+            with anyio.fail_after(REPLY_TIMEOUT_S + CONNECT_TIMEOUT_S):
+                answer = await self._transport.handle_async_request(request)
+            try:
+                if answer.headers.get("content-encoding", "identity") != "identity":
+                    raise BadDocument(f"the answer of {peer} is compressed, which nobody asked for")
+                if answer.status_code >= 400 and answer.status_code != OUT_OF_RANGE:
+                    raise error_of_answer(
+                        answer.status_code,
+                        await _short(answer),
+                        sender=peer,
+                        retry_after=answer.headers.get("retry-after", ""),
+                        max_retry_after_s=MAX_RETRY_AFTER_S,
+                    )
+                yield answer
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await answer.aclose()
+        except TimeoutError as exc:
+            raise Unreachable(f"{peer} did not answer in time") from exc
+        except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as exc:
+            raise Unreachable(f"{peer} does not answer: {str(exc) or type(exc).__name__}") from exc
+
     def signature(
         self, request: httpx.Request, session: Session, *, body: object = b"", upload: object = None
     ) -> dict[str, str]:
@@ -161,6 +206,18 @@ class MarketHttp:
             nonce=token_urlsafe(18),
             body_sha256=upload.sha256 if isinstance(upload, Upload) else None,
         )
+
+
+async def _short(answer: httpx.Response) -> bytes:
+    """Return the body of a refusal, or its beginning; nobody writes a long one."""
+    body = bytearray()
+    assert isinstance(answer.stream, httpx.AsyncByteStream)
+    with anyio.fail_after(REPLY_TIMEOUT_S):
+        async for piece in answer.stream:
+            body += piece
+            if len(body) > MAX_REFUSAL_BYTES:
+                break
+    return bytes(body[:MAX_REFUSAL_BYTES])
 
 
 async def retrying(

@@ -20,6 +20,8 @@ import httpx
 
 from parity_client.testing.clock import JumpClock
 from parity_client.testing.storage import FakeStorage
+from parity_client.testing.training import FakeTraining
+from parity_fl.rounds_config import is_in_rounds
 from parity_protocol.api import paths
 from parity_protocol.api.market import JWKS_TYPE
 from parity_protocol.api.problem import problem_of
@@ -105,6 +107,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
         self.tasks: dict[str, FakeTask] = {}
         self.groups: dict[str, dict[str, Any]] = {}
         self.storage = FakeStorage()
+        self.training = FakeTraining(self.storage, self.clock, self.node_id)
         self.visibility = self.storage.visibility
         self.finish_after: int | None = 0
         self.finish_with = b"hello\n"
@@ -248,6 +251,9 @@ class FakeMarket(httpx.AsyncBaseTransport):
         stored = await self.storage.answer(request, path, query, body, account)
         if stored is not None:
             return stored if isinstance(stored, httpx.Response) else _json(stored)
+        trained = await self.training.answer(request, path, query, account)
+        if trained is not None:
+            return trained if isinstance(trained, httpx.Response) else _json(trained)
         if path == paths.account_path(account):
             amounts = ("escrow", "releasing", "reserved", "owed", "available", "spent")
             return _json({"account": account, "spender": SPENDER, **dict.fromkeys(amounts, "0")})
@@ -309,8 +315,10 @@ class FakeMarket(httpx.AsyncBaseTransport):
         spec = parse_spec(request.spec)
         parts = parts_of(spec)
         group_id = f"group-{len(self.groups) + 1}" if isinstance(spec, FederatedLearningSpec) else None
-        if group_id is not None:
+        if isinstance(spec, FederatedLearningSpec) and group_id is not None:
             self.groups[group_id] = {"id": group_id, "state": "running", "result_cid": None, "metrics": {}}
+            if is_in_rounds(spec.session()):
+                self.training.begin(group_id, account, json.loads(request.spec), parts)
         made = []
         for part in range(parts):
             task_id = f"00000000-0000-4000-8000-{len(self.tasks):012d}"
