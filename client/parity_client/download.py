@@ -91,6 +91,8 @@ async def download(
         if there is not None and not replace:
             raise InvalidInput(f"{target} exists already", hint="Choose another --output.", field="output")
         place = target.with_name(f".{target.name}.{named[1]}.part")
+        if part is not None and part != place:  # of a file that the market no longer has
+            await anyio.to_thread.run_sync(part.unlink)
         size = await _write(answer, place, max_bytes, on_progress)
     found = await anyio.to_thread.run_sync(_digest_of, place)
     if found is None or found[0] != named[1]:

@@ -22,7 +22,10 @@ _SESSIONS = "parity_cli.commands.fl_sessions"
         "model": ("parity_cli.commands.fl_model:model", "Write a session's model to a file."),
         "score": ("parity_cli.commands.fl_model:score", "Score a model's file on data."),
         "pause": (f"{_SESSIONS}:pause", "Let a session wait."),
-        "resume": (f"{_SESSIONS}:resume", "Go on with a paused session."),
+        "resume": (
+            "parity_cli.commands.fl_resume:resume",
+            "Go on with a paused session, or from an ended one's checkpoint.",
+        ),
         "stop": (f"{_SESSIONS}:stop", "End a session after the open round."),
         "engine": ("parity_cli.commands.fl_engine:engine", "Engines beside our own: install, list, remove."),
         "plot": ("parity_cli.commands.fl_plot:plot", "Draw accuracy and loss by round."),

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parity_cli.lazy import Command
-from parity_cli.model_files import FORMS, Form, ModelFacts, load_model, save_model, write_new
+from parity_cli.model_files import FORMS, Form, ModelFacts, load_model, save_model
 from parity_cli.output import Output, pass_output
 from parity_cli.place import with_client
+from parity_cli.transfers import OnProgress, transferring
 from parity_protocol.errors import InvalidInput
 
 if TYPE_CHECKING:
     from parity_client import Client
+    from parity_protocol.api.rounds import FlSessionReply
 
 __all__ = ["model", "score"]
 
@@ -25,6 +27,7 @@ __all__ = ["model", "score"]
     short_help="Write a session's model to a file.",
     example="""
     parity fl model 3f0c… -o model.safetensors
+    parity fl model 3f0c… -o newest.safetensors --force
     parity fl model 3f0c… -o model.json --format parity-json
     """,
 )
@@ -38,34 +41,55 @@ __all__ = ["model", "score"]
     show_default=True,
     help="parity-json is the old Parity network's: `model_data` with lists of numbers.",
 )
+@click.option("--force", is_flag=True, help="Write over the file when it holds another model.")
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show bytes, rate and time left on standard error. Default: on a terminal.",
+)
 @with_client
-async def model(out: Output, client: Client, session_id: str, output: Path, form: Form) -> None:
-    """Write the finished model, or while the session runs the newest global one."""
+async def model(
+    out: Output, client: Client, session_id: str, output: Path, form: Form, force: bool, progress: bool | None
+) -> None:
+    """Write the finished model, or while the session runs the newest global one.
+
+    A transfer that broke off is taken up again by the same command, and a file that holds the newest model is left.
+    """
     from parity_protocol.quantities import format_bytes
 
     found = await client.sessions.show(session_id)
     document: dict[str, Any] = {"id": session_id, "path": str(output), "round": found.round - 1, "format": form}
-    if found.result_cid is not None:
-        text = f"{output}, verified against {found.result_cid}"
-        if form == "safetensors":
-            await client.data.get(found.result_cid, output)
-        else:
-            parts, rule = found.metrics.get("parts"), found.settings.get("strategy")
-            strategy = rule.get("strategy") if isinstance(rule, dict) else None
-            facts = ModelFacts(
-                found.metrics, found.total_rounds, parts if isinstance(parts, int) else 0, str(strategy or "fedavg")
-            )
-            with TemporaryDirectory() as folder:
-                place = Path(folder) / "model"
-                await client.data.get(found.result_cid, place)
-                save_model(output, place.read_bytes(), facts, form)
-        out.emit({**document, "cid": found.result_cid}, text)
-        return
-    if form != "safetensors":
+    if found.result_cid is None and form != "safetensors":
         raise InvalidInput("a running session's model is safetensors only", field="format")
-    data = await client.sessions.model(session_id)
-    write_new(output, data)
-    out.emit(document, f"{output}  {format_bytes(len(data))}, the global model after round {found.round - 1}")
+    with transferring(out, f"fetching {output.name}", shown=progress) as show:
+        if found.result_cid is not None:
+            await _finished(client, found, found.result_cid, output, form, force=force, show=show)
+            out.emit({**document, "cid": found.result_cid}, f"{output}, verified against {found.result_cid}")
+            return
+        got = await client.sessions.model(session_id, output, replace=force, on_progress=show)
+    after = f"the global model after round {found.round - 1}"
+    document |= {"sha256": got.sha256, "size": got.size, "is_new": got.is_new}
+    out.emit(document, f"{output}  {format_bytes(got.size)}, {after}" if got.is_new else f"{output} is {after} already")
+
+
+async def _finished(
+    client: Client, found: FlSessionReply, cid: str, output: Path, form: Form, *, force: bool, show: OnProgress
+) -> None:
+    """Write a finished model; with ``force`` over what is there, once it is here."""
+    place = output.with_name(f".{output.name}.new") if force else output
+    if form == "safetensors":
+        await client.data.get(cid, place, progress=show)
+    else:
+        parts, rule = found.metrics.get("parts"), found.settings.get("strategy")
+        strategy = rule.get("strategy") if isinstance(rule, dict) else None
+        facts = ModelFacts(
+            found.metrics, found.total_rounds, parts if isinstance(parts, int) else 0, str(strategy or "fedavg")
+        )
+        with TemporaryDirectory() as folder:
+            fetched = Path(folder) / "model"
+            await client.data.get(cid, fetched, progress=show)
+            save_model(place, fetched.read_bytes(), facts, form)
+    place.replace(output)
 
 
 @click.command(

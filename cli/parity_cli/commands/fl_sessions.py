@@ -1,4 +1,4 @@
-"""``parity fl run|sessions|show|watch|pause|resume|stop``: sessions that train in rounds."""
+"""``parity fl run|sessions|show|watch|pause|stop``: sessions that train in rounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import click
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
-from parity_protocol.errors import InvalidInput, NotFound
+from parity_cli.session_spec import check_free, checkpoint_of, read_spec, resumed, spec_of
+from parity_protocol.errors import NotFound
 
 if TYPE_CHECKING:
     from parity_client import Client
     from parity_protocol.api.rounds import FlSessionReply
 
-__all__ = ["pause", "resume", "run_session", "sessions", "show", "stop", "watch"]
+__all__ = [
+    "follow",
+    "pause",
+    "run_session",
+    "sessions",
+    "show",
+    "stop",
+    "submit_and_follow",
+    "watch",
+]
 
-MAX_SPEC_BYTES = 65_536
 _BEGIN_S = 0.5  # between two looks for a session that has not begun
 _BEGIN_TRIES = 240
 
@@ -31,6 +40,7 @@ _BEGIN_TRIES = 240
     parity fl run session.json --reward 10 -o model.safetensors
     parity fl run --data digits.csv --model neural_network --hidden 64 --parts 5 --rounds 20 --reward 10 \\
         --epochs 5 --batch-size 32 --learning-rate 0.1 --strategy FedAdam --partition non_iid --alpha 0.5
+    parity fl run session.json --reward 5 --resume-from ~/.parity/checkpoints/3f0c…
     """,
 )
 @click.argument("spec", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
@@ -49,6 +59,11 @@ _BEGIN_TRIES = 240
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
 @click.option("--min-samples", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of a part.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--resume-from",
+    metavar="CID|FOLDER|FILE",
+    help="Go on from a checkpoint, in the round after it; --rounds counts from the first round of all.",
+)
 @click.option("--no-wait", is_flag=True, help="Submit only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
 @with_client
@@ -57,19 +72,30 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
 
     SPEC is a JSON file; without it the options say what to train.
     """
-    spec = _read_spec(given["spec"]) if given["spec"] is not None else await _spec_of(client, given)
-    made = await client.submit(spec, given["reward"])
+    spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)
+    if given["resume_from"]:
+        spec = resumed(spec, await checkpoint_of(out, client, given["resume_from"]))
+    await submit_and_follow(out, client, spec, given["reward"], no_wait=given["no_wait"], output=given["output"])
+
+
+async def submit_and_follow(
+    out: Output, client: Client, spec: dict[str, Any], reward: str, *, no_wait: bool, output: Path | None
+) -> None:
+    """Submit a session, print each round as it closes, and keep the finished model in ``output``."""
+    if output is not None:
+        check_free(output)
+    made = await client.submit(spec, reward)
     out.say(f"submitted session {made.id} ({len(made.task_ids)} parts)")
     out.context.update({"id": made.id, "task_ids": list(made.task_ids)})
-    if given["no_wait"]:
+    if no_wait:
         out.emit({"id": made.id, "task_ids": list(made.task_ids)}, made.id)
         return
-    found = await _follow(out, client, made.id)
+    found = await follow(out, client, made.id)
     document = found.model_dump(mode="json")
-    if given["output"] is not None and found.result_cid is not None:
-        await client.data.get(found.result_cid, given["output"])
-        document["path"] = str(given["output"])
-        out.say(f"model  {given['output']}, verified against {found.result_cid}")
+    if output is not None and found.result_cid is not None:
+        await client.data.get(found.result_cid, output)
+        document["path"] = str(output)
+        out.say(f"model  {output}, verified against {found.result_cid}")
     _raise_unless_completed(found)
     out.emit(document, lambda: _screen(found))
 
@@ -103,7 +129,7 @@ async def show(out: Output, client: Client, session_id: str, from_round: int) ->
 @with_client
 async def watch(out: Output, client: Client, session_id: str) -> None:
     """Print each round as it closes, until the session has ended. Exit status 70 if it failed."""
-    found = await _follow(out, client, session_id)
+    found = await follow(out, client, session_id)
     _raise_unless_completed(found)
     out.emit(found.model_dump(mode="json"))
 
@@ -120,13 +146,12 @@ def _verb(name: str, short: str, text: str) -> click.Command:
 
 
 pause = _verb("pause", "Let a session wait.", "Let the open round wait; nodes keep their parts.")
-resume = _verb("resume", "Go on with a paused session.", "Go on where `parity fl pause` stopped.")
 stop = _verb(
     "stop", "End a session after the open round.", "Make the open round the last one; its model is the result."
 )
 
 
-async def _follow(out: Output, client: Client, session_id: str) -> FlSessionReply:
+async def follow(out: Output, client: Client, session_id: str) -> FlSessionReply:
     """Print rounds as they close; return the session when it has ended."""
     import anyio
 
@@ -163,56 +188,3 @@ def _screen(found: FlSessionReply) -> Any:
     from parity_cli.screens.sessions import session_screen
 
     return session_screen(found)
-
-
-def _read_spec(path: Path) -> dict[str, Any]:
-    from parity_protocol import strict_json
-
-    spec = strict_json.loads(path.read_bytes(), max_bytes=MAX_SPEC_BYTES)
-    if not isinstance(spec, dict):
-        raise InvalidInput(f"{path} must hold one JSON object", field="spec")
-    return {"type": "federated_learning", **spec}
-
-
-async def _spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec that the options ask for; data that are given as a file are stored first."""
-    from parity_fl.settings import load_fl_settings
-    from parity_fl.strategy import client_learning_rate
-
-    if given["model_type"] is None or (given["data"] is None) == (given["dataset"] is None):
-        raise click.UsageError("give a SPEC file, or --model and one of --data and --dataset")
-    if given["model_type"] == "neural_network" and not given["hidden"]:
-        raise click.UsageError("a neural network needs --hidden")
-    defaults = load_fl_settings()
-    path: Path | None = given["data"]
-    cid = given["dataset"] if path is None else (await client.data.add(path)).cid
-    data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
-    strategy = defaults.strategy({"strategy": given["strategy"]} if given["strategy"] else None)
-    rate = client_learning_rate(strategy, given["learning_rate"])
-    training = {"epochs": given["epochs"], "batch_size": given["batch_size"], "learning_rate": rate}
-    cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
-    model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
-    if given["model_type"] == "linear_regression" and path is not None:
-        model_settings["input_size"] = len(_first_line(path).split(",")) - 1
-    rounds = given["rounds"] or defaults.fl_num_rounds
-    # A linear model of one round is merged from the parts' results unless it is told how its round runs.
-    is_merged = given["model_type"] == "linear_regression" and rounds == 1
-    clients = min(given["parts"], defaults.fl_min_available_clients)
-    return {
-        "type": "federated_learning",
-        "model_type": given["model_type"],
-        "dataset_cid": cid,
-        "data_format": data_format,
-        "model_config": model_settings,
-        "train_config": {name: value for name, value in training.items() if value is not None},
-        "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
-        "strategy_config": strategy.to_dict(),
-        "rounds_config": {} if is_merged else {"min_available_clients": clients},
-        "total_rounds": rounds,
-        "seed": given["seed"],
-    }
-
-
-def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.readline(1 << 20)

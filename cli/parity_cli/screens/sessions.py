@@ -52,6 +52,7 @@ def session_screen(found: FlSessionReply) -> RenderableType:
         head.append(f"message  {printable(found.message)}")
     warnings = found.settings.get("warnings")
     head += [f"note     {printable(str(one))}" for one in warnings] if isinstance(warnings, list) else []
+    head += _origin(found)
     if found.result_cid:
         head.append(f"model    {found.result_cid}")
     head += [f"{name:<8} {measure(found.metrics[name])}" for name in _SCORES if name in found.metrics]
@@ -68,6 +69,19 @@ def session_screen(found: FlSessionReply) -> RenderableType:
             format_bytes(sum(update.size for update in one.updates)),
         )
     return Group(Text(printable("\n".join(head))), Text(""), table, Text(""), _parts(found))
+
+
+def _origin(found: FlSessionReply) -> list[str]:
+    """Return what holds of the settings and who said it, and what the session goes on from."""
+    lines = []
+    sources = found.settings.get("sources")
+    if isinstance(sources, dict) and sources:
+        said = [f"{name} {entry[0]} ({entry[1]})" for name, entry in sources.items() if isinstance(entry, list)]
+        lines.append(f"settings {', '.join(said)}")
+    origin = found.settings.get("resumed_from")
+    if isinstance(origin, dict):
+        lines.append(f"resumed  after round {origin.get('round')} of {origin.get('session_id')}, {origin.get('cid')}")
+    return lines
 
 
 def _parts(found: FlSessionReply) -> RenderableType:

@@ -2,5 +2,6 @@
 
 from parity_client.testing.clock import JumpClock
 from parity_client.testing.market import FakeMarket, FakeTask
+from parity_client.testing.training import FakeSession, FakeTraining
 
-__all__ = ["FakeMarket", "FakeTask", "JumpClock"]
+__all__ = ["FakeMarket", "FakeSession", "FakeTask", "FakeTraining", "JumpClock"]

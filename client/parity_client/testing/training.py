@@ -118,8 +118,9 @@ class FakeTraining:
         elif "wait_s" in query and session.state not in ENDED:
             await self._polled(session, float(query["wait_s"]))
         found = self._shown(session)
-        first = int(query.get("from_round", "1"))
-        return {**found, "rounds": [*(one for one in session.rounds if one["round"] >= first), *_open(session, found)]}
+        first = (int(query.get("from_round", "1")), int(query.get("from_phase", "0")))
+        rounds = [*session.rounds, *_open(session, found)]
+        return {**found, "rounds": [one for one in rounds if (one["round"], one["phase"]) >= first]}
 
     async def _polled(self, session: FakeSession, wait_s: float) -> None:
         self._clock.advance(wait_s)

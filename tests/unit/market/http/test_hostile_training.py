@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -266,3 +267,24 @@ async def test_a_session_that_has_ended_takes_nothing_any_more(training: Trainin
     assert cancelled.status_code == 200, cancelled.text
     assert (reply.status_code, reply.json()["code"]) == (409, "cancelled")
     assert training.served.state.rounds.folders() == []
+
+
+async def test_a_model_is_given_in_parts_and_not_again_to_who_has_it(training: Training) -> None:
+    where, by = paths.fl_session_path(training.id, "model"), training.submitter
+    call = training.served.call
+
+    whole = await call("GET", where, by=by)
+    etag = whole.headers["etag"]
+    rest = await call("GET", where, by=by, change={"range": "bytes=10-", "if-range": etag})
+    other = await call("GET", where, by=by, change={"range": "bytes=10-", "if-range": f'"{"ab" * 32}"'})
+    known = await call("GET", where, by=by, change={"if-none-match": etag})
+    beyond = await call("GET", where, by=by, change={"range": "bytes=1000000-", "if-range": etag})
+
+    assert (whole.status_code, whole.headers["content-length"]) == (200, str(len(whole.content)))
+    assert etag == f'"{sha256(whole.content).hexdigest()}"'
+    assert (rest.status_code, rest.content) == (206, whole.content[10:])
+    assert rest.headers["content-range"] == f"bytes 10-{len(whole.content) - 1}/{len(whole.content)}"
+    assert rest.headers["content-length"] == str(len(rest.content))
+    assert (other.status_code, other.content) == (200, whole.content)
+    assert (known.status_code, known.content) == (304, b"")
+    assert beyond.status_code == 416

@@ -1,0 +1,159 @@
+"""The spec of a session that trains in rounds, as the options of ``parity fl run`` and an old session say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parity_cli.output import Output
+from parity_protocol.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from parity_client import Client
+    from parity_fl.settings import FlSettings
+
+__all__ = ["check_free", "checkpoint_of", "read_spec", "resumed", "spec_of"]
+
+MAX_SPEC_BYTES = 65_536
+MAX_CHECKPOINT_BYTES = 1 << 30
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds.
+
+    Raises:
+        InvalidInput: It is none, or holds something else than an object.
+    """
+    from parity_protocol import strict_json
+
+    spec = strict_json.loads(path.read_bytes(), max_bytes=MAX_SPEC_BYTES)
+    if not isinstance(spec, dict):
+        raise InvalidInput(f"{path} must hold one JSON object", field="spec")
+    return {"type": "federated_learning", **spec}
+
+
+async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec that the options ask for; data that are given as a file are stored first.
+
+    What neither an option nor an ``FL_*`` variable of this shell says is left to the market.
+    """
+    from parity_fl.settings import load_fl_settings
+
+    if given["model_type"] is None or (given["data"] is None) == (given["dataset"] is None):
+        raise click.UsageError("give a SPEC file, or --model and one of --data and --dataset")
+    if given["model_type"] == "neural_network" and not given["hidden"]:
+        raise click.UsageError("a neural network needs --hidden")
+    defaults = load_fl_settings()
+    strategy = _strategy(defaults, given)
+    path: Path | None = given["data"]
+    cid = given["dataset"] if path is None else (await client.data.add(path)).cid
+    data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
+    training = {name: given[name] for name in ("epochs", "batch_size", "learning_rate") if given[name] is not None}
+    cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
+    model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
+    if given["model_type"] == "linear_regression" and path is not None:
+        model_settings["input_size"] = len(_first_line(path).split(",")) - 1
+    return {
+        "type": "federated_learning",
+        "model_type": given["model_type"],
+        "dataset_cid": cid,
+        "data_format": data_format,
+        "model_config": model_settings,
+        "train_config": training,
+        "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
+        "strategy_config": strategy,
+        **_rounds(defaults, given),
+        "seed": given["seed"],
+    }
+
+
+def _strategy(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule and its parameters as far as the option or this shell's variables say them."""
+    config = defaults.strategy({"strategy": given["strategy"]} if given["strategy"] else None)
+    said = {name.removeprefix("fl_") for name in defaults.model_fields_set} & set(config.to_dict())
+    if given["strategy"]:
+        said.add("strategy")
+    if given["learning_rate"] is not None and "client_lr" in said:
+        said.remove("client_lr")  # the option wins over the variable
+    return {name: value for name, value in config.to_dict().items() if name in said}
+
+
+def _rounds(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of rounds and of clients as far as they are said; a line trains in rounds only if it is."""
+    total = given["rounds"]
+    if total is None and ("fl_num_rounds" in defaults.model_fields_set or given["model_type"] == "linear_regression"):
+        total = defaults.fl_num_rounds
+    rounds: dict[str, Any] = {}
+    if given["model_type"] == "linear_regression" and total == 1:
+        return {"rounds_config": rounds, "total_rounds": total}  # the parts' results are merged: nothing runs in rounds
+    if "fl_min_available_clients" in defaults.model_fields_set:
+        rounds["min_available_clients"] = min(given["parts"], defaults.fl_min_available_clients)
+    return {"rounds_config": rounds, **({} if total is None else {"total_rounds": total})}
+
+
+async def checkpoint_of(out: Output, client: Client, given: str) -> str:
+    """Return the CID of a checkpoint at the market; one that is given as a file, or as its folder, is stored first.
+
+    Raises:
+        InvalidInput: It is neither, and no CID.
+        BadDocument: The file is no checkpoint.
+        DigestMismatch: The folder's newest checkpoint is not what was written.
+        NotFound: The folder has none.
+    """
+    from parity_blobs import Cid
+
+    file = _checkpoint_file(Path(given))
+    if file is None:
+        try:
+            return str(Cid.parse(given))
+        except InvalidInput as exc:
+            raise InvalidInput(f"{given!r} is no file, no folder and no CID", field="resume_from") from exc
+    from parity_fl.checkpoint import decode_checkpoint
+
+    path, data = file
+    found = decode_checkpoint(data)
+    cid = (await client.data.add(path)).cid
+    out.say(f"goes on after round {found.round} of session {found.session_id}, from {path.name} ({cid})")
+    return cid
+
+
+def _checkpoint_file(given: Path) -> tuple[Path, bytes] | None:
+    """Return a checkpoint's file and bytes, of a folder the newest one; None when there is nothing at the path."""
+    path = given.expanduser()
+    if not path.exists():
+        return None
+    if path.is_file():
+        with path.open("rb") as file:
+            return path, file.read(MAX_CHECKPOINT_BYTES + 1)
+    from parity_fl.checkpoint import CheckpointFolder
+
+    newest = CheckpointFolder(path).latest_file()
+    if newest is None:
+        raise NotFound(
+            f"{path} has no checkpoint_latest.json", hint="Give the folder of one session: FL_CHECKPOINT_PATH/ID."
+        )
+    return newest
+
+
+def check_free(output: Path) -> None:
+    """Refuse to train for a file that could not be written.
+
+    Raises:
+        InvalidInput: ``output`` exists, or its folder does not.
+    """
+    if output.exists():
+        raise InvalidInput(f"{output} exists already", hint="Choose another --output.", field="output")
+    if not output.absolute().parent.is_dir():
+        raise InvalidInput(f"the folder {output.absolute().parent} does not exist", field="output")
+
+
+def resumed(spec: dict[str, Any], cid: str) -> dict[str, Any]:
+    """Return a session that goes on from a checkpoint and is otherwise the same."""
+    return {**spec, "rounds_config": {**spec.get("rounds_config", {}), "resume_from": cid}}
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline(1 << 20)

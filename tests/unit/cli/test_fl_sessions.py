@@ -1,0 +1,436 @@
+"""`parity fl run|sessions|show|watch|model|pause|resume|stop|plot` against a market in memory, as a person sees them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+import pytest
+
+from parity_client.testing import FakeMarket, FakeSession
+from parity_fl.checkpoint import Checkpoint, CheckpointFolder
+from parity_fl.settings import FlSettings
+from parity_fl.strategy import read_strategy
+from parity_protocol.signing.keys import EvmKey
+from parity_protocol.testing.keys import deterministic_evm_key
+
+if TYPE_CHECKING:
+    from .conftest import Done, Parity
+else:
+    Done = Parity = Any
+
+SPEC = {
+    "model_type": "neural_network",
+    "dataset_cid": "bafkreicysg23kiwv34eg2d7qweipxwosdo2py4ldv42nbauguluen5v6am",
+    "data_format": "csv",
+    "model_config": {"hidden_size": 8},
+    "train_config": {"epochs": 1, "batch_size": 8, "learning_rate": 0.1},
+    "partition_config": {"strategy": "random", "total_parts": 2, "min_samples": 2},
+    "total_rounds": 3,
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FlSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "session.json"
+    path.write_text(json.dumps(SPEC))
+    return path
+
+
+def only(market: FakeMarket) -> FakeSession:
+    [session] = market.training.sessions.values()
+    return session
+
+
+def begun(parity: Parity, market: FakeMarket, spec: Path) -> FakeSession:
+    """Return a session that was submitted and has its first round open."""
+    assert parity("fl", "run", str(spec), "--reward", "1", "--no-wait").code == 0
+    return list(market.training.sessions.values())[-1]
+
+
+def close_rounds(market: FakeMarket, session: FakeSession, count: int) -> None:
+    async def close() -> None:
+        for _ in range(count):
+            await market.training.close_round(session)
+
+    anyio.run(close)
+
+
+def checkpoint(market: FakeMarket, session: FakeSession, number: int) -> str:
+    cid = anyio.run(market.storage.put, b"checkpoint %d" % number)
+    session.checkpoints[number] = cid
+    return cid
+
+
+# -- run -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_followed_round_by_round_and_its_model_kept(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    done = parity("fl", "run", str(spec), "--reward", "1", "-o", "model.safetensors")
+
+    assert done.code == 0
+    said = done.err.splitlines()
+    assert said[0] == "submitted session group-1 (2 parts)"
+    assert said[1:4] == [
+        "round 1/3  accuracy 0.5000  loss 1.0000  2 of 2 updates",
+        "round 2/3  accuracy 0.7500  loss 0.5000  2 of 2 updates",
+        "round 3/3  accuracy 0.8333  loss 0.3333  2 of 2 updates",
+    ]
+    assert said[4].startswith("model  model.safetensors, verified against baf")
+    assert "state    completed, round 3/3" in done.out
+    assert (tmp_path / "model.safetensors").read_bytes() == b"the finished model"
+
+
+def test_with_json_there_is_one_document_and_it_names_the_file(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    done = parity("fl", "run", str(spec), "--reward", "1", "-o", "m.bin", "--json")
+
+    assert done.code == 0
+    assert {name: done.json[name] for name in ("id", "state", "round", "total_rounds", "path")} == {
+        "id": "group-1",
+        "state": "completed",
+        "round": 4,
+        "total_rounds": 3,
+        "path": "m.bin",
+    }
+    assert [one["round"] for one in done.json["rounds"]] == [1, 2, 3]
+    assert done.json["result_cid"].startswith("baf")
+
+
+def test_a_session_that_fails_ends_with_status_70_and_says_why(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+    session.state, session.message = "failed", "round 1: only 1 of 2 needed updates can come: lost parts 1"
+
+    done = parity("fl", "watch", session.id)
+
+    assert done.code == 70
+    assert "lost parts 1" in done.err
+
+
+def test_what_no_option_says_is_left_to_the_market(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("a,label\n1,2\n")
+
+    done = parity(
+        *("fl", "run", "--data", "d.csv", "--model", "neural_network", "--hidden", "8", "--hidden", "4"),
+        *("--epochs", "2", "--batch-size", "4", "--learning-rate", "0.05", "--reward", "1", "--no-wait"),
+    )
+
+    assert done.code == 0
+    sent = only(joined).spec
+    assert sent["strategy_config"] == {}
+    assert sent["rounds_config"] == {}
+    assert "total_rounds" not in sent
+    assert sent["model_config"] == {"hidden_layers": [8, 4]}
+    assert sent["train_config"] == {"epochs": 2, "batch_size": 4, "learning_rate": 0.05}
+
+
+def test_this_shells_variables_and_options_are_in_what_is_signed(
+    parity: Parity, joined: FakeMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.csv").write_text("a,label\n1,2\n")
+    for name, value in {
+        "FL_STRATEGY": "FedAdam",
+        "FL_SERVER_LR": "0.03",
+        "FL_CLIENT_LR": "0.2",
+        "FL_TRIM_BETA": "0.3",
+        "FL_NUM_ROUNDS": "7",
+        "FL_MIN_AVAILABLE_CLIENTS": "5",
+    }.items():
+        monkeypatch.setenv(name, value)
+    options = ("fl", "run", "--data", "d.csv", "--model", "neural_network", "--hidden", "8", "--parts", "3")
+    rest = ("--epochs", "2", "--batch-size", "4", "--reward", "1", "--no-wait")
+
+    assert parity(*options, *rest).code == 0
+    by_variables = joined.training.sessions["group-1"].spec
+    assert parity(*options, *rest, "--learning-rate", "0.1", "--strategy", "FedAvg", "--rounds", "2").code == 0
+    by_options = joined.training.sessions["group-2"].spec
+
+    assert by_variables["strategy_config"]["strategy"] == "fedadam"
+    assert (by_variables["strategy_config"]["server_lr"], by_variables["strategy_config"]["client_lr"]) == (0.03, 0.2)
+    assert "learning_rate" not in by_variables["train_config"]
+    assert by_variables["total_rounds"] == 7
+    assert by_variables["rounds_config"] == {"min_available_clients": 3}
+    assert by_options["strategy_config"] == {"strategy": "fedavg"}
+    assert by_options["train_config"]["learning_rate"] == 0.1
+    assert by_options["total_rounds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give a SPEC file, or --model"),
+        (("--model", "neural_network", "--dataset", "bafy"), "needs --hidden"),
+        (("--model", "neural_network", "--hidden", "4", "--data", "s", "--dataset", "b"), "does not exist"),
+    ],
+)
+def test_a_session_that_is_not_said_is_asked_for(
+    parity: Parity, joined: FakeMarket, arguments: tuple[str, ...], words: str
+) -> None:
+    done = parity("fl", "run", "--reward", "1", *arguments)
+
+    assert done.code == 2
+    assert words in done.err
+    assert joined.tasks == {}
+
+
+def test_nothing_is_trained_for_a_file_that_is_there_already(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m.bin").write_bytes(b"precious")
+
+    done = parity("fl", "run", str(spec), "--reward", "1", "-o", "m.bin")
+
+    assert done.code == 20
+    assert "m.bin exists already" in done.err
+    assert joined.tasks == {}
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_newest_first(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    assert "no sessions yet: parity fl run --help" in parity("fl", "sessions").out
+    first, second = begun(parity, joined, spec), begun(parity, joined, spec)
+    close_rounds(joined, first, 3)
+
+    lines = parity("fl", "sessions").out.splitlines()
+    document = parity("fl", "sessions", "--limit", "1", "--json").json
+
+    assert lines[0].split() == ["ID", "STATE", "ROUND", "BEGAN"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        [second.id, "running", "1/3"],
+        [first.id, "completed", "3/3"],
+    ]
+    assert [one["id"] for one in document["sessions"]] == [second.id]
+
+
+def test_a_session_is_shown_with_its_rounds_its_parts_and_where_its_settings_come_from(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 2)
+    session.settings["sources"] = {"FL_STRATEGY": ["FedProx", "market"], "FL_NUM_ROUNDS": [3, "session"]}
+    session.settings["resumed_from"] = {"cid": "bafy", "round": 0, "session_id": "old"}
+    session.rounds[1]["updates"][1] |= {"state": "rejected", "reason": "not finite", "metrics": {"contribution": -0.5}}
+
+    done = parity("fl", "show", session.id)
+
+    assert done.code == 0
+    assert "state    running, round 3/3" in done.out
+    assert "settings FL_STRATEGY FedProx (market), FL_NUM_ROUNDS 3 (session)" in done.out
+    assert "resumed  after round 0 of old, bafy" in done.out
+    rows = [line.split() for line in done.out.splitlines()]
+    assert ["2", "closed", "0.7500", "0.5000", "1/2", "2.0", "MiB"] in rows
+    assert ["1", joined.node_id[:8], "1", "1", "-0.5000"] in rows
+    assert parity("fl", "show", session.id, "--from-round", "2", "--json").json["rounds"][0]["round"] == 2
+
+
+def test_a_session_that_is_not_there_or_somebody_elses_is_not_found(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    session.creator = deterministic_evm_key("another").address
+
+    for command in ("show", "pause", "stop", "resume", "model"):
+        for name in (session.id, "nothing"):
+            done = parity("fl", command, name, *(("-o", "m.bin") if command == "model" else ()))
+            assert done.code == 22, (command, done.err)
+            assert f"no session {name}" in done.err
+    assert parity("fl", "watch", "nothing").code == 22
+
+
+def test_a_shown_session_is_what_plot_draws(parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 3)
+    (tmp_path / "run.json").write_text(parity("fl", "show", session.id, "--json").out)
+
+    chart = parity("fl", "plot", "run.json")
+    page = parity("fl", "plot", "run.json", "-o", "run.html", "-o", "run.png")
+
+    assert chart.code == page.code == 0
+    assert "accuracy" in chart.out
+    assert "loss" in chart.out
+    assert "<svg" in (tmp_path / "run.html").read_text()
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- pausing, stopping, going on ------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_paused_resumed_and_stopped(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+
+    said = [parity("fl", verb, session.id).out.strip() for verb in ("pause", "resume", "stop")]
+
+    assert said == [f"{session.id}: {state}, round 1/3" for state in ("paused", "running", "stopping")]
+    assert parity("fl", "pause", session.id, "--json").json["state"] == "paused"
+
+
+def test_an_ended_session_is_gone_on_with_in_a_new_one_from_its_newest_checkpoint(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 2)
+    cid = checkpoint(joined, session, 2)
+    checkpoint(joined, session, 1)
+    session.state = "failed"
+    session.settings["strategy"] = {"strategy": "fedprox", "proximal_mu": 0.3}
+
+    done = parity("fl", "resume", session.id, "--reward", "1", "--no-wait")
+
+    assert done.code == 0
+    assert f"goes on after round 2 of session {session.id} ({cid})" in done.err
+    again = joined.training.sessions["group-2"].spec
+    assert again["rounds_config"] == {"resume_from": cid}
+    assert again["strategy_config"] == {"strategy": "fedprox", "proximal_mu": 0.3}
+    assert again["total_rounds"] == 3
+    assert {**SPEC, **again, "rounds_config": {}, "strategy_config": {}} == {
+        **SPEC,
+        "type": "federated_learning",
+        "rounds_config": {},
+        "strategy_config": {},
+    }
+
+
+def test_a_completed_session_is_gone_on_with_only_to_more_rounds(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 3)
+    checkpoint(joined, session, 2)
+    newest = checkpoint(joined, session, 3)
+
+    without = parity("fl", "resume", session.id, "--reward", "1")
+    free = parity("fl", "resume", session.id, "--rounds", "9")
+    earlier = parity("fl", "resume", session.id, "--reward", "1", "--from-round", "2", "--no-wait")
+    more = parity("fl", "resume", session.id, "--reward", "1", "--rounds", "9", "--no-wait")
+
+    assert (without.code, free.code) == (2, 2)
+    assert "the checkpoint is of round 3: say with --rounds how many there shall be in all" in without.err
+    assert "give it a --reward" in free.err
+    assert earlier.code == more.code == 0
+    specs = [one.spec for one in list(joined.training.sessions.values())[1:]]
+    assert [one["total_rounds"] for one in specs] == [3, 9]
+    assert specs[1]["rounds_config"]["resume_from"] == newest
+
+
+def test_a_running_session_takes_no_reward_and_one_without_a_checkpoint_says_so(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+
+    running = parity("fl", "resume", session.id, "--reward", "1")
+    session.state = "failed"
+    ended = parity("fl", "resume", session.id, "--reward", "1")
+
+    assert (running.code, ended.code) == (2, 22)
+    assert "it goes on by itself" in running.err
+    assert "no checkpoint" in ended.err
+
+
+def write_checkpoint(folder: Path) -> Path:
+    made = Checkpoint("old", 5, 9, read_strategy("FedAvg"), {"w": np.ones(3, np.float32)}, {"norms": np.ones(1)})
+    return CheckpointFolder(folder).save(made, now=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("given", ["folder", "file", "cid"])
+def test_a_run_goes_on_from_a_folder_a_file_or_a_cid(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path, given: str
+) -> None:
+    file = write_checkpoint(tmp_path / "checkpoints" / "old")
+    cid = anyio.run(joined.storage.put, file.read_bytes())
+    name = {"folder": str(file.parent), "file": str(file), "cid": cid}[given]
+
+    done = parity("fl", "run", str(spec), "--reward", "1", "--no-wait", "--resume-from", name)
+
+    assert done.code == 0
+    assert only(joined).spec["rounds_config"] == {"resume_from": cid}
+    if given != "cid":
+        assert f"goes on after round 5 of session old, from checkpoint_round_5.npz ({cid})" in done.err
+        assert joined.visibility == {cid: "private"}
+
+
+def test_what_is_no_checkpoint_is_refused_before_anything_is_submitted(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    file = write_checkpoint(tmp_path / "broken")
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rubbish.npz").write_bytes(b"rubbish")
+
+    said: dict[str, Done] = {
+        name: parity("fl", "run", str(spec), "--reward", "1", "--resume-from", name)
+        for name in ("broken", "empty", "rubbish.npz", "no such thing")
+    }
+
+    assert "is not what was written" in said["broken"].err
+    assert "has no checkpoint_latest.json" in said["empty"].err
+    assert "not a checkpoint" in said["rubbish.npz"].err
+    assert "is no file, no folder and no CID" in said["no such thing"].err
+    assert all(done.code != 0 for done in said.values())
+    assert joined.tasks == {}
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_model_is_written_and_fetched_again_only_when_there_is_another(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    target = tmp_path / "m.safetensors"
+
+    first = parity("fl", "model", session.id, "-o", target.name)
+    same = parity("fl", "model", session.id, "-o", target.name, "--json")
+    close_rounds(joined, session, 1)
+    refused = parity("fl", "model", session.id, "-o", target.name)
+    forced = parity("fl", "model", session.id, "-o", target.name, "--force")
+
+    assert first.out.strip() == "m.safetensors  20 B, the global model after round 0"
+    assert (same.json["is_new"], same.json["round"]) == (False, 0)
+    assert refused.code == 20
+    assert "m.safetensors exists already" in refused.err
+    assert forced.code == 0
+    assert target.read_bytes() == b"the model of round 2"
+    assert [status for _, status in joined.training.sent] == [200, 304, 200, 200]
+
+
+def test_the_finished_model_is_the_one_that_its_cid_names(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 3)
+    (tmp_path / "m.bin").write_bytes(b"older")
+
+    refused = parity("fl", "model", session.id, "-o", "m.bin")
+    done = parity("fl", "model", session.id, "-o", "m.bin", "--force", "--json")
+
+    assert refused.code == 20
+    assert done.json["cid"] == session.result_cid
+    assert (tmp_path / "m.bin").read_bytes() == b"the finished model"
+
+
+def test_a_large_model_whose_transfer_breaks_is_taken_up_again(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path, key: EvmKey
+) -> None:
+    session = begun(parity, joined, spec)
+    session.model = bytes(range(256)) * (40 << 12)  # 40 MiB: more than an answer in memory may have
+    joined.training.breaks_after = 30 << 20
+
+    done = parity("fl", "model", session.id, "-o", "m.bin")
+
+    assert done.code == 0
+    assert (tmp_path / "m.bin").read_bytes() == session.model
+    assert joined.training.sent == [("", 200), (f"bytes={30 << 20}-", 206)]
+    assert [path.name for path in tmp_path.glob(".m.bin*")] == []
