@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,15 @@ from parity_client.config import Home
 from parity_client.data import Content, Data
 from parity_client.federated import FlSessions
 from parity_client.http import MarketHttp, Retry, parse_reply, retrying
-from parity_client.orders import DEFAULT_VALIDITY, amount_of, make_submission, market_domain, spec_text
+from parity_client.orders import (
+    DEFAULT_VALIDITY,
+    Source,
+    amount_of,
+    make_submission,
+    market_domain,
+    sharded_spec,
+    spec_text,
+)
 from parity_client.proof import VerifiedReceipt, verify_proof
 from parity_client.results import MAX_RESULT_BYTES, Result, raise_unless_completed, result_of_group, result_of_task
 from parity_client.session import Session, SessionFile, Sessions
@@ -49,7 +57,7 @@ from parity_protocol.api.tasks import (
     WhyPendingReply,
 )
 from parity_protocol.clock import Clock, SystemClock
-from parity_protocol.errors import Conflict, DigestMismatch, NotFound, Unauthenticated
+from parity_protocol.errors import BadField, Conflict, DigestMismatch, NotFound, Unauthenticated
 from parity_protocol.ids import Address
 from parity_protocol.join import JoinString, TrustedMarket, parse_join, verify_market
 from parity_protocol.quantities import TokenAmount
@@ -220,6 +228,7 @@ class Client:
         *,
         max_reward: str | TokenAmount | None = None,
         valid_for: timedelta = DEFAULT_VALIDITY,
+        shards: Sequence[Source] = (),
     ) -> Submission:
         """Sign an order for ``spec`` and submit it. A lost answer is asked for again: it never makes a second task.
 
@@ -228,11 +237,18 @@ class Client:
             reward: For everything that the spec becomes: a text counts whole tokens (``"0.5"``), an int base units.
             max_reward: What the order allows at most; None allows exactly ``reward``.
             valid_for: Time in which a lease may start.
+            shards: Where the data of each part of a federated session lie, when nobody has them together; a node is told
+                its own part's alone.
 
         Raises:
             InvalidInput: The spec or an amount is not acceptable; ``field`` names what.
             EscrowTooLow: The money set aside for this market does not cover the reward.
         """
+        sealed: tuple[str, ...] = ()
+        if shards:
+            if isinstance(spec, str):
+                raise BadField("shards need a spec that is not a text yet: their hashes are put into it", field="spec")
+            spec, sealed = sharded_spec(spec, shards)
         text, decimals = spec_text(spec), self.document.token_decimals
         amount = amount_of(reward, decimals=decimals)
         most = None if max_reward is None else amount_of(max_reward, decimals=decimals)
@@ -242,7 +258,14 @@ class Client:
         if key is None:  # opening a keystore takes a second
             key = await self.wallet.unlocked()
         request = make_submission(
-            key, text, amount, market=self.trusted, now=self._clock.now(), max_reward=most, valid_for=valid_for
+            key,
+            text,
+            amount,
+            market=self.trusted,
+            now=self._clock.now(),
+            max_reward=most,
+            valid_for=valid_for,
+            shards=sealed,
         )
         http = self._open_http()
         body = await self._signed_call(lambda session: http.send("POST", paths.TASKS, body=request, session=session))

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from parity_blobs.spec_cids import cids_of_spec
 from parity_protocol.api.tasks import SubmitRequest
 from parity_protocol.errors import BadField
 from parity_protocol.join import TrustedMarket
+from parity_protocol.needs import CidInput, HttpsInput, ShardInput
 from parity_protocol.order import Order, spec_hash
 from parity_protocol.quantities import TokenAmount, parse_tokens
+from parity_protocol.shards import SALT_BYTES, seal_shard, shard_digest
 from parity_protocol.signing import jws
 from parity_protocol.signing.eip712 import Eip712Domain, OrderMessage, sign_order
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.task import parse_spec
 
-__all__ = ["DEFAULT_VALIDITY", "amount_of", "make_submission", "market_domain", "spec_text"]
+__all__ = [
+    "DEFAULT_VALIDITY",
+    "Source",
+    "amount_of",
+    "make_submission",
+    "market_domain",
+    "sharded_spec",
+    "spec_text",
+]
+
+Source: TypeAlias = CidInput | HttpsInput | ShardInput
+"""Where one part's data lie."""
 
 DEFAULT_VALIDITY = timedelta(days=1)  # in which a lease may start
 
@@ -71,6 +84,7 @@ def make_submission(
     max_reward: TokenAmount | None = None,
     valid_for: timedelta = DEFAULT_VALIDITY,
     nonce: bytes | None = None,
+    shards: Sequence[str] = (),
 ) -> SubmitRequest:
     """Return a signed submission; sending it twice makes one task.
 
@@ -79,6 +93,7 @@ def make_submission(
         reward: Base units for everything that the spec becomes.
         max_reward: What the order allows; None allows exactly ``reward``.
         nonce: 32 random bytes; None draws them.
+        shards: Of a sharded session: each part's sealed source, whose hash ``text`` holds.
 
     Raises:
         BadField: ``max_reward`` is below ``reward``, or the validity is not above zero.
@@ -106,4 +121,25 @@ def make_submission(
         nonce="0x" + message.nonce.hex(),
         signature="0x" + signature.hex(),
     )
-    return SubmitRequest(spec=text, order=order, reward=reward)
+    return SubmitRequest(spec=text, order=order, reward=reward, shards=tuple(shards))
+
+
+def sharded_spec(spec: Mapping[str, Any], sources: Sequence[Source]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the spec of a sharded session, and each part's sealed source.
+
+    The spec holds hashes only, salted with fresh random bytes: nobody who reads it learns where a part's data lie.
+
+    Args:
+        spec: Of a federated session, without data.
+        sources: One of each part, in part order.
+
+    Raises:
+        BadField: The spec names data of its own, or there are no sources.
+    """
+    if not sources:
+        raise BadField("a sharded session names the source of each part", field="shards")
+    given = sorted({"dataset_cid", "shards"} & {name for name, value in spec.items() if value})
+    if given:
+        raise BadField(f"a sharded session has no {given[0]} of its own: its parts have sources", field=given[0])
+    sealed = tuple(seal_shard(source, secrets.token_bytes(SALT_BYTES)) for source in sources)
+    return {**spec, "data_mode": "sharded", "shards": [shard_digest(text) for text in sealed]}, sealed

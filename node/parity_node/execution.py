@@ -411,6 +411,7 @@ class ExecutionRunner:
             limits=live.limits,
             slot=live.slot,
             group_id=str(manifest.group_id or ""),
+            shard=manifest.shard,
         )
 
     def _keep_lease(self, live: Running, sent_at: float) -> None:

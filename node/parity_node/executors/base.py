@@ -48,6 +48,7 @@ class Job:
     limits: Limits
     slot: int = 0  # 0 … slots - 1, held by one execution at a time
     group_id: str = ""  # of the session that it is a part of; empty for a task by itself
+    shard: str | None = None  # of a part of a sharded session: its sealed source, as it was signed
 
 
 @dataclass(frozen=True, slots=True)

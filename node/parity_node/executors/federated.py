@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ from parity_protocol.clock import Clock
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, ParityError
 from parity_protocol.receipt import Usage
 from parity_protocol.report import Outcome
-from parity_protocol.task import CidInput, FederatedLearningSpec, IsolationTier, TaskKind
+from parity_protocol.shards import SealedShard, open_shard
+from parity_protocol.task import CidInput, FederatedLearningSpec, HttpsInput, IsolationTier, TaskKind
 
 __all__ = ["FederatedExecutor"]
 
@@ -106,19 +108,13 @@ class FederatedExecutor:
         """Check settings and plan, and fetch the data set; see the port."""
         spec, plan = _session(job)
         folder = JobFolder(job.folder)
-        most = min(
-            [DATA_LIMITS.max_bytes]
-            + [
-                item.max_bytes
-                for item in job.spec.inputs
-                if isinstance(item, CidInput) and item.cid == spec.dataset_cid
-            ]
-        )
+        shard = _shard(job)
         try:
-            await self._inputs.fetch(spec.dataset_cid, folder.path / "dataset", max_bytes=most)
+            await self._bring(job, spec, shard, folder.path / "dataset")
         except ExecutionFailed as exc:
             raise ExecutionFailed(exc.reason, f"failed to fetch data: {exc.message}") from exc
         members: dict[str, object] = {
+            **({} if shard is None else {"salt": shard.salt}),
             "spec": spec.to_dict(),
             "plan": plan.partition.to_dict(),
             "part": job.part,
@@ -134,6 +130,28 @@ class FederatedExecutor:
         return Handle(
             "federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder), "slot": job.slot}
         )
+
+    async def _bring(self, job: Job, spec: FlSpec, shard: SealedShard | None, target: Path) -> None:
+        """Fetch the session's data set, or the part's own data.
+
+        Raises:
+            ExecutionFailed: They cannot be had here.
+        """
+        limit = DATA_LIMITS.max_bytes
+        if shard is None:
+            listed = [item for item in job.spec.inputs if isinstance(item, CidInput) and item.cid == spec.dataset_cid]
+            most = min([limit, *(item.max_bytes for item in listed)])
+            await self._inputs.fetch(spec.dataset_cid, target, max_bytes=most)
+            return
+        source = shard.source
+        if isinstance(source, CidInput):
+            source = source.model_copy(update={"max_bytes": min(limit, source.max_bytes)})
+        elif isinstance(source, HttpsInput) and source.size > limit:
+            raise ExecutionFailed(FailureReason.DATA_INVALID, f"the shard has {source.size} bytes, at most {limit}")
+        await self._inputs.bring(source, target)
+        found = await anyio.Path(target).stat()  # the operator's own data are a link
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+            raise ExecutionFailed(FailureReason.DATA_INVALID, f"a shard is one file of at most {limit} bytes")
 
     async def start(self, handle: Handle) -> Handle:
         """Start the training process; see the port."""
@@ -279,6 +297,18 @@ class FederatedExecutor:
             )
         self._model_types = models
         return ExecutorState(available=True, isolation=IsolationTier.PROCESS)
+
+
+def _shard(job: Job) -> SealedShard | None:
+    """Return where the data of a part of a sharded session lie; None for any other task."""
+    if not isinstance(job.spec, FederatedLearningSpec) or job.spec.data_mode != "sharded":
+        return None
+    if job.shard is None:
+        raise ExecutionFailed(FailureReason.SPEC_INVALID, "the manifest does not say where the part's data lie")
+    try:
+        return open_shard(job.shard, job.spec.shards[job.part])
+    except ParityError as exc:
+        raise ExecutionFailed(FailureReason.SPEC_INVALID, exc.message) from exc
 
 
 def _session(job: Job) -> tuple[FlSpec, SessionPlan]:

@@ -10,32 +10,68 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from parity_fl.plan import PartitionPlan
 from parity_fl.rounds_config import UpdateFormat
+from parity_fl.session import ShardTerms
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_node.executors.rounds import MODEL, UPDATE
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-__all__ = ["train_rounds"]
+if TYPE_CHECKING:
+    from parity_fl.averaging import TrainedRound
+
+__all__ = ["Trainer", "train_rounds", "trainer_of"]
 
 _FORMATS: dict[str, UpdateFormat] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 
 
-def train_rounds(
-    spec: FlSpec, plan: PartitionPlan, data: bytes, part: int, folder: Path, *, say: Callable[..., None]
-) -> dict[str, object]:
+class Trainer(Protocol):
+    """Answers what a phase asks of one part."""
+
+    def __call__(
+        self, asks: str, base: bytes, *, number: int, proximal_mu: float, update_format: UpdateFormat
+    ) -> TrainedRound:
+        """Return the answer to a phase that starts from the file ``base``."""
+
+
+def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: bytes) -> Trainer:
+    """Return what answers for a part.
+
+    Args:
+        plan: The session's, as the market published it: a cut, or the terms of shards.
+        data: The session's data set, or the part's own.
+        salt: Secret of a part of a sharded session.
+
+    Raises:
+        ExecutionFailed: The data cannot be used.
+        BadField: The plan is none.
+    """
+    from parity_fl.forest_rounds import ForestTrainer  # NumPy comes with it, after the limits
+    from parity_fl.rounds import RoundTrainer
+    from parity_fl.sharded import ShardedTrainer
+
+    if spec.is_sharded:
+        return ShardedTrainer(spec, ShardTerms.from_dict(plan), data, part, salt=salt).answer
+    cut = PartitionPlan.from_dict(plan)
+    is_forest = isinstance(spec.model, ForestConfig)
+    trainer = ForestTrainer(spec, cut, data, part) if is_forest else RoundTrainer(spec, cut, data, part)
+
+    def train(asks: str, base: bytes, *, number: int, proximal_mu: float, update_format: UpdateFormat) -> TrainedRound:
+        if asks != "train":
+            raise ExecutionFailed(FailureReason.SPEC_INVALID, f"this session's parts cannot answer {asks[:32]!a}")
+        return trainer.train(base, number=number, proximal_mu=proximal_mu, update_format=update_format)
+
+    return train
+
+
+def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) -> dict[str, object]:
     """Answer the node until it hangs up; return what the last round said.
 
     Raises:
         ExecutionFailed: The data cannot be used, or training diverges; ends the process.
     """
-    from parity_fl.forest_rounds import ForestTrainer  # NumPy comes with it, after the limits
-    from parity_fl.rounds import RoundTrainer
-
-    is_forest = isinstance(spec.model, ForestConfig)
-    trainer = ForestTrainer(spec, plan, data, part) if is_forest else RoundTrainer(spec, plan, data, part)
-    say(event="ready", rows=plan.part_size(part))
     said: dict[str, object] = {}
     with socket.socket(fileno=0) as line, line.makefile("rwb") as stream:
         for question in stream:
@@ -45,7 +81,8 @@ def train_rounds(
                 raise ExecutionFailed(
                     FailureReason.SPEC_INVALID, f"this node cannot send updates as {str(asked['format'])[:32]!a}"
                 )
-            trained = trainer.train(
+            trained = trainer(
+                str(asked.get("asks", "train")),
                 (folder / MODEL).read_bytes(),
                 number=int(asked["round"]),
                 proximal_mu=float(asked["mu"]),

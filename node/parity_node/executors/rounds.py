@@ -154,6 +154,7 @@ class RoundLoop:
         self._clock = clock
         self._sent: set[tuple[int, int, str]] = set()
         self._rest = b""
+        self._held = ""  # which model the child's file holds
         self.ended: Ended | None = None
         line.settimeout(0)
 
@@ -183,13 +184,21 @@ class RoundLoop:
             self.ended = self._finished(step)
         if step.state != "train":
             return True
-        model = await self._market.model(
-            self._place, step, max_bytes=min(step.base_size + _MODEL_SLACK, MAX_UPDATE_BYTES)
-        )
-        await anyio.to_thread.run_sync((self._folder / MODEL).write_bytes, model)
+        if step.base != self._held:  # what was scored is what the next round trains from
+            model = await self._market.model(
+                self._place, step, max_bytes=min(step.base_size + _MODEL_SLACK, MAX_UPDATE_BYTES)
+            )
+            await anyio.to_thread.run_sync((self._folder / MODEL).write_bytes, model)
+            self._held = step.base
         began = self._clock.monotonic()
         answer = await self._ask(
-            {"round": step.round, "phase": step.phase, "mu": step.proximal_mu, "format": step.update_format}
+            {
+                "asks": step.asks,
+                "round": step.round,
+                "phase": step.phase,
+                "mu": step.proximal_mu,
+                "format": step.update_format,
+            }
         )
         if answer is None:
             return False

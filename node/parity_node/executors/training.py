@@ -78,13 +78,16 @@ def _train(folder: JobFolder) -> dict[str, object]:
     part = job["part"]
     if not isinstance(part, int):
         raise ExecutionFailed(FailureReason.NODE_RESTARTED, "the execution's folder was lost: no part")
-    spec, plan = resolve_fl_spec(job["spec"]), PartitionPlan.from_dict(job["plan"])
+    spec = resolve_fl_spec(job["spec"])
     _say(event="loading", bytes=len(data), part=part, model_type=spec.model_type)
 
     if job.get("rounds") is True:
-        from parity_node.executors.round_training import train_rounds
+        from parity_node.executors.round_training import train_rounds, trainer_of
 
-        return train_rounds(spec, plan, data, part, folder.path, say=_say)
+        trainer = trainer_of(spec, job["plan"], data, part, salt=bytes.fromhex(str(job.get("salt", ""))))
+        _say(event="ready")
+        return train_rounds(trainer, folder.path, say=_say)
+    plan = PartitionPlan.from_dict(job["plan"])
 
     from parity_fl.runner import train  # NumPy comes with it, after the limits
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 
 from parity_node.executors.base import Handle, Job, Limits
 from parity_node.executors.federated import FederatedExecutor
+from parity_node.executors.folder import JobFolder
 from parity_node.testing.inputs import StaticInputs
 from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.needs import HttpsInput, ShardInput
 from parity_protocol.report import Outcome
+from parity_protocol.shards import seal_shard, shard_digest
 from parity_protocol.task import CidInput, CommandSpec, FederatedLearningSpec
 from parity_protocol.testing.clock import FakeClock
 
@@ -182,3 +186,78 @@ def test_an_idle_node_loads_no_numerics():
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+# -- a part whose data are its own ----------------------------------------------------------------------------------
+
+
+class NoMarket:
+    """Offers rounds that nobody asks for."""
+
+
+def sharded_job(folder: Path, source: Any, *, sealed: str | None = None) -> Job:
+    text = seal_shard(source, bytes(range(16)))
+    spec = FederatedLearningSpec(
+        model_type="neural_network",
+        data_mode="sharded",
+        data_format="csv",
+        shards=(shard_digest(text), "0" * 64),
+        model_settings={"hidden_size": 2},
+        train_config={"epochs": 1, "batch_size": 1, "learning_rate": 0.1},
+    )
+    plan = {"session_id": "s", "round_id": "1", "shards": {"total_parts": 2, "seed": "0" * 64}}
+    made = job(folder, spec.model_copy(update={"inputs": (source,)}), plan)
+    return replace(made, group_id="g", shard=text if sealed is None else sealed)
+
+
+@pytest.fixture
+def in_rounds(tmp_path: Path, inputs: StaticInputs) -> FederatedExecutor:
+    return FederatedExecutor(exec_dir=tmp_path, inputs=inputs, clock=FakeClock(), rounds=NoMarket())  # type: ignore[arg-type]
+
+
+async def test_a_sharded_part_gets_its_own_data_and_the_salt_that_names_them(in_rounds, inputs, tmp_path):
+    await in_rounds.prepare(sharded_job(tmp_path, CidInput(cid=inputs.add(DATA))))
+
+    written, _ = JobFolder(tmp_path / "job").read_job()
+    assert (tmp_path / "job" / "dataset").read_bytes() == DATA
+    assert written["salt"] == bytes(range(16)).hex()
+    assert written["plan"] == {"total_parts": 2, "seed": "0" * 64}
+    assert written["rounds"] is True
+
+
+async def test_a_sharded_part_reads_the_operators_data_where_they_lie(in_rounds, inputs, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_bytes(DATA)
+    inputs.shards["own"] = own
+
+    await in_rounds.prepare(sharded_job(tmp_path, ShardInput(shard="own")))
+
+    assert (tmp_path / "job" / "dataset").resolve() == own
+
+
+async def test_a_folder_is_no_shard(in_rounds, inputs, tmp_path):
+    inputs.shards["own"] = tmp_path
+
+    with pytest.raises(ExecutionFailed, match="a shard is one file") as caught:
+        await in_rounds.prepare(sharded_job(tmp_path, ShardInput(shard="own")))
+
+    assert caught.value.reason == FailureReason.DATA_INVALID
+
+
+async def test_a_shard_that_is_too_long_is_not_fetched(in_rounds, tmp_path):
+    source = HttpsInput(url="https://example.org/a.csv", sha256="0" * 64, size=1 << 40)
+
+    with pytest.raises(ExecutionFailed, match="at most") as caught:
+        await in_rounds.prepare(sharded_job(tmp_path, source))
+
+    assert caught.value.reason == FailureReason.DATA_INVALID
+
+
+async def test_a_shard_that_was_not_signed_is_refused(in_rounds, inputs, tmp_path):
+    source = CidInput(cid=inputs.add(DATA))
+    other = seal_shard(source, bytes(16))
+
+    with pytest.raises(ExecutionFailed) as caught:
+        await in_rounds.prepare(sharded_job(tmp_path, source, sealed=other))
+
+    assert caught.value.reason == FailureReason.SPEC_INVALID

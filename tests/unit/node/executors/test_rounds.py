@@ -113,6 +113,10 @@ class Bench:
             await self.clock.advance(timedelta(seconds=1))
 
 
+def asks(number: int, phase: int, what: str, model: bytes = b"model") -> RoundStep:
+    return train(number, model).model_copy(update={"phase": phase, "asks": what})
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path)
@@ -207,3 +211,19 @@ def test_a_folder_without_its_lease_is_lost() -> None:
     for members in ({}, {"part": 1, "lease": {}}, {"lease": {"group_id": "g", "lease_id": "l", "fence": 1}}):
         with pytest.raises(ExecutionFailed):
             place_of(members)  # type: ignore[arg-type]
+
+
+async def test_a_child_is_told_what_a_phase_asks_and_a_model_that_it_holds_is_not_fetched_again(bench: Bench) -> None:
+    market = ScriptedMarket(asks(0, 0, "summary"), asks(1, 0, "train"), asks(1, 1, "score"), StaleFence("over"))
+    fetched: list[str] = []
+    fetch = market.model
+
+    async def model(place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+        fetched.append(step.asks)
+        return await fetch(place, step, max_bytes=max_bytes)
+
+    market.model = model  # type: ignore[method-assign]
+    await bench.run(market)
+
+    assert [question["asks"] for question in bench.asked] == ["summary", "train", "score"]
+    assert fetched == ["summary"]  # the three phases start from the same file here
