@@ -374,6 +374,18 @@ class Federation:
         cid = await self._blobs.put_bytes(model, pin=True)
         return Merged(str(cid), len(model), metrics)
 
+    async def old_forest(self, group: Group, part: int, body: bytes) -> tuple[str, int]:
+        """Make a part's update of what an old runner sent, and store it; return its CID and size.
+
+        Raises:
+            InvalidInput: It holds no trees over such data.
+        """
+        async with self._turns:
+            session, data = await self._open(group)
+            job = {"do": "old_forest", "spec": session.spec.to_dict(), "plan": session.plan.to_dict(), "part": part}
+            _, [update] = await self._work(job, [data, body])
+        return await self.store_model(update), len(update)
+
     async def old_layers(self, cid_text: str, reader: str) -> bytes:
         """Return a stored model's lists in the old network's form, JSON.
 

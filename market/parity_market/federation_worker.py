@@ -6,7 +6,7 @@ memory along. Messages are one JSON header and raw blobs; nothing is ever unpick
 ::
 
     message = u32 length of the header, big-endian | header, JSON | blobs, one after the other
-    header  = {"do": "plan" | "check" | "finish" | "old_model", ..., "sizes": [bytes of each blob]}
+    header  = {"do": "plan" | "check" | "finish" | "old_model" | "old_forest", ..., "sizes": [bytes of each blob]}
     answer  = {"doc": {...}, "sizes": [...]}  or  {"error": {"code", "message", "field", "reason"}, "sizes": []}
 """
 
@@ -103,6 +103,11 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
         [update] = updates
         runner.audit_update(spec, plan, dataset, update, header["part"])
         return {}, []
+    if header["do"] == "old_forest":
+        from parity_fl.old_forest import refitted_update
+
+        [update] = updates
+        return {}, [refitted_update(spec, plan, dataset, update, header["part"])]
     merged = runner.finish(spec, plan, dataset, updates)
     return merged.metrics, [merged.model_bytes]
 

@@ -17,7 +17,7 @@ from parity_market.operations import groups, legacy, old_sessions, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.legacy import Held
 from parity_market.operations.rounds import NewUpdate
-from parity_market.round_engine import Known, rounds_of
+from parity_market.round_engine import rounds_of
 from parity_market.round_files import append, on_disk, update_file
 from parity_market.state import MarketState
 from parity_market.store.base import ReadTx
@@ -57,51 +57,61 @@ async def start_round(state: MarketState, device: str, round_task: str) -> dict[
         return node_id, groups.load(tx, task.group_id or ""), number
 
     node_id, group, number = await state.store.read(read)
-    if not rounds_of(group.value.spec):
-        raise Conflict("task unavailable: the session does not train in rounds")
-    known = state.rounds.known(group)
-    why = _why_not(known, group)
+    why = _why_not(state, group)
     if why:
         raise Conflict(f"task unavailable: devices of the old network {why}")
-    # Before the lease, so that a model that does not travel as JSON leaves none behind.
-    try:
-        base = await state.rounds.work(group, {"do": "old_base", "round": number, "phase": 0})
-    except (Conflict, InvalidInput) as exc:
-        raise Conflict(f"task unavailable: {exc.message}") from exc
-    timeout_s, now = known.config.round_timeout_s, state.clock.now()
+    layers: dict[str, list[float]] | None = None
+    timeout_s = legacy.MAX_LEASE.total_seconds()
+    if rounds_of(group.value.spec):
+        timeout_s = state.rounds.known(group).config.round_timeout_s
+        # Before the lease, so that a model that does not travel as JSON leaves none behind.
+        try:
+            made = await state.rounds.work(group, {"do": "old_base", "round": number, "phase": 0})
+        except (Conflict, InvalidInput) as exc:
+            raise Conflict(f"task unavailable: {exc.message}") from exc
+        layers = made["layers"]
+    now = state.clock.now()
     held = await state.store.write(
         lambda tx: legacy.start(tx, state.market, node_id, round_task, now, timeout_s=timeout_s)
     )
     state.rounds.wake(group.value.id)
     shown = await state.store.read(partial(old_sessions.find, session_id=group.value.id))
     log.info("legacy_round_started", device=device, group_id=group.value.id, part=held.task.part, round=number)
-    return _task_reply(held, device, old_sessions.session_reply(shown), base["layers"])
+    return _task_reply(held, device, old_sessions.session_reply(shown), layers)
 
 
-def _why_not(known: Known, group: Group) -> str:
+def _why_not(state: MarketState, group: Group) -> str:
     """Return what a session needs and old devices do not do; empty when they can take part."""
-    spec, asked = known.session.spec, group.value.spec
-    if not isinstance(asked, FederatedLearningSpec) or known.is_phased or isinstance(spec.model, ForestConfig):
-        return "do not make a forest in phases"
-    if spec.model.standardize:
-        return "do not scale their rows, as this session does"
+    asked = group.value.spec
+    if not isinstance(asked, FederatedLearningSpec):
+        return "have no part in it"
     if asked.data_mode != "partitioned":
         return "cannot read data that nobody shares"
     if asked.engine != "parity":
         return f"do not speak {asked.engine}"
     if read_privacy(asked.session().get("privacy")).secure_aggregation:
         return "cannot mask their updates"
-    return ""
+    if not rounds_of(asked):
+        return "" if asked.model_type == "random_forest" else "do not send the sums that this session is solved by"
+    known = state.rounds.known(group)
+    model = known.session.spec.model
+    if known.is_phased or isinstance(model, ForestConfig):
+        return "do not make a forest in phases"
+    return "do not scale their rows, as this session does" if model.standardize else ""
 
 
-def _task_reply(held: Held, device: str, session: dict[str, Any], layers: dict[str, list[float]]) -> dict[str, Any]:
+def _task_reply(
+    held: Held, device: str, session: dict[str, Any], layers: dict[str, list[float]] | None
+) -> dict[str, Any]:
     spec, task, lease = held.group.value.spec, held.task, held.lease
     assert isinstance(spec, FederatedLearningSpec)
     partition = dict(spec.partition_config)
     asked = session["config"]["model_config"]
     settings = {name: value for name, value in asked.items() if name != "standardize"}
-    number = held.open.row.round
-    created, updated = (_time(value) for value in (held.open.row.opened_us, lease.granted_us))
+    if spec.model_type == "random_forest":  # as ``parity_fl.bootstrap.split_trees`` deals the whole forest's trees
+        total = settings.get("num_trees") or ForestConfig().num_trees
+        settings["num_trees"] = total // task.parts + (task.part < total % task.parts)
+    created, updated, number = _time(task.created_us), _time(lease.granted_us), held.number
     return {
         "id": lease.jti,
         "title": f"FL Training - Session {session['name']} Round {number} (Partition {task.part + 1}/{task.parts})",
@@ -115,9 +125,12 @@ def _task_reply(held: Held, device: str, session: dict[str, Any], layers: dict[s
             "session_id": held.group.value.id,
             "data_format": spec.data_format,
             "dataset_cid": spec.dataset_cid,
-            "global_model": {"aggregated_model": layers},
+            "global_model": None if layers is None else {"aggregated_model": layers},
             "model_config": settings,
-            "train_config": {name: spec.train_config[name] for name in ("epochs", "batch_size", "learning_rate")},
+            # A forest has no use for them, and the old runner demands them.
+            "train_config": {
+                name: spec.train_config.get(name, 1) for name in ("epochs", "batch_size", "learning_rate")
+            },
             "output_format": "json",
             "partition_config": {
                 "alpha": partition.get("alpha", 0),
@@ -176,14 +189,37 @@ async def take_update(state: MarketState, body: bytes, header_device: str) -> bo
     group = await state.store.read(partial(groups.load, group_id=session_id))
     if group.value.state is not GroupState.RUNNING:
         raise Conflict(f"the session is {group.value.state}")
-    lease = found.lease
+    if rounds_of(group.value.spec):
+        created = await _take_round(state, group, node_id, found, names, body)
+    else:
+        created = await _take_forest(state, group, found, body)
+    log.info("legacy_update_taken", device=device, group_id=session_id, part=found.task.part, round=found.number)
+    return created
+
+
+async def _take_forest(state: MarketState, group: Group, found: _Named, body: bytes) -> bool:
+    """Take a part's trees; what arrives in their leaves is counted here."""
+    if not found.lease.live or found.task.fence != found.lease.fence:
+        raise Conflict("late: the part is not this runner's any more")
+    cid, size = await state.federation.old_forest(group, found.task.part, body)
+    now = state.clock.now()
+    await state.store.write(
+        lambda tx: legacy.complete(tx, state.market, found.task.id, int(found.lease.fence), cid, size, now)
+    )
+    state.federation.wake()
+    return True
+
+
+async def _take_round(
+    state: MarketState, group: Group, node_id: str, found: _Named, names: tuple[str, str, str], body: bytes
+) -> bool:
+    session_id, lease = group.value.id, found.lease
     new = NewUpdate(found.number, 0, found.task.part, lease.id, int(lease.fence), lease.manifest_hash, "", 0, {})
     await state.store.read(partial(rounds.examine, group_id=session_id, node_id=node_id, new=new))
     done = await _convert(state, group, new, names, body)
     now = state.clock.now()
     created = await state.store.write(lambda tx: legacy.take(tx, state.market, node_id, done, session_id, now))
     state.rounds.wake(session_id)
-    log.info("legacy_update_taken", device=device, group_id=session_id, part=new.part, round=new.number)
     return created
 
 

@@ -18,21 +18,24 @@ from typing import Final
 from parity_market.domain.leases import task_view
 from parity_market.domain.rounds import LEGACY, RoundState, SessionState, UpdateState
 from parity_market.operations import groups, rounds
+from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate, OpenRound
-from parity_market.operations.steps import end_lease, free, newest_lease, read_names, step
+from parity_market.operations.settling import release_reserve
+from parity_market.operations.steps import end_lease, free, load_task, newest_lease, read_names, step
 from parity_market.store import sql, sql_legacy, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import LeaseRow, LegacyDeviceRow, TaskRow, to_us
 from parity_protocol.errors import Conflict, FailureReason, Forbidden, NotFound, Overloaded, ParityError
 from parity_protocol.ids import ClaimId, LeaseId, NodeId
 from parity_protocol.lease import decide_claim
-from parity_protocol.task import GroupState, TaskEvent
+from parity_protocol.task import FINAL_STATES, GroupState, TaskEvent
 
 __all__ = [
     "Held",
     "RoundTask",
+    "complete",
     "fail",
     "find_lease",
     "give_back",
@@ -70,7 +73,7 @@ class Held:
     task: TaskRow
     lease: LeaseRow
     group: Group
-    open: OpenRound
+    number: int
 
 
 # -- devices ------------------------------------------------------------------------------------------------------
@@ -130,28 +133,29 @@ def task_of_round(tx: ReadTx, round_task: str) -> tuple[TaskRow, int]:
     head = round_task[:-_SUFFIX]
     for task in tx.all(sql_legacy.TASKS_BETWEEN, first=head + "0" * _SUFFIX, last=head + "f" * _SUFFIX):
         number = _round_of(task.id, round_task)
-        session = None if task.group_id is None else tx.one(sql_rounds.FL_SESSION, group_id=task.group_id)
-        if session is not None and 1 <= number <= session.total_rounds:
+        if task.group_id is None:
+            continue
+        session = tx.one(sql_rounds.FL_SESSION, group_id=task.group_id)
+        if 1 <= number <= (1 if session is None else session.total_rounds):
             return task, number
     raise NotFound("task not found")
 
 
-def round_tasks(tx: ReadTx, group: Group) -> tuple[OpenRound, list[RoundTask]]:
-    """Return the open round and its parts, those that can be had as ``pending``.
+def round_tasks(tx: ReadTx, group: Group, found: OpenRound | None) -> list[RoundTask]:
+    """Return the parts of the open round, those that can be had as ``pending``.
 
-    Raises:
-        NotFound: The session has no round yet.
+    Args:
+        found: None for a session whose parts train once and are merged.
     """
-    found = rounds.load(tx, group.value.id)
-    if found is None:
-        raise NotFound(f"session {group.value.id} has not begun")
     listed = []
-    for part in found.cohort:
-        task = group.tasks[part]
+    for task in group.tasks:
+        if found is not None and task.part not in found.cohort:
+            continue
         lease = newest_lease(tx, task)
-        state = "completed" if _has_sent(found, part) else "running" if lease is not None and lease.live else "pending"
-        listed.append(RoundTask(round_task_id(task.id, found.row.round), part, state))
-    return found, listed
+        is_done = task.state in FINAL_STATES if found is None else _has_sent(found, task.part)
+        state = "completed" if is_done else "running" if lease is not None and lease.live else "pending"
+        listed.append(RoundTask(round_task_id(task.id, 1 if found is None else found.row.round), task.part, state))
+    return listed
 
 
 def _has_sent(found: OpenRound, part: int) -> bool:
@@ -171,24 +175,31 @@ def start(tx: Tx, market: Market, node_id: str, round_task: str, now: datetime, 
     """
     task, number = task_of_round(tx, round_task)
     group = groups.load(tx, task.group_id or "")
-    found = rounds.load(tx, group.value.id)
-    if group.value.state is not GroupState.RUNNING or found is None:
+    if group.value.state is not GroupState.RUNNING:
         raise Conflict(f"task unavailable: the session is {group.value.state}")
-    is_open = found.row.state == RoundState.OPEN and found.session.state != SessionState.PAUSED
-    if number != found.row.round or not is_open or task.part not in found.cohort:
-        raise Conflict(f"task unavailable: round {number} is not open for part {task.part}")
-    if _has_sent(found, task.part):
-        raise Conflict("task unavailable: the part's update has come")
+    found = rounds.load(tx, group.value.id)
+    if found is not None:
+        _check_open(found, task.part, number)
     held = newest_lease(tx, task)
     if held is not None and held.live:
         if held.node_id != node_id:
             raise Conflict("task unavailable: another runner has it")
         if held.jti == round_task:
-            return Held(task, held, group, found)
+            return Held(task, held, group, number)
         task = give_back(tx, market, task, held, now, "the round went on without it")
     if node_id in read_names(task.excluded_doc):
         raise Conflict("task unavailable: this runner failed at it before")
-    return Held(*_claim(tx, market, task, node_id, round_task, found, now, timeout_s=timeout_s), group, found)
+    ttl = min(MAX_LEASE, timedelta(seconds=timeout_s))
+    base = "" if found is None else found.row.base_hash
+    return Held(*_claim(tx, market, task, node_id, round_task, base, now, ttl=ttl), group, number)
+
+
+def _check_open(found: OpenRound, part: int, number: int) -> None:
+    is_open = found.row.state == RoundState.OPEN and found.session.state != SessionState.PAUSED
+    if number != found.row.round or not is_open or part not in found.cohort:
+        raise Conflict(f"task unavailable: round {number} is not open for part {part}")
+    if _has_sent(found, part):
+        raise Conflict("task unavailable: the part's update has come")
 
 
 def _claim(
@@ -197,18 +208,18 @@ def _claim(
     task: TaskRow,
     node_id: str,
     round_task: str,
-    found: OpenRound,
+    base: str,
     now: datetime,
     *,
-    timeout_s: float,
+    ttl: timedelta,
 ) -> tuple[TaskRow, LeaseRow]:
-    ttl, now_us = min(MAX_LEASE, timedelta(seconds=timeout_s)), to_us(now)
+    now_us = to_us(now)
     try:
         lease = decide_claim(
             task_view(task, None),
             node_id=NodeId(node_id),
             claim_id=ClaimId(f"{round_task} {task.fence + 1}"),
-            manifest_hash=found.row.base_hash,  # there is no manifest: the lease says which model it started from
+            manifest_hash=base,  # there is no manifest: the lease says which model it started from
             lease_id=LeaseId(market.make_id()),
             ttl=ttl,
             now=now,
@@ -216,7 +227,7 @@ def _claim(
     except ParityError as exc:
         raise Conflict(f"task unavailable: {exc.message}") from exc
     claimed = step(
-        tx, task, [(TaskEvent.CLAIM, f"round {found.row.round}, without a signature")], sql.TASK_CLAIMED,
+        tx, task, [(TaskEvent.CLAIM, "without a signature")], sql.TASK_CLAIMED,
         now_us=now_us, node_id=node_id, fence=int(lease.fence), attempts=task.attempts + 1, last_node=node_id,
     )  # fmt: skip
     row = LeaseRow(
@@ -282,6 +293,8 @@ def _round_of(task_id: str, round_task: str) -> int:
 
 def was_taken(tx: ReadTx, task: TaskRow, lease: LeaseRow, number: int) -> bool:
     """Return whether an update came under a lease before."""
+    if task.result_cid is not None and task.fence == lease.fence:
+        return True
     known = tx.one(
         sql_rounds.FL_UPDATE, group_id=task.group_id or "", round=number, phase=0, part=task.part, fence=lease.fence
     )
@@ -300,6 +313,29 @@ def take(tx: Tx, market: Market, node_id: str, new: NewUpdate, group_id: str, no
     if lease is not None and lease.live:
         give_back(tx, market, task, lease, now, f"round {new.number} is done")
     return created
+
+
+def complete(tx: Tx, market: Market, task_id: str, fence: int, cid: str, size: int, now: datetime) -> None:
+    """End a part that trains once with the update that was made here of what a device sent; nothing is earned.
+
+    Raises:
+        Conflict: The device does not hold it any more.
+    """
+    task = load_task(tx, task_id)
+    lease = newest_lease(tx, task)
+    if lease is None or not lease.live or lease.fence != fence:
+        raise Conflict("the part is not this runner's any more")
+    now_us = to_us(now)
+    add_ref(tx, cid, task.creator, visibility="private", size=size, task_id=task.id, now=now)
+    end_lease(tx, market, lease, "reported", now_us=now_us)
+    step(
+        tx, task, [(TaskEvent.REPORT, ""), (TaskEvent.ACCEPT, "counted again by the market")], sql.TASK_REPORTED,
+        now_us=now_us, node_id=lease.node_id, completed_us=now_us, result_cid=cid, result_size=size, exit_code=0,
+        message="", usage_doc="{}", metrics_doc="{}", failure=None, started_us=task.started_us,
+    )  # fmt: skip
+    release_reserve(tx, market, task, earned=0)
+    tx.after_commit(partial(market.signals.task_gone, task.id))
+    tx.after_commit(partial(market.signals.task_changed, task.id))
 
 
 def fail(tx: Tx, market: Market, node_id: str, round_task: str, detail: str, now: datetime) -> bool:

@@ -19,9 +19,10 @@ from starlette.responses import Response
 from parity_market.auth import Access
 from parity_market.domain.rounds import LEGACY
 from parity_market.legacy import device_of, old_json
-from parity_market.operations import legacy, old_sessions, tasks
+from parity_market.operations import legacy, old_sessions, rounds, tasks
 from parity_market.operations.old_sessions import PENDING, Shown
 from parity_market.operations.tasks import NewSubmission
+from parity_market.round_engine import rounds_of
 from parity_market.routes.tasks import submit_order
 from parity_market.routing import Call, Endpoint, Query
 from parity_market.state import MarketState
@@ -228,20 +229,21 @@ async def show_round(call: Call) -> Response:
 
 def _round(tx: ReadTx, shown: Shown, number: int) -> dict[str, Any]:
     reply: dict[str, Any] = {"session_id": shown.id, "round_number": number, "status": "pending", "tasks": []}
-    if shown.group is None or shown.session is None:
+    group = shown.group
+    found = None if group is None else rounds.load(tx, group.value.id)
+    if group is None or (found is None and rounds_of(group.value.spec)):
         return {**reply, "message": "the session has not begun"}
-    found, listed = legacy.round_tasks(tx, shown.group)
-    if number != found.row.round or not found.cohort:
-        over = number < found.row.round or not found.cohort
-        return {
-            **reply,
-            "status": "completed" if over else "pending",
-            "message": f"the session is in round {found.row.round}",
-        }
-    parts = len(shown.group.tasks)
+    current = 1 if found is None else found.row.round
+    is_over = group.value.state is not GroupState.RUNNING or (found is not None and not found.cohort)
+    if number != current or is_over:
+        status = "completed" if number < current or is_over else "pending"
+        return {**reply, "status": status, "message": f"the session is in round {current}"}
     reply["tasks"] = [
-        {"id": one.id, "part_index": one.part, "total_parts": parts, "status": one.state} for one in listed
+        {"id": one.id, "part_index": one.part, "total_parts": len(group.tasks), "status": one.state}
+        for one in legacy.round_tasks(tx, group, found)
     ]
+    if found is None:
+        return {**reply, "status": "open", "message": "every part trains once"}
     return {**reply, "status": str(found.row.state), "message": found.session.message}
 
 

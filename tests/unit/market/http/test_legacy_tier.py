@@ -19,6 +19,7 @@ from parity_market.legacy import BURST, RATE
 from parity_market.loops.rounds import Rounds
 from parity_market.operations import groups, leases, legacy, money
 from parity_market.operations.groups import Group
+from parity_market.round_engine import rounds_of
 from parity_market.testing.rig import inline
 from parity_market.testing.served import TOKEN, Served, Signer, serve_in_process
 from parity_protocol import strict_json
@@ -75,7 +76,8 @@ class Old:
         return str(made.json()["id"])
 
     async def step(self, session_id: str) -> None:
-        while await self.served.state.rounds.step(await self.group(session_id)):
+        group = await self.group(session_id)
+        while rounds_of(group.value.spec) and await self.served.state.rounds.step(await self.group(session_id)):
             pass
         await Rounds(self.served.state).step()
 
@@ -521,6 +523,66 @@ async def test_a_session_that_scales_its_rows_is_not_for_old_devices(old: Old) -
 
     assert reply.status_code == 409
     assert "do not scale their rows" in reply.json()["error"]
+
+
+# -- forests ------------------------------------------------------------------------------------------------------
+
+STUMP = [3, 2, 1, 0, 0, 30.5, 0, 6, 0, 0, -1, 0, 1e6, 3, 0, 1, -1, 0, 1e6, 3, 0, 1]  # its leaves lie
+
+
+def forest() -> dict[str, Any]:
+    config = {"model_config": {"num_trees": 3, "max_depth": 3, "task": "regression"}, "aggregation_method": "fedavg"}
+    return {"model_type": "random_forest", "config": config}
+
+
+async def test_two_devices_make_a_forest_whose_leaves_are_counted_here(old: Old) -> None:
+    session_id = await old.session(**forest())
+    await old.register("one", "two")
+
+    configs = [await old.started(session_id, device, part) for part, device in enumerate(("one", "two"))]
+    for config, device in zip(configs, ("one", "two"), strict=True):
+        trees = STUMP * config["model_config"]["num_trees"]
+        zeros = {"trees": [0.0] * len(trees)}
+        reply = await old.update(config, device, weights={"trees": trees}, gradients=zeros)
+        assert reply.status_code == 200, reply.text
+        assert (await old.update(config, device, weights={"trees": trees})).status_code == 200
+    await old.served.clock.advance(timedelta(seconds=3))
+    await old.step(session_id)
+    await old.step(session_id)
+
+    shown = (await old.call("GET", paths.fl_session_path(session_id))).json()
+    data = (await old.call("GET", paths.fl_session_path(session_id, "model"))).json()["model_data"]
+    assert [config["model_config"]["num_trees"] for config in configs] == [2, 1]
+    assert (shown["status"], shown["current_round"]) == ("completed", 1)
+    assert data["weights"]["trees"][4:6] == [0.0, 30.5]
+    leaves = [data["weights"]["trees"][at] for at in (12, 18)]
+    assert max(leaves) < 200  # as the data are, not as the devices say
+    assert len(data["weights"]["trees"]) == 3 * len(STUMP)
+    assert {str(task.state) for task in (await old.group(session_id)).tasks} == {"completed"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({}, "weights.trees must be a list"),
+        ({"trees": [1, 2, 3]}, "not a list of trees"),
+        ({"trees": STUMP}, "weights.trees must hold 2 trees, got 1"),
+        ({"trees": [*STUMP[:4], 7, *STUMP[5:]] * 2}, "not a list of trees: feature 7 is not below 2"),
+        ({"trees": ["1"] * 22}, "weights.trees must be a list of numbers"),
+    ],
+)
+async def test_trees_that_are_none_are_refused_by_name_and_may_be_sent_again(
+    old: Old, weights: dict[str, Any], words: str
+) -> None:
+    session_id = await old.session(**forest())
+    await old.register("one")
+    config = await old.started(session_id, "one")
+
+    bad = await old.update(config, "one", weights=weights)
+    good = await old.update(config, "one", weights={"trees": STUMP * 2})
+
+    assert (bad.status_code, good.status_code) == (400, 200), bad.text
+    assert bad.json()["error"].startswith(words)
 
 
 # -- beside our own nodes -----------------------------------------------------------------------------------------
