@@ -66,6 +66,7 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "strategy_config": strategy,
         **_rounds(defaults, given),
         "seed": given["seed"],
+        **({} if given["engine"] == "parity" else {"engine": given["engine"]}),
     }
 
 

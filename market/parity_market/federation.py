@@ -195,7 +195,7 @@ class Federation:
                 doc, _ = await self._work(job, blobs)
         finally:
             self._plans -= 1
-        fleet = await self._fleet(session.session_id) if spec.engine == "flower" else None
+        fleet = await self._fleet(session.session_id, spec)
         partition = PartitionPlan.from_dict(doc)
         plan = SessionPlan(session.session_id, session.round_id, partition, fleet, new.settings).to_dict()
         size = len(json.dumps(plan, separators=(",", ":")))
@@ -222,7 +222,10 @@ class Federation:
                 field=RESUME_FIELD,
             ) from exc
 
-    async def _fleet(self, session_id: str) -> Fleet:
+    async def _fleet(self, session_id: str, spec: FederatedLearningSpec) -> Fleet | None:
+        """Prepare the SuperLink of a session that Flower carries; None for every other one."""
+        if spec.engine != "flower":
+            return None
         if self._fleet_of is None:
             raise BadField("this market runs no SuperLinks", field="spec.engine")
         return await self._fleet_of(session_id)

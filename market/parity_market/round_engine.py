@@ -262,6 +262,8 @@ class RoundEngine:
             "sources": {name: list(entry) for name, entry in known.session.settings.items()},
             "assignment_hash": known.session.assignment,
         }
+        if isinstance(group.value.spec, FederatedLearningSpec) and group.value.spec.engine != "parity":
+            settings["engine"] = group.value.spec.engine
         if resumes:
             settings["resumed_from"] = {"cid": resumes, "round": made["round"] - 1, "session_id": made["session_id"]}
         first, number = Published(made["sha256"], made["size"]), made["round"]

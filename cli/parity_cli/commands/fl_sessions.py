@@ -58,6 +58,13 @@ _BEGIN_TRIES = 240
 @click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
 @click.option("--min-samples", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of a part.")
+@click.option(
+    "--engine",
+    type=click.Choice(["parity", "flower"]),
+    default="parity",
+    show_default=True,
+    help="What carries the rounds; Flower must be installed at market and nodes (parity fl engine).",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--resume-from",

@@ -48,6 +48,8 @@ def session_screen(found: FlSessionReply) -> RenderableType:
         f"session  {found.id}",
         f"state    {found.state}, round {min(found.round, found.total_rounds)}/{found.total_rounds}",
     ]
+    if "engine" in found.settings:
+        head.append(f"engine   {printable(str(found.settings['engine']))}")
     if found.message:
         head.append(f"message  {printable(found.message)}")
     warnings = found.settings.get("warnings")

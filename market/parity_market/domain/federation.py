@@ -11,6 +11,7 @@ from uuid import UUID, uuid5
 from parity_fl.defaults import Resolved, filled, resolve_defaults
 from parity_fl.plan import PartitionPlan
 from parity_fl.privacy.combinations import session_privacy
+from parity_fl.privacy.config import read_privacy
 from parity_fl.rounds_config import is_in_rounds, read_session_rounds, refuse_resume, session_strategy
 from parity_fl.session import SessionPlan, ShardTerms, resolve_session
 from parity_fl.settings import FlSettings
@@ -91,15 +92,8 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
     found = resolve_defaults(spec.session(), settings, parts=parts)
     session = filled(spec.session(), found)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
-    if spec.engine != "parity" and not is_in_rounds(session):
-        raise BadField(
-            f"engine {spec.engine} carries rounds, and this session has none: every part trains once",
-            field="spec.engine",
-        )
-    if spec.engine != "parity" and resolved.is_sharded:
-        raise BadField(
-            f"engine {spec.engine} trains on one data set: data_mode must be partitioned", field="spec.engine"
-        )
+    if spec.engine != "parity":
+        _check_engine(spec.engine, session, resolved)
     if not is_in_rounds(session):
         if spec.rounds_config.get("resume_from"):
             refuse_resume("this session's model")
@@ -125,6 +119,19 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
         return NewSession(resolved, found)
     job: dict[str, object] = {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds}
     return NewSession(resolved, found, Resumption(rounds.resume_from, job))
+
+
+def _check_engine(engine: str, session: Mapping[str, object], resolved: FlSpec) -> None:
+    """Refuse what another engine than our own cannot carry."""
+    problem = ""
+    if not is_in_rounds(session):
+        problem = "carries rounds, and this session has none: every part trains once"
+    elif resolved.is_sharded:
+        problem = "trains on one data set: data_mode must be partitioned"
+    elif read_privacy(session.get("privacy") or None).secure_aggregation:
+        problem = "carries updates that the market can read: secure_aggregation needs the engine parity"
+    if problem:
+        raise BadField(f"engine {engine} {problem}", field="spec.engine")
 
 
 @dataclass(frozen=True, slots=True)

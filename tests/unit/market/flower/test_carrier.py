@@ -187,9 +187,18 @@ async def test_a_superlink_that_keeps_ending_fails_the_session_with_its_last_wor
     assert "out of disk" in (await play.group()).row.message
 
 
-async def test_a_session_without_rounds_cannot_be_carried(rig: Rig) -> None:
-    with pytest.raises(BadField, match="carries rounds"):
-        await Play.begin(rig, engine="flower", total_rounds=1, rounds_config={}, strategy_config={})
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"total_rounds": 1, "rounds_config": {}, "strategy_config": {}}, "carries rounds"),
+        ({"privacy": {"secure_aggregation": True, "clipping_norm": 1.0}, "strategy_config": {}}, "secure_aggregation"),
+    ],
+)
+async def test_what_flower_cannot_carry_is_refused_in_words(rig: Rig, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(BadField, match=word) as caught:
+        await Play.begin(rig, engine="flower", **changes)
+
+    assert caught.value.field == "spec.engine"
 
 
 async def test_a_market_without_flower_refuses_the_session_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
