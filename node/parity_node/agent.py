@@ -369,7 +369,7 @@ class Agent:
             if is_time:
                 probed_at = clock.monotonic()
             await self._probe([kind for kind in before if is_time or kind in self._has_run])
-            if self._executor_states != before:
+            if self._executor_states != before or installed_engines() != self.capability().engines:
                 self.measure()
                 self.presence.announce()
 
