@@ -164,12 +164,19 @@ def _check_dp(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
 
 def _check_secure(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
     parts, least = session.parts, fewest_shares(session.parts)
+    if session.model.get("solver") == "exact" and session.model.get("standardize") is False:
+        fail(
+            _SECURE,
+            "secure_aggregation of an exact line needs standardize: only in units of their common deviation is it known"
+            " how large sums can be",
+        )
     if session.forest_mode in {"union", "leaf_refit"}:
         fail(
             _SECURE,
-            f"secure_aggregation adds up numbers: a forest of mode {session.forest_mode} hands over whole trees; mode"
-            " histogram has counts",
+            f"secure_aggregation adds up numbers: a forest of mode {session.forest_mode} hands over whole trees",
         )
+    if session.forest_mode == "histogram":
+        fail(_SECURE, "secure_aggregation of a histogram forest's counts is not there yet: they travel openly")
     if not 3 <= parts <= MAX_SECURE_PARTS:
         fail(
             _SECURE,

@@ -17,14 +17,14 @@ from parity_fl.models.base import Weights
 from parity_fl.privacy.config import PrivacyConfig
 from parity_fl.privacy.dp import ClippedSum, NoiseSetup, PrivateMean, Vector
 from parity_fl.privacy.fixed_point import Words
-from parity_fl.privacy.secagg import PHASES
-from parity_fl.privacy.secagg_server import SecureServer
+from parity_fl.privacy.secagg import PHASES, SumSetup
+from parity_fl.privacy.secagg_server import PhaseClosed, SecureServer
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, TooFewUpdates
 
-__all__ = ["SecureMean", "SecureStep", "full_weight", "rule_state"]
+__all__ = ["SecureMean", "SecureStep", "close_phase", "full_weight", "rule_state"]
 
 _MAX_STATE_BYTES: Final = 4 << 30
 _RULE: Final = "rule."
@@ -148,14 +148,10 @@ class SecureMean:
         terms = self.terms(state)
         model = cast("Weights", kept.model)
         setup = terms.setup(self._privacy, model, session_id=self._session_id, parts=self._parts)
-        server = SecureServer(setup)
-        phase = next(one for one in PHASES if one == kept.phase)
-        if phase != "keys":
-            server.restore(kept.sums, phase, request)
-        try:
-            closed = server.close(answers)
-        except TooFewUpdates as exc:
-            return Refused(exc.message, dict(exc.rejected))
+        closing = close_phase(setup, kept.phase, request, kept.sums, answers)
+        if isinstance(closing, Refused):
+            return closing
+        server, closed = closing
         if server.phase is not None:
             kept.phase, kept.sums = server.phase, server.state()
             return SecureStep(server.request, None, kept.encode(), closed.accepted, closed.rejected, {})
@@ -218,6 +214,30 @@ class SecureMean:
         clipped = ClippedSum(sums, len(parts), None if below is None else float(below), slack)
         weights, metrics = rule.release(base, clipped, context=context)
         return weights, rule.state(), metrics
+
+
+def close_phase(
+    setup: SumSetup, phase: str, request: bytes, tables: Mapping[str, Tensor], answers: Bodies
+) -> tuple[SecureServer, PhaseClosed] | Refused:
+    """Close one phase of a sum whose server is made again from what was kept.
+
+    Args:
+        setup: The sum.
+        phase: What was open.
+        request: What the parts were sent.
+        tables: ``SecureServer.state`` after the phase before.
+        answers: By part.
+
+    Raises:
+        BadDocument: Phase and tables do not belong together.
+    """
+    server = SecureServer(setup)
+    if phase != "keys":
+        server.restore(tables, next(one for one in PHASES if one == phase), request)
+    try:
+        return server, server.close(answers)
+    except TooFewUpdates as exc:
+        return Refused(exc.message, dict(exc.rejected))
 
 
 def rule_state(state: bytes) -> dict[str, Vector]:

@@ -19,7 +19,7 @@ from parity_fl.privacy.secagg_messages import absent
 from parity_fl.tensors import decode_tensors
 from parity_protocol.errors import BadDocument, ParityError
 
-__all__ = ["SecurePart", "SumTerms", "absent"]
+__all__ = ["SumPart", "SumTerms", "absent", "update_part"]
 
 _MAX_REQUEST_BYTES: Final = 16 << 20
 _MARGIN: Final = 1 + 1e-6  # of float32, in which a clipped update may be longer by a little
@@ -79,42 +79,21 @@ class SumTerms:
         return privacy.l2_norm_clip
 
 
-class SecurePart:
-    """One part in the sum of one round.
+class SumPart:
+    """One part in one secure sum, from its vector on.
 
     Args:
-        privacy: The session's switches, as they were signed.
-        terms: What the market says of this sum.
-        base: The round's model.
-        session_id: The session.
-        parts: How many it has.
-        part: Which one this is.
-        rows: That it trains on.
+        setup: The sum.
+        part: Which part this is.
+        vector: What it adds, shape ``(size,)``.
         randomness: Gives so many secret random bytes.
     """
 
-    def __init__(
-        self,
-        privacy: PrivacyConfig,
-        terms: SumTerms,
-        base: Weights,
-        *,
-        session_id: str,
-        parts: int,
-        part: int,
-        rows: int,
-        randomness: Callable[[int], bytes],
-    ) -> None:
-        self._privacy, self._terms, self._parts = privacy, terms, parts
-        self._weight = 1.0 if terms.full_weight is None else min(rows, terms.full_weight) / terms.full_weight
-        self.setup = terms.setup(privacy, base, session_id=session_id, parts=parts)
-        self._client = SecureClient(self.setup, part, randomness)
-        self._vector: Words | None = None
+    def __init__(self, setup: SumSetup, part: int, vector: Words, randomness: Callable[[int], bytes]) -> None:
+        self._client, self._vector = SecureClient(setup, part, randomness), vector
 
-    def begin(self, delta: Weights) -> bytes:
-        """Take the part's update and answer the phase ``keys``."""
-        if self._vector is None:
-            self._vector = self._encoded(delta)
+    def keys(self) -> bytes:
+        """Answer the first phase."""
         return self._client.keys()
 
     def answer(self, request: bytes) -> bytes:
@@ -124,27 +103,57 @@ class SecurePart:
         except ParityError as exc:
             return absent(exc.message)
 
-    def _encoded(self, delta: Weights) -> Words:
-        point, norm = self._terms.point(self._privacy, parts=self._parts), self._terms.norm(self._privacy)
-        flat = [np.asarray(delta[name], dtype=np.float32).reshape(-1) for name in sorted(delta)]
-        scale, is_short = self._weight, True
-        if norm is not None:
-            square = sum(float(np.square(piece.astype(np.float64)).sum()) for piece in flat)
-            length = math.sqrt(square) if math.isfinite(square) else math.inf
-            is_short = length <= norm
-            if math.isinf(length):  # no direction is left in it: it counts as nothing
-                flat, scale = [np.zeros_like(piece) for piece in flat], 1.0
-            elif length > norm:
-                scale *= norm / length
-        vector, at = np.empty(self.setup.size, dtype=self.setup.dtype), 0
-        for piece in flat:
-            # A coordinate is cut before it is weighed: a part with few rows has no wider range than others.
-            cut = piece if norm is not None else np.clip(piece, -point.largest, point.largest)
-            point.encode(cut * np.float32(scale), out=vector[at : at + len(piece)])
-            at += len(piece)
-        if self._privacy.adaptive:
-            point.encode(np.array([point.largest if is_short else 0.0]), out=vector[at:])
-        return vector
+
+def update_part(
+    privacy: PrivacyConfig,
+    terms: SumTerms,
+    base: Weights,
+    delta: Weights,
+    *,
+    session_id: str,
+    parts: int,
+    part: int,
+    rows: int,
+    randomness: Callable[[int], bytes],
+) -> SumPart:
+    """Return one part in the sum of a round's updates: the update is clipped, weighed and written in whole numbers.
+
+    Args:
+        privacy: The session's switches, as they were signed.
+        terms: What the market says of this sum.
+        base: The round's model.
+        delta: The part's update.
+        session_id: The session.
+        parts: How many it has.
+        part: Which one this is.
+        rows: That it trains on.
+        randomness: Gives so many secret random bytes.
+    """
+    setup, point, norm = (
+        terms.setup(privacy, base, session_id=session_id, parts=parts),
+        terms.point(privacy, parts=parts),
+        terms.norm(privacy),
+    )
+    flat = [np.asarray(delta[name], dtype=np.float32).reshape(-1) for name in sorted(delta)]
+    scale = 1.0 if terms.full_weight is None else min(rows, terms.full_weight) / terms.full_weight
+    is_short = True
+    if norm is not None:
+        square = sum(float(np.square(piece.astype(np.float64)).sum()) for piece in flat)
+        length = math.sqrt(square) if math.isfinite(square) else math.inf
+        is_short = length <= norm
+        if math.isinf(length):  # no direction is left in it: it counts as nothing
+            flat, scale = [np.zeros_like(piece) for piece in flat], 1.0
+        elif length > norm:
+            scale *= norm / length
+    vector, at = np.empty(setup.size, dtype=setup.dtype), 0
+    for piece in flat:
+        # A coordinate is cut before it is weighed: a part with few rows has no wider range than others.
+        cut = piece if norm is not None else np.clip(piece, -point.largest, point.largest)
+        point.encode(cut * np.float32(scale), out=vector[at : at + len(piece)])
+        at += len(piece)
+    if privacy.adaptive:
+        point.encode(np.array([point.largest if is_short else 0.0]), out=vector[at:])
+    return SumPart(setup, part, vector, randomness)
 
 
 def _phase_of(request: bytes) -> Phase:

@@ -9,7 +9,7 @@ from parity_fl.averaging import Refused
 from parity_fl.models.base import Weights
 from parity_fl.privacy.config import PrivacyConfig
 from parity_fl.privacy.secure_mean import SecureMean
-from parity_fl.privacy.secure_part import SecurePart
+from parity_fl.privacy.secure_part import update_part
 from parity_protocol.errors import TooFewUpdates
 
 __all__ = ["SimulatedSums"]
@@ -47,19 +47,20 @@ class SimulatedSums:
         """
         terms = self._mean.terms(self._state)
         nodes = {
-            part: SecurePart(
+            part: update_part(
                 self._privacy,
                 terms,
                 base,
+                update.delta,
                 session_id=self._session_id,
                 parts=len(self._rows),
                 part=part,
                 rows=self._rows[part],
                 randomness=self._random,
             )
-            for part in updates
+            for part, update in updates.items()
         }
-        answers = {part: node.begin(updates[part].delta).__bytes__ for part, node in nodes.items()}
+        answers = {part: node.keys().__bytes__ for part, node in nodes.items()}
         request = b""
         rejected: dict[int, str] = {}
         while True:

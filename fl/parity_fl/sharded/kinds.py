@@ -30,9 +30,8 @@ from parity_fl.models.linear_sgd import LinearSgd
 from parity_fl.networks import Network
 from parity_fl.neural_config import NeuralConfig
 from parity_fl.privacy.dp import NoiseSetup
-from parity_fl.privacy.secure_mean import SecureMean
 from parity_fl.privacy.secure_part import SumTerms
-from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
+from parity_fl.sharded.bodies import opaque, raw_bytes
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
 from parity_fl.strategy import StrategyConfig
@@ -42,7 +41,7 @@ from parity_fl.trees import Forest, forest_from_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ParityError
 
-__all__ = ["Fitted", "Kind", "Scorer", "Step", "check_plan", "kind_of"]
+__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "check_plan", "kind_of"]
 
 Fitted: TypeAlias = Network | LinearModel | Forest
 _HEADER_ALLOWANCE = 1 << 16
@@ -146,14 +145,16 @@ def kind_of(
     """
     if isinstance(spec.model, ForestConfig):
         return _Union(spec.model, plan) if spec.model.mode == "union" else _Phases(spec.model, plan)
+    from parity_fl.sharded.secure_kinds import SecureAveraging, SecureLine  # they are made of what is here
+
     if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
-        return _Exact(plan, scaling)
+        return SecureLine(spec, plan, scaling) if spec.privacy.secure_aggregation else ExactLine(plan, scaling)
     if spec.privacy.secure_aggregation:
-        return _SecureAveraging(spec, plan, scaling, strategy, score, private)
-    return _Averaging(spec, plan, scaling, strategy, score, private)
+        return SecureAveraging(spec, plan, scaling, strategy, score, private)
+    return Averaging(spec, plan, scaling, strategy, score, private)
 
 
-class _Averaging:
+class Averaging:
     """Networks and lines by steps: each round's differences, combined by the session's rule."""
 
     def __init__(
@@ -172,10 +173,12 @@ class _Averaging:
         )
 
     def terms(self, state: bytes | None) -> SumTerms | None:
+        """See ``Kind``."""
         del state
         return None
 
     def open(self) -> Mapping[str, Tensor]:
+        """See ``Kind``."""
         return self._model.init(first_seed(self._plan.seed))
 
     def reduce(
@@ -187,6 +190,7 @@ class _Averaging:
         inners: Callable[[], bytes],
         leave_one_out: bool,
     ) -> Step | Refused:
+        """See ``Kind``."""
         del inners
         done = average(
             self._strategy,
@@ -204,6 +208,7 @@ class _Averaging:
         return Step(done.weights, done.state, done.accepted, done.rejected, done.metrics, done.contributions)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
+        """See ``Kind``."""
         weights = self._weights(tensors)
         if isinstance(self._model, LinearSgd):
             return self._model.own_units(weights), {}
@@ -217,69 +222,19 @@ class _Averaging:
         return {name: np.asarray(tensors[name], dtype=np.float32) for name in shapes}
 
 
-class _SecureAveraging(_Averaging):
-    """The same under secure aggregation: a round is five phases, and the rule sees the sum alone."""
-
-    def __init__(
-        self,
-        spec: FlSpec,
-        plan: ShardPlan,
-        scaling: Scaling,
-        strategy: StrategyConfig,
-        score: Scorer,
-        private: NoiseSetup | None,
-    ) -> None:
-        super().__init__(spec, plan, scaling, strategy, score, private)
-        self._mean = SecureMean(
-            strategy,
-            spec.privacy,
-            session_id=spec.session_id,
-            parts=plan.total_parts,
-            rows=lambda part: float(plan.part_size(part)),
-            heaviest=max(plan.weight(part) for part in range(plan.total_parts)),
-            private=private,
-        )
-
-    def terms(self, state: bytes | None) -> SumTerms | None:
-        return self._mean.terms(state)
-
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        leave_one_out: bool,
-    ) -> Step | Refused:
-        del inners, leave_one_out  # there is no single update to leave out
-        is_asked = SECURE in tensors
-        done = self._mean.reduce(
-            None if is_asked else self._weights(tensors),
-            raw_bytes(tensors, SECURE) if is_asked else b"",
-            state,
-            updates,
-        )
-        if isinstance(done, Refused):
-            return done
-        if done.weights is None:
-            request = {SECURE: opaque(done.request)}
-            return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True)
-        scores = self._score(done.weights, self._scaling)
-        return Step(done.weights, done.state, done.accepted, done.rejected, {**scores, **done.metrics}, {})
-
-
-class _Exact:
+class ExactLine:
     """Least squares from the sums of all parts; one round."""
 
     def __init__(self, plan: ShardPlan, scaling: Scaling) -> None:
         self._plan, self._scale = plan, FeatureScale(scaling.mean, scaling.deviation)
 
     def terms(self, state: bytes | None) -> SumTerms | None:
+        """See ``Kind``."""
         del state
         return None
 
     def open(self) -> Mapping[str, Tensor]:
+        """See ``Kind``."""
         return {}
 
     def reduce(
@@ -291,6 +246,7 @@ class _Exact:
         inners: Callable[[], bytes],
         leave_one_out: bool,
     ) -> Step | Refused:
+        """See ``Kind``."""
         del tensors, state, inners, leave_one_out
         most = _HEADER_ALLOWANCE + statistics_bytes(self._plan.n_features)
 
@@ -311,6 +267,7 @@ class _Exact:
         return Step(linear_tensors(solution.model), b"", tuple(sorted(sums)), {}, {"ridge": solution.ridge}, {})
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
+        """See ``Kind``."""
         return linear_from_tensors(tensors, n_features=self._plan.n_features), {}
 
 

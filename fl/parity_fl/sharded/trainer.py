@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from parity_fl.linear import FeatureScale
 from parity_fl.models.base import Scaling, round_model, weights_digest
 from parity_fl.models.linear_exact import linear_statistics, statistics_tensors
 from parity_fl.models.moments import moments_of, moments_tensors
-from parity_fl.privacy.secure_part import SecurePart, absent
+from parity_fl.privacy.secure_line import line_point, line_setup, line_vector
+from parity_fl.privacy.secure_part import SumPart, SumTerms, absent, update_part
 from parity_fl.round_bodies import decode_delta
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.session import ShardTerms
@@ -70,7 +71,7 @@ class ShardedTrainer:
         self._trainer: PartTrainer | None = None
         self._forest: HistogramPart | None = None
         self._random = randomness
-        self._secure: tuple[str, SecurePart] | None = None  # with what names its sum
+        self._secure: tuple[str, SumPart] | None = None  # with what names its sum
 
     def answer(
         self,
@@ -143,9 +144,13 @@ class ShardedTrainer:
     ) -> TrainedRound:
         spec, rows = self._spec, cut.training
         features, truth = self._data.features[rows], cut.truth[rows]
+        if spec.privacy.secure_aggregation and isinstance(spec.model, ForestConfig):
+            contradiction("this node cannot hide a forest's counts in a sum")
         if isinstance(spec.model, ForestConfig):
             return self._grow(spec.model, found, agreed, rows)
         if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
+            if spec.privacy.secure_aggregation:
+                return self._summed_line(found, scaling, agreed, features, truth)
             sums = linear_statistics(features, truth, FeatureScale(scaling.mean, scaling.deviation))
             return _said(encode_tensors(statistics_tensors(sums), {}), rows)
         if spec.train is None:
@@ -173,19 +178,19 @@ class ShardedTrainer:
     ) -> TrainedRound:
         """Answer one phase of a secure sum; nothing else ever leaves this part."""
         if SECURE in found.tensors:
-            if self._secure is None:
-                return _said(absent("the part came to this node in the middle of the sum"), rows)
-            return _said(self._secure[1].answer(raw_bytes(found.tensors, SECURE)), rows)
-        if found.terms is None:
-            contradiction("the session has secure aggregation, and the market asks for an update without it")
+            return self._later(found, rows)
+        terms = _terms_of(found)
         assert self._random is not None
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
-        place = f"{number} {weights_digest(weights)} {found.terms}"
+        place = f"{number} {weights_digest(weights)} {terms}"
         if self._secure is None or self._secure[0] != place:
-            made = SecurePart(
+            trained = trainer.train_from(weights, number=number, proximal_mu=proximal_mu)
+            shapes = {name: tensor.shape for name, tensor in weights.items()}
+            made = update_part(
                 self._spec.privacy,
-                found.terms,
+                terms,
                 weights,
+                decode_delta(trained.update, shapes),
                 session_id=self._spec.session_id,
                 parts=agreed.total_parts,
                 part=self._part,
@@ -193,9 +198,32 @@ class ShardedTrainer:
                 randomness=self._random,
             )
             self._secure = (place, made)
-        trained = trainer.train_from(weights, number=number, proximal_mu=proximal_mu)
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        return _said(self._secure[1].begin(decode_delta(trained.update, shapes)), rows)
+        return _said(self._secure[1].keys(), rows)
+
+    def _summed_line(
+        self,
+        found: Base,
+        scaling: Scaling,
+        agreed: ShardAgreement,
+        features: NDArray[np.float64],
+        truth: NDArray[np.float64],
+    ) -> TrainedRound:
+        """Answer one phase of the secure sum of an exact line's statistics."""
+        if SECURE in found.tensors:
+            return self._later(found, truth)
+        terms, parts = _terms_of(found), agreed.total_parts
+        assert self._random is not None
+        setup = line_setup(self._spec.privacy, terms, scaling, session_id=self._spec.session_id, parts=parts)
+        place = f"line {setup.context.hex()}"
+        if self._secure is None or self._secure[0] != place:
+            vector = line_vector(features, truth, scaling, line_point(terms, parts=parts))
+            self._secure = (place, SumPart(setup, self._part, vector, self._random))
+        return _said(self._secure[1].keys(), truth)
+
+    def _later(self, found: Base, rows: Sized) -> TrainedRound:
+        if self._secure is None:
+            return _said(absent("the part came to this node in the middle of the sum"), rows)
+        return _said(self._secure[1].answer(raw_bytes(found.tensors, SECURE)), rows)
 
     def _grow(
         self, config: ForestConfig, found: Base, agreed: ShardAgreement, rows: NDArray[np.uint32]
@@ -235,5 +263,11 @@ class ShardedTrainer:
         return _said(score.encode(), held)
 
 
-def _said(body: bytes, rows: NDArray[np.uint32]) -> TrainedRound:
+def _terms_of(found: Base) -> SumTerms:
+    if found.terms is None:
+        contradiction("the session has secure aggregation, and the market asks for an update without it")
+    return found.terms
+
+
+def _said(body: bytes, rows: Sized) -> TrainedRound:
     return TrainedRound(body, {"samples": float(len(rows))})

@@ -74,6 +74,20 @@ def check(privacy: dict[str, Any], *, parts: int = 9, **members: Any) -> list[st
             {"model_type": "random_forest", "model_config": {"mode": "leaf_refit"}, "total_rounds": 1},
             "mode leaf_refit hands over",
         ),
+        (
+            SECURE,
+            {"model_type": "random_forest", "model_config": {"mode": "histogram"}, "total_rounds": 1},
+            "counts is not there yet",
+        ),
+        (
+            SECURE,
+            {
+                "model_type": "linear_regression",
+                "model_config": {"solver": "exact", "standardize": False},
+                "total_rounds": 1,
+            },
+            "of an exact line needs standardize",
+        ),
         ({**SECURE, "threshold": 4}, {}, "threshold must be from 5 to 9 for 9 parts, got 4"),
         ({**SECURE, **DP}, {"rounds_config": {"sampling": "poisson"}}, "exclude each other"),
         ({}, {"rounds_config": {"sampling": "poisson"}}, "sampling poisson is for differential_privacy"),

@@ -16,7 +16,7 @@ from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secagg import PHASES
 from parity_fl.privacy.secagg_messages import absent
 from parity_fl.privacy.secure_mean import SecureMean, SecureStep, full_weight, rule_state
-from parity_fl.privacy.secure_part import SecurePart, SumTerms
+from parity_fl.privacy.secure_part import SumPart, SumTerms, update_part
 from parity_fl.strategy import StrategyConfig, read_strategy
 from parity_protocol.errors import BadDocument
 
@@ -53,11 +53,21 @@ def server(
     )
 
 
-def nodes(terms: SumTerms, base: Weights, privacy: PrivacyConfig = SECURE, seed: int = 1) -> dict[int, SecurePart]:
+def nodes(
+    terms: SumTerms, base: Weights, updates: dict[int, Weights], privacy: PrivacyConfig = SECURE, seed: int = 1
+) -> dict[int, SumPart]:
     rng = np.random.default_rng(seed)
     return {
-        part: SecurePart(
-            privacy, terms, base, session_id="s", parts=len(ROWS), part=part, rows=rows, randomness=rng.bytes
+        part: update_part(
+            privacy,
+            terms,
+            base,
+            updates[part],
+            session_id="s",
+            parts=len(ROWS),
+            part=part,
+            rows=rows,
+            randomness=rng.bytes,
         )
         for part, rows in ROWS.items()
     }
@@ -73,8 +83,8 @@ def round_of(
 ) -> SecureStep | Refused:
     """Run a round; ``made`` is called for a market of its own in every phase when it is a function."""
     make = (lambda: made) if isinstance(made, SecureMean) else made
-    parts = nodes(make().terms(state), base, privacy)
-    answers = {part: node.begin(updates[part]) for part, node in parts.items()}
+    parts = nodes(make().terms(state), base, updates, privacy)
+    answers = {part: node.keys() for part, node in parts.items()}
     request, phase = b"", 0
     while True:
         left = {part: body for part, body in answers.items() if part not in (gone or {}).get(PHASES[phase], ())}
@@ -239,7 +249,7 @@ def test_noise_under_a_mask_is_that_of_single_updates() -> None:
 
 def test_a_node_that_lost_its_keys_or_is_asked_nonsense_says_so() -> None:
     base = model()
-    node = nodes(server().terms(None), base)[0]
+    node = nodes(server().terms(None), base, deltas())[0]
 
     assert b"absent" in node.answer(absent("x"))
     with pytest.raises(BadDocument):

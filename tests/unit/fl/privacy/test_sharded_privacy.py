@@ -7,8 +7,10 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LinearRegression
 
 from parity_fl.averaging import Reduced, Refused
+from parity_fl.linear import LinearModel
 from parity_fl.model import decode_model
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secagg_messages import is_message
@@ -37,13 +39,34 @@ def shards() -> list[bytes]:
     ]
 
 
+def lines() -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(3)
+    features = draw.normal(size=(120, 3)) * [1.0, 100.0, 0.01] + [0.0, 1e4, 3.0]
+    return features, features @ [2.0, 0.03, 40.0] + 7e5 + draw.normal(size=120)
+
+
+def line_shards() -> list[bytes]:
+    features, truth = lines()
+    rows = [",".join(map(repr, [*row, float(y)])) for row, y in zip(features.tolist(), truth, strict=True)]
+    return [("\n".join(["a,b,c,target", *rows[part::PARTS]]) + "\n").encode() for part in range(PARTS)]
+
+
 SHARDS = shards()
+LINES = line_shards()
+EXACT: dict[str, object] = {
+    "model_type": "linear_regression",
+    "model_config": {"input_size": 3, "solver": "exact"},
+    "train_config": {},
+    "partition_config": {"holdout_fraction": 0.0},
+}
 
 
 class Play:
     """A session; ``gone`` takes parts away from a phase on, ``forgets`` makes the market again before each."""
 
-    def __init__(self, privacy: dict[str, object], strategy: str = "fedavg", *, forgets: bool = False) -> None:
+    def __init__(
+        self, privacy: dict[str, object], strategy: str = "fedavg", *, forgets: bool = False, **changes: object
+    ) -> None:
         members = {
             "data_mode": "sharded",
             "model_type": "neural_network",
@@ -52,7 +75,9 @@ class Play:
             "model_config": {"hidden_size": 8},
             "train_config": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1},
             "privacy": privacy,
+            **changes,
         }
+        self.data = LINES if changes.get("model_type") == "linear_regression" else SHARDS
         self.spec = resolve_session(members, session_id="s", round_id="r")
         self.strategy, self.forgets = StrategyConfig(strategy), forgets  # type: ignore[arg-type]  # a test's choice
         self.private = NoiseSetup(self.spec.privacy, PARTS, b"k" * 32) if "differential_privacy" in privacy else None
@@ -69,7 +94,7 @@ class Play:
     def node(self, part: int) -> ShardedTrainer:
         random = np.random.default_rng(part)
         terms = ShardTerms(PARTS, SEED)
-        return ShardedTrainer(self.spec, terms, SHARDS[part], part, salt=b"s" * 16, randomness=random.bytes)
+        return ShardedTrainer(self.spec, terms, self.data[part], part, salt=b"s" * 16, randomness=random.bytes)
 
     def step(self, gone: Collection[int] = ()) -> Reduced | Refused:
         self.cohort -= set(gone)
@@ -170,6 +195,43 @@ def test_a_market_that_asks_for_a_plain_update_gets_none() -> None:
 
     with pytest.raises(ExecutionFailed, match="asks for an update without it"):
         play.nodes[0].answer("train", play.base, number=1)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_an_exact_line_of_secure_sums_is_the_central_solution(forgets: bool) -> None:
+    play = Play(SECURE, forgets=forgets, **EXACT)
+
+    play.run(1)
+
+    features, truth = lines()
+    central = LinearRegression().fit(features, truth)
+    found = decode_model(play.final.model_bytes).fitted
+    assert isinstance(found, LinearModel)
+    np.testing.assert_allclose(found.weights, central.coef_, rtol=1e-8)
+    np.testing.assert_allclose(found.bias, central.intercept_, rtol=1e-8)
+    assert all(is_message(body) for number, asks, body in play.sent if asks == "train")
+
+
+def test_an_exact_line_needs_every_part() -> None:
+    play = Play(SECURE, **EXACT)
+    while play.asks != "train" or play.phase < 2:
+        play.step()
+    play.step(gone=[1])
+    play.step()
+
+    done = play.step()
+
+    assert isinstance(done, Refused)
+    assert "needs the sums of all 4 parts" in done.reason
+
+
+def test_a_forest_is_never_grown_openly_where_secrecy_was_signed() -> None:
+    play = Play(SECURE, model_type="random_forest", model_config={"num_trees": 8, "mode": "histogram"}, train_config={})
+    while play.asks != "train":
+        play.step()
+
+    with pytest.raises(ExecutionFailed, match="cannot hide a forest's counts"):
+        play.step()
 
 
 def test_noise_is_added_and_epsilon_told_in_every_round() -> None:

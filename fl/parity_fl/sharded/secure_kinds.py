@@ -1,0 +1,131 @@
+"""Kinds of models of which the market sees sums alone: averages and exact lines under secure aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from parity_fl.averaging import Bodies, Refused
+from parity_fl.linear import linear_tensors
+from parity_fl.models.base import Scaling
+from parity_fl.models.linear_exact import solve_linear
+from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.secure_line import line_point, line_setup, line_statistics
+from parity_fl.privacy.secure_mean import SecureMean, close_phase, full_weight
+from parity_fl.privacy.secure_part import SumTerms
+from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
+from parity_fl.sharded.kinds import Averaging, ExactLine, Scorer, Step
+from parity_fl.shards import ShardPlan
+from parity_fl.spec import FlSpec
+from parity_fl.strategy import StrategyConfig
+from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
+
+__all__ = ["SecureAveraging", "SecureLine"]
+
+_MAX_STATE_BYTES = 1 << 30
+
+
+class SecureAveraging(Averaging):
+    """The same under secure aggregation: a round is five phases, and the rule sees the sum alone."""
+
+    def __init__(
+        self,
+        spec: FlSpec,
+        plan: ShardPlan,
+        scaling: Scaling,
+        strategy: StrategyConfig,
+        score: Scorer,
+        private: NoiseSetup | None,
+    ) -> None:
+        super().__init__(spec, plan, scaling, strategy, score, private)
+        self._mean = SecureMean(
+            strategy,
+            spec.privacy,
+            session_id=spec.session_id,
+            parts=plan.total_parts,
+            rows=lambda part: float(plan.part_size(part)),
+            heaviest=max(plan.weight(part) for part in range(plan.total_parts)),
+            private=private,
+        )
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        """See ``Kind``."""
+        return self._mean.terms(state)
+
+    def reduce(
+        self,
+        tensors: Mapping[str, Tensor],
+        state: bytes | None,
+        updates: Bodies,
+        *,
+        inners: Callable[[], bytes],
+        leave_one_out: bool,
+    ) -> Step | Refused:
+        """See ``Kind``."""
+        del inners, leave_one_out  # there is no single update to leave out
+        is_asked = SECURE in tensors
+        done = self._mean.reduce(
+            None if is_asked else self._weights(tensors),
+            raw_bytes(tensors, SECURE) if is_asked else b"",
+            state,
+            updates,
+        )
+        if isinstance(done, Refused):
+            return done
+        if done.weights is None:
+            request = {SECURE: opaque(done.request)}
+            return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True)
+        scores = self._score(done.weights, self._scaling)
+        return Step(done.weights, done.state, done.accepted, done.rejected, {**scores, **done.metrics}, {})
+
+
+class SecureLine(ExactLine):
+    """Least squares from the sum of all parts' sums; one round of five phases."""
+
+    def __init__(self, spec: FlSpec, plan: ShardPlan, scaling: Scaling) -> None:
+        super().__init__(plan, scaling)
+        self._spec, self._scaling = spec, scaling
+
+    def terms(self, state: bytes | None) -> SumTerms | None:
+        """See ``Kind``."""
+        del state
+        rows = sum(self._plan.part_size(part) for part in range(self._plan.total_parts))
+        return SumTerms(full_weight=full_weight(rows))
+
+    def reduce(
+        self,
+        tensors: Mapping[str, Tensor],
+        state: bytes | None,
+        updates: Bodies,
+        *,
+        inners: Callable[[], bytes],
+        leave_one_out: bool,
+    ) -> Step | Refused:
+        """See ``Kind``."""
+        del inners, leave_one_out
+        plan, terms = self._plan, self.terms(None)
+        assert terms is not None
+        setup = line_setup(
+            self._spec.privacy, terms, self._scaling, session_id=self._spec.session_id, parts=plan.total_parts
+        )
+        tables: dict[str, Tensor] = {}
+        phase = "keys"
+        if state is not None:
+            tables, said = decode_tensors(state, max_bytes=_MAX_STATE_BYTES)
+            phase = said.get("phase", "")
+        request = raw_bytes(tensors, SECURE) if SECURE in tensors else b""
+        closing = close_phase(setup, phase, request, tables, updates)
+        if isinstance(closing, Refused):
+            return closing
+        server, closed = closing
+        if server.phase is not None:
+            kept = encode_tensors(server.state(), {"phase": server.phase})
+            asked = {SECURE: opaque(server.request)}
+            return Step(asked, kept, closed.accepted, closed.rejected, {}, {}, more=True)
+        total, parts = server.result()
+        if len(parts) < plan.total_parts:
+            return Refused(f"the exact solution needs the sums of all {plan.total_parts} parts", closed.rejected)
+        point = line_point(terms, parts=plan.total_parts)
+        rows = sum(plan.part_size(part) for part in parts)
+        solution = solve_linear(line_statistics(total, self._scaling, point, rows=rows), self._scale)
+        told = {"ridge": solution.ridge, "summed": float(len(parts))}
+        return Step(linear_tensors(solution.model), b"", closed.accepted, closed.rejected, told, {})
