@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from parity_client import Client
     from parity_fl.settings import FlSettings
 
-__all__ = ["check_free", "checkpoint_of", "read_spec", "resumed", "spec_of"]
+__all__ = ["check_free", "checkpoint_of", "read_spec", "resumed", "spec_of", "stored_cid"]
 
 MAX_SPEC_BYTES = 65_536
 MAX_CHECKPOINT_BYTES = 1 << 30
@@ -41,14 +41,19 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     """
     from parity_fl.settings import load_fl_settings
 
-    if given["model_type"] is None or (given["data"] is None) == (given["dataset"] is None):
-        raise click.UsageError("give a SPEC file, or --model and one of --data and --dataset")
+    data = [bool(given[name]) for name in ("data", "dataset", "shards")]
+    if given["model_type"] is None or sum(data) != 1:
+        raise click.UsageError("give a SPEC file, or --model and one of --data, --dataset and --shard")
+    if given["shards"] and given["alpha"] is not None:
+        raise click.UsageError("--alpha cuts one data set: with --shard every part has its own")
     if given["model_type"] == "neural_network" and not given["hidden"]:
         raise click.UsageError("a neural network needs --hidden")
     defaults = load_fl_settings()
     strategy = _strategy(defaults, given)
     path: Path | None = given["data"]
-    cid = given["dataset"] if path is None else (await client.data.add(path)).cid
+    cid = given["dataset"] if path is None or given["dry_run"] else (await client.data.add(path)).cid
+    if path is None and given["shards"]:
+        path = next(filter(None, map(_file, given["shards"])), None)
     data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
     training = {name: given[name] for name in ("epochs", "batch_size", "learning_rate") if given[name] is not None}
     cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
@@ -92,6 +97,28 @@ def _rounds(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
     if "fl_min_available_clients" in defaults.model_fields_set:
         rounds["min_available_clients"] = min(given["parts"], defaults.fl_min_available_clients)
     return {"rounds_config": rounds, **({} if total is None else {"total_rounds": total})}
+
+
+async def stored_cid(client: Client, given: str, *, field: str) -> str:
+    """Return the CID of data at the market; a file is stored first.
+
+    Raises:
+        InvalidInput: It is no file and no CID.
+    """
+    from parity_blobs import Cid
+
+    path = _file(given)
+    if path is not None:
+        return (await client.data.add(path)).cid
+    try:
+        return str(Cid.parse(given))
+    except InvalidInput as exc:
+        raise InvalidInput(f"{given!r} is no file and no CID", field=field) from exc
+
+
+def _file(text: str) -> Path | None:
+    path = Path(text).expanduser()
+    return path if path.is_file() else None
 
 
 async def checkpoint_of(out: Output, client: Client, given: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,13 @@ import click
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
-from parity_cli.session_spec import check_free, checkpoint_of, read_spec, resumed, spec_of
+from parity_cli.session_spec import check_free, checkpoint_of, read_spec, resumed, spec_of, stored_cid
+from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
 from parity_protocol.errors import NotFound
 
 if TYPE_CHECKING:
     from parity_client import Client
+    from parity_client.orders import Source
     from parity_protocol.api.rounds import FlSessionReply
 
 __all__ = [
@@ -41,12 +44,23 @@ _BEGIN_TRIES = 240
     parity fl run --data digits.csv --model neural_network --hidden 64 --parts 5 --rounds 20 --reward 10 \\
         --epochs 5 --batch-size 32 --learning-rate 0.1 --strategy FedAdam --partition non_iid --alpha 0.5
     parity fl run session.json --reward 5 --resume-from ~/.parity/checkpoints/3f0c…
+    parity fl run --shard north.csv --shard south.csv --model neural_network --hidden 64 --reward 10 \\
+        --epochs 5 --batch-size 32 --learning-rate 0.1
+    parity fl run session.json --shard local:hospital-a --shard local:hospital-b --reward 10 --dry-run
     """,
 )
 @click.argument("spec", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--reward", required=True, metavar="TOKENS", help="What it pays in all, in whole tokens.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A CSV or JSON file.")
 @click.option("--dataset", metavar="CID", help="Data that are at the market already.")
+@click.option(
+    "--shard",
+    "shards",
+    metavar="SOURCE",
+    multiple=True,
+    help="Data of one part, which no other node is told of; repeat per part. A file, cid:CID, local:NAME, https://…#sha256=…",
+)
+@click.option("--eval", "evaluation", metavar="CID|FILE", help="With --shard: data that the market scores models with.")
 @click.option("--model", "model_type", type=click.Choice(["neural_network", "linear_regression"]))
 @click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat for more.")
 @click.option("--parts", type=click.IntRange(1), default=2, show_default=True, help="Parts of the data, each a task.")
@@ -71,6 +85,7 @@ _BEGIN_TRIES = 240
     metavar="CID|FOLDER|FILE",
     help="Go on from a checkpoint, in the round after it; --rounds counts from the first round of all.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be submitted; store and sign nothing.")
 @click.option("--no-wait", is_flag=True, help="Submit only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
 @with_client
@@ -79,19 +94,43 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
 
     SPEC is a JSON file; without it the options say what to train.
     """
+    shards = read_shards(given["shards"])
+    if given["evaluation"] and not shards:
+        raise click.UsageError("--eval belongs to --shard: a partitioned session scores with a part of its data")
     spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)
+    if shards:
+        spec = sharded_session(spec, len(shards))
+        summaries = summaries_of(spec, shards)
+    if given["dry_run"]:
+        from parity_cli.screens.shards import plan_screen
+
+        found = table_of(shards, summaries) if shards else []
+        out.emit({"spec": spec, "shards": found, "reward": given["reward"]}, lambda: plan_screen(spec, found))
+        return
+    if given["evaluation"]:
+        spec["eval_cid"] = await stored_cid(client, given["evaluation"], field="eval_cid")
+    sources = await sources_of(out, client, shards)
     if given["resume_from"]:
         spec = resumed(spec, await checkpoint_of(out, client, given["resume_from"]))
-    await submit_and_follow(out, client, spec, given["reward"], no_wait=given["no_wait"], output=given["output"])
+    await submit_and_follow(
+        out, client, spec, given["reward"], no_wait=given["no_wait"], output=given["output"], shards=sources
+    )
 
 
 async def submit_and_follow(
-    out: Output, client: Client, spec: dict[str, Any], reward: str, *, no_wait: bool, output: Path | None
+    out: Output,
+    client: Client,
+    spec: dict[str, Any],
+    reward: str,
+    *,
+    no_wait: bool,
+    output: Path | None,
+    shards: Sequence[Source] = (),
 ) -> None:
     """Submit a session, print each round as it closes, and keep the finished model in ``output``."""
     if output is not None:
         check_free(output)
-    made = await client.submit(spec, reward)
+    made = await client.submit(spec, reward, shards=shards)
     out.say(f"submitted session {made.id} ({len(made.task_ids)} parts)")
     out.context.update({"id": made.id, "task_ids": list(made.task_ids)})
     if no_wait:

@@ -24,7 +24,7 @@ def round_line(one: FlRoundReply, *, total: int) -> str:
     scores = "  ".join(f"{name} {one.metrics[name]:.4f}" for name in _SCORES if _is_number(one.metrics.get(name)))
     taken = sum(update.state == "accepted" for update in one.updates)
     rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
-    phase = f" phase {one.phase}" if one.phase else ""
+    phase = f" {printable(one.asks)}" if one.asks != "train" else f" phase {one.phase}" if one.phase else ""
     line = f"round {one.round}/{total}{phase}  {scores}  {taken} of {len(one.cohort)} updates"
     return printable("; ".join([line, *rejected]))
 
@@ -64,7 +64,7 @@ def session_screen(found: FlSessionReply) -> RenderableType:
     for one in found.rounds:
         taken = sum(update.state == "accepted" for update in one.updates)
         table.add_row(
-            str(one.round),
+            str(one.round) if one.asks == "train" else cell(f"{one.round} {one.asks}"),
             cell(one.state),
             *(_number(one.metrics.get(name)) for name in _SCORES),
             f"{taken}/{len(one.cohort)}",

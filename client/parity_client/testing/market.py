@@ -37,6 +37,7 @@ from parity_protocol.join import JoinString
 from parity_protocol.order import check_order
 from parity_protocol.receipt import Receipt, Usage, result_hash
 from parity_protocol.report import MAX_INLINE_RESULT_BYTES
+from parity_protocol.shards import open_shards
 from parity_protocol.signing import jws
 from parity_protocol.signing.eip712 import Eip712Domain, ReceiptMessage, sign_receipt
 from parity_protocol.signing.http_signatures import parse_signature, verify_request
@@ -88,6 +89,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
         requests: (method, path) of everything that came, in order.
         sessions: Session id → (account, key, expires at).
         nonce_domain: Told to those who sign in; another market's makes this one a relay.
+        sealed: Sources of the sharded session that was submitted last, as they came.
         finish_after: Long polls that a task stands before ``finish`` is called for it; None never does.
     """
 
@@ -109,6 +111,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
         self.storage = FakeStorage()
         self.training = FakeTraining(self.storage, self.clock, self.node_id)
         self.visibility = self.storage.visibility
+        self.sealed: tuple[str, ...] = ()
         self.finish_after: int | None = 0
         self.finish_with = b"hello\n"
         self._failures: list[tuple[ParityError, bool, str]] = []
@@ -314,6 +317,9 @@ class FakeMarket(httpx.AsyncBaseTransport):
             return _submitted(known, created=False)
         spec = parse_spec(request.spec)
         parts = parts_of(spec)
+        if isinstance(spec, FederatedLearningSpec):
+            open_shards(request.shards, spec.shards)
+            self.sealed = request.shards
         group_id = f"group-{len(self.groups) + 1}" if isinstance(spec, FederatedLearningSpec) else None
         if isinstance(spec, FederatedLearningSpec) and group_id is not None:
             self.groups[group_id] = {"id": group_id, "state": "running", "result_cid": None, "metrics": {}}
