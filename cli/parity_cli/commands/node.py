@@ -29,6 +29,7 @@ _SETUP, _MONEY, _AGENT, _POLICY = (f"parity_cli.commands.node_{each}" for each i
         "policy": (f"{_POLICY}:policy", "Show, try or write the node's policy."),
         "drain": (f"{_AGENT}:drain", "Finish what runs, take nothing new, stop."),
         "cache": ("parity_cli.commands.node_cache:cache", "What the node keeps: list it, free it, pin it."),
+        "data": ("parity_cli.commands.node_data:data", "Data of your own that tasks may name."),
         "service": ("parity_cli.commands.node_service:service", "Run the node under systemd."),
     },
 )
