@@ -89,7 +89,7 @@ def _why_not(state: MarketState, group: Group) -> str:
         return "cannot read data that nobody shares"
     if asked.engine != "parity":
         return f"do not speak {asked.engine}"
-    if read_privacy(asked.session().get("privacy")).secure_aggregation:
+    if read_privacy(asked.privacy or None).secure_aggregation:
         return "cannot mask their updates"
     if not rounds_of(asked):
         return "" if asked.model_type == "random_forest" else "do not send the sums that this session is solved by"

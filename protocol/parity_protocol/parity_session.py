@@ -22,7 +22,8 @@ _MAX_TEXT: Final = 4_096
 _MAX_WHOLE: Final = 1 << 31
 _PARTICIPANTS: Final = 2  # when it is 0 or missing
 _ATTEMPTS: Final = 10  # of a part: old devices come and go without a word
-_PRIVACY: Final = ("differential_privacy", "secure_aggregation")
+_SWITCHES: Final = ("differential_privacy", "secure_aggregation")
+_PRIVACY: Final = (*_SWITCHES, "noise_multiplier", "l2_norm_clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,6 @@ def read_old_session(body: object) -> OldSession:
     data, config = _object(body, "training_data"), _object(body, "config")
     metadata = _object(data, "metadata", "training_data.", required=False)
     privacy = _object(config, "privacy_config", "config.", required=False)
-    for wish in _PRIVACY:
-        if privacy.get(wish) not in (None, False):
-            raise BadField(
-                f"{wish} cannot be asked for in this form: use a session of ours", field=f"config.privacy_config.{wish}"
-            )
     selection = _text(config, "client_selection", "config.", most=64)
     if selection not in ("", "random", "all"):
         raise BadField("client_selection must be random or all", field="config.client_selection")
@@ -93,7 +89,7 @@ def read_old_session(body: object) -> OldSession:
         "local_epochs": config.get("local_epochs", 0),
         "client_selection": selection,
         "model_config": _object(config, "model_config", "config."),
-        "privacy_config": dict.fromkeys(_PRIVACY, False),
+        "privacy_config": {**dict.fromkeys(_SWITCHES, False), **privacy},
     }
     spec: dict[str, Any] = {
         "type": "federated_learning",
@@ -109,6 +105,8 @@ def read_old_session(body: object) -> OldSession:
             "total_parts": parts,
             **{one: metadata[one] for one in ("alpha", "min_samples", "overlap_ratio") if one in metadata},
         },
+        # Old programs write 0 for what nobody gave here too.
+        "privacy": {one: privacy[one] for one in _PRIVACY if privacy.get(one) not in (None, False, 0)},
         "total_rounds": rounds,
         "max_attempts": _ATTEMPTS,
         **_rule(model_type, shown["aggregation_method"], parts),

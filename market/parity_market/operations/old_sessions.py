@@ -232,7 +232,7 @@ def _of_spec(shown: Shown) -> dict[str, Any]:
             "local_epochs": training.get("epochs", 0),
             "client_selection": "all" if spec.rounds_config.get("fraction", 1) == 1 else "random",
             "model_config": spec.model_settings,
-            "privacy_config": {"differential_privacy": False, "secure_aggregation": False},
+            "privacy_config": {"differential_privacy": False, "secure_aggregation": False, **spec.privacy},
         },
     }
 

@@ -91,6 +91,18 @@ def test_a_training_parameter_of_zero_is_missing() -> None:
     assert spec(config__learning_rate=0, config__batch_size=...).train_config == {"epochs": 5}
 
 
+def test_privacy_is_asked_for_under_the_same_names() -> None:
+    asked = {"differential_privacy": True, "noise_multiplier": 1.1, "l2_norm_clip": 0.5, "secure_aggregation": False}
+
+    assert spec(config__privacy_config=asked).privacy == {
+        "differential_privacy": True,
+        "noise_multiplier": 1.1,
+        "l2_norm_clip": 0.5,
+    }
+    assert spec(config__privacy_config={"differential_privacy": False, "noise_multiplier": 0}).privacy == {}
+    assert read_old_session(body(config__privacy_config=asked)).config["privacy_config"] == asked
+
+
 def test_a_forest_has_neither_rounds_nor_a_rule() -> None:
     found = spec(
         model_type="random_forest",
@@ -133,8 +145,7 @@ def test_what_the_old_server_does_not_know_is_passed_over() -> None:
         ({"config": {}}, "config"),
         ({"config__model_config": {}}, "config.model_config"),
         ({"config__client_selection": "best"}, "config.client_selection"),
-        ({"config__privacy_config": {"secure_aggregation": True}}, "config.privacy_config.secure_aggregation"),
-        ({"config__privacy_config": {"differential_privacy": 1}}, "config.privacy_config.differential_privacy"),
+        ({"config__privacy_config": [True]}, "config.privacy_config"),
         ({"model_type": "random_forest", "config__aggregation_method": "krum"}, "config.aggregation_method"),
     ],
 )

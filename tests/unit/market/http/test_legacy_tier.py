@@ -304,6 +304,18 @@ async def test_what_waits_to_be_started_is_bounded_and_forgotten(old: Old, monke
             {"config": {"model_config": {"input_size": 2}}},
             "Failed to create session: training configuration is incomplete",
         ),
+        (
+            {
+                "config": {
+                    "learning_rate": 0.001,
+                    "batch_size": 8,
+                    "local_epochs": 1,
+                    "model_config": {"input_size": 2},
+                    "privacy_config": {"differential_privacy": True, "noise_multiplier": 1.0, "l2_norm_clip": 1.0},
+                }
+            },
+            "Failed to create session: privacy needs data_mode sharded",
+        ),
         ({"min_participants": 5000}, "Failed to create session: partition_config.total_parts"),
     ],
 )
