@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate import Strategy, Update, make_strategy
+from parity_fl.aggregate import Strategy, Update, UpdatesOf, make_strategy
+from parity_fl.contribution import Credit, shapley
 from parity_fl.models import Weights
 from parity_fl.models.base import RoundModel
 from parity_fl.privacy.dp import NoiseSetup
@@ -24,7 +25,7 @@ from parity_fl.spec import TrainConfig
 from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.training import round_seed
-from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates
+from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates, Unprocessable
 
 __all__ = ["Averaged", "Bodies", "PartTrainer", "Reduced", "Refused", "TrainedRound", "average", "decode_state"]
 
@@ -117,7 +118,7 @@ def average(
     *,
     weight: Callable[[int], float],
     score: Callable[[Weights], dict[str, float]],
-    leave_one_out: bool = False,
+    credit: Credit | None = None,
     private: NoiseSetup | None = None,
 ) -> Averaged | Refused:
     """Combine a round's updates by its rule.
@@ -130,7 +131,7 @@ def average(
         updates: By part.
         weight: What a part's update counts, above 0; the market's own number, never the node's.
         score: Finite scores of a model, ``loss`` among them if anything can be left out; empty without a hold-out.
-        leave_one_out: Score each part by the round without it.
+        credit: How each part is scored; None scores none.
         private: With differential privacy.
 
     Raises:
@@ -164,17 +165,56 @@ def average(
         return Refused(exc.message, {**bad, **exc.rejected})
     scores = score(done.weights)
     contributions: dict[int, float] = {}
-    if leave_one_out and 1 < len(done.accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
-        for part, without in rule_before().without_each(weights, of, done.accepted):
-            contributions[part] = score(without).get("loss", scores["loss"]) - scores["loss"]
+    spent: dict[str, float] = {}
+    if credit is not None and 1 < len(done.accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
+        if credit.method == "leave_one_out":
+            for part, without in rule_before().without_each(weights, of, done.accepted):
+                contributions[part] = score(without).get("loss", scores["loss"]) - scores["loss"]
+        else:
+            known = {frozenset(done.accepted): -scores["loss"]}
+            contributions, spent = _shapley_of(rule_before, weights, of, done.accepted, score, known, credit)
     return Averaged(
         weights=done.weights,
         state=encode_tensors(rule.state(), {}),
         accepted=done.accepted,
         rejected={**bad, **done.rejected},
-        metrics={**scores, **done.metrics},
+        metrics={**scores, **done.metrics, **spent},
         contributions=contributions,
     )
+
+
+def _shapley_of(
+    rule_before: Callable[[], Strategy],
+    weights: Weights,
+    of: UpdatesOf,
+    parts: Sequence[int],
+    score: Callable[[Weights], dict[str, float]],
+    known: Mapping[frozenset[int], float],
+    credit: Credit,
+) -> tuple[dict[int, float], dict[str, float]]:
+    """Return each part's Shapley value of the loss that the round took off the hold-out, and what it cost.
+
+    A group that the rule cannot close a round with, or whose model has no finite loss, is worth as much as no update.
+    """
+    nothing = -score(weights).get("loss", math.inf)
+    if not math.isfinite(nothing):
+        return {}, {}
+
+    def value(group: frozenset[int]) -> float:
+        if not group or group in known:
+            return known.get(group, nothing)
+        try:
+            made = rule_before().aggregate(weights, partial(of, sorted(group)), len(group))
+        except (TooFewUpdates, Unprocessable):
+            return nothing
+        loss = score(made.weights).get("loss")
+        return nothing if loss is None else -loss
+
+    found = shapley(parts, value, credit)
+    return found.values, {
+        "shapley_permutations": float(found.permutations),
+        "shapley_evaluations": float(found.evaluations),
+    }
 
 
 class PartTrainer:

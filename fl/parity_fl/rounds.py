@@ -20,6 +20,7 @@ from parity_fl.averaging import (
     decode_state,
 )
 from parity_fl.checkpoint import Checkpoint
+from parity_fl.contribution import Credit
 from parity_fl.finishing import FinalModel, Metric
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
@@ -70,7 +71,7 @@ class RoundServer:
         state: bytes | None,
         updates: Bodies,
         *,
-        leave_one_out: bool = False,
+        credit: Credit | None = None,
     ) -> Reduced | Refused:
         """Close a round: what it returns follows from the arguments alone.
 
@@ -78,7 +79,7 @@ class RoundServer:
             base: The round's model file.
             state: ``Reduced.state`` of the round before; None in the first.
             updates: By part, what reads or maps its body; called several times, one body in memory at a time.
-            leave_one_out: Score each part by the round without it.
+            credit: How each part is scored; None scores none.
 
         Raises:
             BadDocument: ``base`` or ``state`` is not one of ours.
@@ -93,7 +94,7 @@ class RoundServer:
             # The market's own count of rows: what a node says of itself weighs nothing.
             weight=lambda part: float(self._plan.part_size(part)),
             score=self.scores,
-            leave_one_out=leave_one_out,
+            credit=credit,
         )
         return done if isinstance(done, Refused) else done.reduced(encode_weights(done.weights))
 

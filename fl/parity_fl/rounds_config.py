@@ -40,6 +40,8 @@ _MAX_TIMEOUT_S: Final = 86_400.0
 _PLACE: Final = "rounds_config"
 _QUORUM_SHARE: Final = 2 / 3
 _MAX_INTERVAL: Final = 10_000
+_MAX_PERMUTATIONS: Final = 100_000
+_MAX_SHAPLEY_S: Final = 300.0  # half of what a job of the market's worker may take
 _COIN_BYTES: Final = 8
 _COIN_SIDES: Final = 1 << (8 * _COIN_BYTES)
 
@@ -56,7 +58,9 @@ class RoundsConfig:
         quorum: Fewest updates with which a round closes at its deadline; default two thirds of what it needs.
         round_timeout_s: From a round's opening to its deadline, seconds; default 600.
         update_format: How updates travel: ``fp32``, ``fp16`` (default) or ``int8`` with error feedback.
-        contribution: ``leave_one_out`` scores each part on the hold-out in every round; ``none``.
+        contribution: How each part is scored on the hold-out in every round: ``leave_one_out``; ``shapley``; ``none``.
+        shapley_permutations: Orders of the parts that are tried in a round at most; default 100.
+        shapley_seconds: That a round's ``shapley`` may take at most; default 30.
         base_share: Part of the reward that is paid for taking part; the rest follows the contribution, in [0, 1];
             default 1.
         checkpoint_interval: Rounds between two checkpoints; 0 keeps only the newest state.
@@ -72,7 +76,9 @@ class RoundsConfig:
     over_selection: float = 0.0
     round_timeout_s: float = _ROUND_TIMEOUT_S
     update_format: UpdateFormat = "fp16"
-    contribution: Literal["none", "leave_one_out"] = "none"
+    contribution: Literal["none", "leave_one_out", "shapley"] = "none"
+    shapley_permutations: int = 100
+    shapley_seconds: float = 30.0
     base_share: float = 1.0
     checkpoint_interval: int = 0
     resume_from: str = ""
@@ -161,7 +167,8 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
         if config.contribution != "none" and is_sharded(session) and not session.get("eval_cid"):
             fail(
                 f"{_PLACE}.contribution",
-                "contribution leave_one_out needs eval_cid in a sharded session: the market has no rows to score parts with",
+                f"contribution {config.contribution} needs eval_cid in a sharded session: the market has no rows to score"
+                " parts with",
             )
         if config.resume_from and is_sharded(session):
             fail(
@@ -210,6 +217,10 @@ def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
     if quorum > needed:
         section.refuse("quorum", f"must be at most the {needed} updates that a round needs, got {quorum}")
     update_format = section.choice("update_format", ("fp32", "fp16", "int8"), "fp16")
+    scored = section.choice("contribution", ("none", "leave_one_out", "shapley"), "none")
+    seconds = section.number("shapley_seconds", 30.0)
+    if not 0 < seconds <= _MAX_SHAPLEY_S:
+        section.refuse("shapley_seconds", f"must be above 0 and at most {_MAX_SHAPLEY_S:g}, got {seconds:g}")
     return RoundsConfig(
         total_rounds=total_rounds,
         min_available_clients=least,
@@ -218,9 +229,9 @@ def read_rounds(raw: object, *, total_rounds: int, parts: int) -> RoundsConfig:
         over_selection=_share(section, "over_selection", 0.0),
         round_timeout_s=timeout_s,
         update_format="fp32" if update_format == "fp32" else "int8" if update_format == "int8" else "fp16",
-        contribution="leave_one_out"
-        if section.choice("contribution", ("none", "leave_one_out"), "none") == "leave_one_out"
-        else "none",
+        contribution="leave_one_out" if scored == "leave_one_out" else "shapley" if scored == "shapley" else "none",
+        shapley_permutations=section.whole("shapley_permutations", 1, _MAX_PERMUTATIONS, 100),
+        shapley_seconds=seconds,
         base_share=_share(section, "base_share", 1.0),
         sampling="poisson" if section.choice("sampling", ("seed", "poisson"), "seed") == "poisson" else "seed",
         checkpoint_interval=section.whole("checkpoint_interval", 0, _MAX_INTERVAL, 0),

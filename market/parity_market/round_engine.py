@@ -47,7 +47,7 @@ from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, InvalidInput, InvalidTransition, NotFound
+from parity_protocol.errors import BadField, InvalidInput, InvalidTransition, NotFound, ParityError
 from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
 
 __all__ = ["Known", "RoundEngine", "rounds_of"]
@@ -301,7 +301,7 @@ class RoundEngine:
             "round": number,
             "phase": phase,
             "updates": [(update.part, update.sha256) for update in chosen],
-            "leave_one_out": known.config.contribution == "leave_one_out",
+            "credit": credit_of(known.config, known.session.partition.seed, number),
             "checkpoint": self.checkpoints.wanted(
                 group_id,
                 known.config,
@@ -368,6 +368,8 @@ class RoundEngine:
         found = await self._store.read(partial(rounds.load, group_id=group.value.id))
         if found is None or found.session.state != SessionState.DONE or self._is_awaited(group, found):
             return None
+        if found.session.round <= found.session.total_rounds:  # stopped, perhaps while its last round was closing
+            await self._keep(group, found)
         job = {"do": "final", "round": found.row.round, "phase": found.row.phase, "rounds": found.row.round - 1}
         done = await self.work(group, job)
         data = await on_disk((self.folder(group.value.id) / "final.safetensors").read_bytes)
@@ -410,26 +412,29 @@ class RoundEngine:
         return found
 
     async def keep_last(self, group_id: str) -> None:
-        """Keep what a session that has failed did, as a checkpoint after its last closed round, if it has none.
-
-        Raises:
-            ParityError: It could not be written.
-        """
+        """Keep what a session that has failed did, as a checkpoint after its last closed round, if it has none."""
         group = await self._store.read(partial(groups.load, group_id=group_id))
         found = await self._store.read(partial(rounds.load, group_id=group_id))
-        if group.value.state is not GroupState.FAILED or found is None:
+        if group.value.state is GroupState.FAILED and found is not None:
+            await self._keep(group, found)
+
+    async def _keep(self, group: Group, found: OpenRound) -> None:
+        """Write the checkpoint after the last closed round, if it has none; what is done does not depend on it."""
+        group_id, known, number = group.value.id, self.known(group), found.session.round - 1
+        is_there = state_file(self.folder(group_id), number + 1, 0).exists
+        if known.is_phased or number < 1 or not await on_disk(is_there):  # nothing was trained here
             return
-        known, number = self.known(group), found.session.round - 1
-        folder = self.folder(group_id)
-        if known.is_phased or number < 1 or not state_file(folder, number + 1, 0).exists():  # nothing was trained here
-            return
-        with suppress(NotFound):
-            if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:
-                return
-        place = self.checkpoints.wanted(group_id, known.config, number, owner=group.row.creator, is_last=True)
-        done = await self.work(group, {"do": "checkpoint", "round": number, "checkpoint": place})
-        await self.checkpoints.note(group_id, number, done["checkpoint"])
-        log.info("session_kept", group_id=group_id, round=number)
+        try:
+            with suppress(NotFound):
+                if (await self.checkpoints.find(group_id, group.row.creator)).round >= number:
+                    return
+            place = self.checkpoints.wanted(group_id, known.config, number, owner=group.row.creator, is_last=True)
+            done = await self.work(group, {"do": "checkpoint", "round": number, "checkpoint": place})
+            if done["checkpoint"] is not None:
+                await self.checkpoints.note(group_id, number, done["checkpoint"])
+                log.info("session_kept", group_id=group_id, round=number)
+        except ParityError as exc:
+            log.warning("session_not_kept", group_id=group_id, problem=exc.message)
 
     async def restore(self) -> None:
         """Write again what a power cut took of small files; their rows were durable before.
@@ -470,6 +475,18 @@ class RoundEngine:
         if not isinstance(listed, dict) or listed.get("updates") != wanted:
             return f"the result must list the {len(wanted)} accepted updates of part {task.part}"
         return "" if wanted else f"no update of part {task.part} was accepted"
+
+
+def credit_of(config: RoundsConfig, seed: str, number: int) -> dict[str, Any] | None:
+    """Return how the parts of a round are scored, for the worker; None where they are not."""
+    if config.contribution == "none":
+        return None
+    return {
+        "method": config.contribution,
+        "seed": f"{seed}{number:08x}",
+        "max_permutations": config.shapley_permutations,
+        "seconds": config.shapley_seconds,
+    }
 
 
 def _shown(done: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ Runs in the process of ``round_worker``; files are written whole or not at all, 
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from parity_protocol.errors import BadDocument, ExecutionFailed, NotFound, Parit
 
 if TYPE_CHECKING:
     from parity_fl.averaging import Bodies
+    from parity_fl.contribution import Credit
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.privacy.config import PrivacyConfig
     from parity_fl.privacy.dp import NoiseSetup
@@ -121,13 +123,13 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     if isinstance(server, ForestRounds):
         reduced = server.reduce(base, partial(_states, folder, number, phase), updates)
     else:
-        path, out = state_file(folder, number, phase), job["leave_one_out"]
+        path, out = state_file(folder, number, phase), _credit(job.get("credit"))
         before = _read(path) if path.exists() else None
         if _is_sharded(server):
             states = partial(_states, folder, number, phase)
-            reduced = server.reduce(base, before, updates, states=states, leave_one_out=out)
+            reduced = server.reduce(base, before, updates, states=states, credit=out)
         else:
-            reduced = server.reduce(base, before, updates, leave_one_out=out)
+            reduced = server.reduce(base, before, updates, credit=out)
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
@@ -165,6 +167,21 @@ def _saves(server: Server) -> TypeGuard[RoundServer | ShardedServer]:
     return isinstance(server, RoundServer) or (_is_sharded(server) and server.saves)
 
 
+def _credit(wanted: Mapping[str, Any] | None) -> Credit | None:
+    """Return how a round's parts are scored; what bounds the time begins with it."""
+    from parity_fl.contribution import Credit
+
+    if wanted is None:
+        return None
+    end = time.monotonic() + wanted["seconds"]
+    return Credit(
+        wanted["method"],
+        bytes.fromhex(wanted["seed"]),
+        wanted["max_permutations"],
+        is_over=lambda: time.monotonic() >= end,
+    )
+
+
 def _states(folder: Path, number: int, phase: int) -> bytes:
     """Return what every phase of a round so far has kept, one after the other."""
     files = (state_file(folder, number, one) for one in range(phase + 1))
@@ -196,7 +213,7 @@ def _save(
 
 
 def _keep(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the checkpoint of a session that has ended in the round after ``job["round"]``."""
+    """Write the checkpoint of a session that has ended in the round after ``job["round"]``; sharded ones have none."""
     if not _saves(server):
         raise BadDocument("this session has no checkpoints")
     place = job["round"] + 1, 0

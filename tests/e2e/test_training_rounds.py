@@ -139,5 +139,30 @@ async def test_a_forest_in_phases_grows_between_nodes_and_a_paused_session_waits
     assert 1 <= stopped.metrics["rounds"] < 2_000
 
 
+async def test_a_stopped_session_is_gone_on_with_from_the_checkpoint_that_it_leaves(trainers: Town) -> None:
+    town = trainers
+    cid = await stored(town)
+    made = await town.market.submit(network(cid, total_rounds=2_000), 2 * REWARD)
+    await town.stack.until(lambda: has_begun(town, made.id), "the session")
+    await town.market.sessions.stop(made.id)
+    stopped = await ended(town, made.id)
+    checkpoint = await town.market.sessions.checkpoint(made.id)
+
+    total = checkpoint.round + 2
+    settings = {"resume_from": checkpoint.cid}
+    again = await town.market.submit(network(cid, total_rounds=total, rounds_config=settings), 2 * REWARD)
+    group = await ended(town, again.id)
+
+    assert stopped.state == group.state == "completed", group.message
+    assert stopped.metrics["rounds"] == checkpoint.round
+    assert group.metrics["rounds"] == total
+    shown = await town.market.sessions.show(again.id)
+    assert [one.round for one in shown.rounds] == [total - 1, total]
+    before = (await town.market.sessions.show(made.id)).rounds[-1].metrics["accuracy"]
+    assert isinstance(before, float)
+    assert group.metrics["accuracy"] >= before - 0.02
+    assert all(update.state == "accepted" for one in shown.rounds for update in one.updates)
+
+
 async def has_begun(town: Town, session_id: str) -> bool:
     return session_id in {one.id for one in (await town.market.sessions.list()).sessions}

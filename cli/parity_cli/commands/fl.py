@@ -18,6 +18,10 @@ _SESSIONS = "parity_cli.commands.fl_sessions"
         "run": (f"{_SESSIONS}:run_session", "Submit a session, follow it, and keep its model."),
         "sessions": (f"{_SESSIONS}:sessions", "List your sessions."),
         "show": (f"{_SESSIONS}:show", "Show a session, round by round."),
+        "contributions": (
+            "parity_cli.commands.fl_contributions:contributions",
+            "Show what each part gave to a session's model.",
+        ),
         "watch": (f"{_SESSIONS}:watch", "Follow a session live."),
         "model": ("parity_cli.commands.fl_model:model", "Write a session's model to a file."),
         "score": ("parity_cli.commands.fl_model:score", "Score a model's file on data."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +14,7 @@ from parity_cli.screens.cells import cell, measure
 from parity_protocol.api.rounds import FlRoundReply, FlSessionReply
 from parity_protocol.quantities import format_bytes
 
-__all__ = ["round_line", "session_screen", "sessions_screen"]
+__all__ = ["contributions_screen", "round_line", "session_screen", "sessions_screen"]
 
 _SCORES = ("accuracy", "r2", "loss")
 _SHORT = 8
@@ -71,6 +72,23 @@ def session_screen(found: FlSessionReply) -> RenderableType:
             format_bytes(sum(update.size for update in one.updates)),
         )
     return Group(Text(printable("\n".join(head))), Text(""), table, Text(""), _parts(found))
+
+
+def contributions_screen(
+    session_id: str, method: str, base_share: float, parts: Sequence[Mapping[str, Any]]
+) -> RenderableType:
+    """Return what each part of a session gave, and the share of its reward that follows that."""
+    head = [f"session  {session_id}", f"scored   {method}, {1 - base_share:.0%} of the reward follows it"]
+    table = Table(box=None, pad_edge=False)
+    for name in ("PART", "NODE", "ROUNDS", "CONTRIBUTION", "SHARE"):
+        table.add_column(name, justify="left" if name == "NODE" else "right", no_wrap=True)
+    for part in parts:
+        share = "" if part["share"] is None else f"{part['share']:.0%}"
+        row = (str(part["part"]), part["node_id"][:_SHORT], str(len(part["rounds"])))
+        table.add_row(*row, f"{part['contribution']:+.4f}", share)
+    if not parts:
+        head.append("no round has scored parts yet")
+    return Group(Text(printable("\n".join(head))), Text(""), table)
 
 
 def _origin(found: FlSessionReply) -> list[str]:

@@ -126,7 +126,11 @@ def _check_dp(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
         )
     _need_plain_means(_DP, "differential_privacy", strategy)
     if rounds.contribution != "none":
-        fail(_DP, "differential_privacy allows no score of a single part: contribution must be none, got leave_one_out")
+        fail(
+            _DP,
+            "differential_privacy allows no score of a single part: contribution must be none,"
+            f" got {rounds.contribution}",
+        )
     if rounds.fraction < 1 and rounds.sampling != "poisson":
         fail(
             _DP,
@@ -203,7 +207,7 @@ def _check_secure(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
         if rounds.contribution != "none":
             fail(
                 _SECURE,
-                "secure_aggregation has no update to leave out: contribution must be none, got leave_one_out",
+                f"secure_aggregation has no update to leave out: contribution must be none, got {rounds.contribution}",
             )
         if rounds.update_format != "fp32":
             fail(

@@ -13,6 +13,7 @@ import numpy as np
 
 from parity_fl.averaging import Bodies, Refused, average
 from parity_fl.bootstrap import split_trees
+from parity_fl.contribution import Credit
 from parity_fl.forest_rounds import ForestPhases, decode_forest, encode_forest
 from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.limits import FOREST_LIMITS, MAX_UPDATE_BYTES, ForestLimits
@@ -87,7 +88,7 @@ class Kind(Protocol):
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
         """Take the answers to ``train``.
 
@@ -188,7 +189,7 @@ class Averaging:
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
         """See ``Kind``."""
         del inners
@@ -200,7 +201,7 @@ class Averaging:
             updates,
             weight=self._plan.weight,  # capped: rows are the node's own claim here
             score=lambda weights: self._score(weights, self._scaling),
-            leave_one_out=leave_one_out,
+            credit=credit,
             private=self._private,
         )
         if isinstance(done, Refused):
@@ -244,10 +245,10 @@ class ExactLine:
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
         """See ``Kind``."""
-        del tensors, state, inners, leave_one_out
+        del tensors, state, inners, credit
         most = _HEADER_ALLOWANCE + statistics_bytes(self._plan.n_features)
 
         def read(part: int, body: bytes | memoryview) -> LinearStatistics:
@@ -291,9 +292,9 @@ class _Union:
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
-        del tensors, state, inners, leave_one_out
+        del tensors, state, inners, credit
         forests: dict[int, Forest] = {}
         rejected: dict[int, str] = {}
         local: list[tuple[float, int]] = []
@@ -360,9 +361,9 @@ class _Phases:
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
-        del state, leave_one_out  # no part's answer can be left out of a sum that later answers must add up to
+        del state, credit  # no part's answer can be left out of a sum that later answers must add up to
         done = self._phases.reduce(raw_bytes(tensors, "request"), inners, updates)
         if isinstance(done, Refused):
             return done

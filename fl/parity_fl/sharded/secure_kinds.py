@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from parity_fl.averaging import Bodies, Refused
+from parity_fl.contribution import Credit
 from parity_fl.linear import linear_tensors
 from parity_fl.models.base import Scaling
 from parity_fl.models.linear_exact import solve_linear
@@ -58,10 +59,10 @@ class SecureAveraging(Averaging):
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
         """See ``Kind``."""
-        del inners, leave_one_out  # there is no single update to leave out
+        del inners, credit  # there is no single update to leave out
         is_asked = SECURE in tensors
         done = self._mean.reduce(
             None if is_asked else self._weights(tensors),
@@ -98,10 +99,10 @@ class SecureLine(ExactLine):
         updates: Bodies,
         *,
         inners: Callable[[], bytes],
-        leave_one_out: bool,
+        credit: Credit | None,
     ) -> Step | Refused:
         """See ``Kind``."""
-        del inners, leave_one_out
+        del inners, credit
         plan, terms = self._plan, self.terms(None)
         assert terms is not None
         setup = line_setup(

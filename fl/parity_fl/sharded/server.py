@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from parity_fl.averaging import Bodies, Reduced, Refused, decode_state
 from parity_fl.checkpoint import Checkpoint
+from parity_fl.contribution import Credit
 from parity_fl.data import Dataset, label_classes, load_dataset, targets
 from parity_fl.finishing import FinalModel, Metric, indexed_importance
 from parity_fl.model import TrainedModel, encode_model
@@ -129,7 +130,7 @@ class ShardedServer:
         updates: Bodies,
         *,
         states: Callable[[], bytes] | None = None,
-        leave_one_out: bool = False,
+        credit: Credit | None = None,
     ) -> Reduced | Refused:
         """Close a phase; as ``RoundServer.reduce``.
 
@@ -150,7 +151,7 @@ class ShardedServer:
                 return self._scale(at, updates)
             case "train":
                 inners = partial(_inners, states) if states is not None else (lambda: at.inner)
-                return self._train(at, decode_base(base), inners, updates, leave_one_out=leave_one_out)
+                return self._train(at, decode_base(base), inners, updates, credit=credit)
             case "score":
                 return self._score(at, base, updates)
 
@@ -209,11 +210,11 @@ class ShardedServer:
     # -- every other round -----------------------------------------------------------------------------------------
 
     def _train(
-        self, at: _State, base: Base, inners: Callable[[], bytes], updates: Bodies, *, leave_one_out: bool
+        self, at: _State, base: Base, inners: Callable[[], bytes], updates: Bodies, *, credit: Credit | None
     ) -> Reduced | Refused:
         plan, scaling = at.agreed, _scaling_of(base)
         kind = self._kind_of(plan, scaling)
-        step = kind.reduce(base.tensors, at.inner or None, updates, inners=inners, leave_one_out=leave_one_out)
+        step = kind.reduce(base.tensors, at.inner or None, updates, inners=inners, credit=credit)
         if isinstance(step, Refused):
             return step
         is_scored = not step.more and self._evaluation is None and plan.holdout_size > 0

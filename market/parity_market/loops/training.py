@@ -123,10 +123,7 @@ class Training:
 
     async def _clear(self, group_id: str) -> None:
         """Remove the files of a session that has ended; what one that failed has done is kept as a checkpoint."""
-        try:
-            await self._state.rounds.keep_last(group_id)
-        except ParityError as exc:
-            log.warning("session_not_kept", group_id=group_id, problem=exc.message)
+        await self._state.rounds.keep_last(group_id)
         await self._state.rounds.remove(group_id)
 
     async def _carry(self, group: Group) -> None:

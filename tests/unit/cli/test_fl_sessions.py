@@ -265,6 +265,43 @@ def test_a_shown_session_is_what_plot_draws(parity: Parity, joined: FakeMarket, 
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_contributions_are_summed_over_the_rounds_with_the_share_that_follows_them(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 2)
+    session.settings["rounds"] = {"contribution": "shapley", "base_share": 0.25}
+    for at, scores in enumerate(((0.25, 0.5), (0.25, -0.25))):
+        for part, score in enumerate(scores):
+            session.rounds[at]["updates"][part]["metrics"] = {"contribution": score}
+
+    done = parity("fl", "contributions", session.id)
+    document = parity("fl", "contributions", session.id, "--json").json
+
+    assert done.code == 0
+    assert "scored   shapley, 75% of the reward follows it" in done.out
+    rows = [line.split() for line in done.out.splitlines()]
+    assert ["0", joined.node_id[:8], "2", "+0.5000", "100%"] in rows
+    assert ["1", joined.node_id[:8], "2", "+0.2500", "50%"] in rows
+    assert [part["share"] for part in document["parts"]] == [1.0, 0.5]
+    assert document["parts"][1]["rounds"] == [
+        {"round": 1, "contribution": 0.5},
+        {"round": 2, "contribution": -0.25},
+    ]
+
+
+def test_a_session_whose_parts_are_not_scored_says_how_to_ask_for_it(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+
+    done = parity("fl", "contributions", session.id)
+
+    assert done.code == 22
+    assert "are not scored" in done.err
+    assert '"contribution": "shapley"' in done.err
+
+
 # -- pausing, stopping, going on ------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.datasets import load_digits
 
+from parity_fl.contribution import Credit
 from parity_fl.model import decode_model
 from parity_fl.models.base import Weights
 from parity_fl.plan import PartitionPlan
@@ -73,9 +74,9 @@ class Session:
         updates: dict[int, Callable[[], bytes]],
         *,
         state: bytes | None = None,
-        leave_one_out: bool = False,
+        credit: Credit | None = None,
     ) -> Reduced:
-        found = self.server.reduce(base, state, updates, leave_one_out=leave_one_out)
+        found = self.server.reduce(base, state, updates, credit=credit)
         assert isinstance(found, Reduced)
         return found
 
@@ -149,7 +150,7 @@ def test_leaving_out_the_part_with_wrong_labels_would_have_helped() -> None:
     updates = session.updates(base, 1)
     flipped = {name: -5 * value for name, value in _weights(session, updates[1]()).items()}
 
-    found = session.reduce(base, {**updates, 1: lambda: encode_weights(flipped)}, leave_one_out=True)
+    found = session.reduce(base, {**updates, 1: lambda: encode_weights(flipped)}, credit=Credit("leave_one_out"))
 
     assert found.contributions[1] < 0 < min(found.contributions[0], found.contributions[2])
 

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 
 from parity_fl.averaging import Reduced, Refused
+from parity_fl.contribution import Credit
 from parity_fl.finishing import FinalModel
 from parity_fl.forest_rounds import ForestRounds, ForestTrainer
 from parity_fl.linear import LinearModel
@@ -181,7 +182,7 @@ def test_leaving_one_out_is_scored_with_the_markets_data() -> None:
     play.step()
     play.step()
 
-    done = play.reduce(play.answers(), leave_one_out=True)
+    done = play.reduce(play.answers(), credit=Credit("leave_one_out"))
 
     assert isinstance(done, Reduced)
     assert set(done.contributions) == {0, 1, 2}

@@ -13,6 +13,7 @@ import pytest
 
 from parity_contracts.chain.memory import MemoryChain
 from parity_fl.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import groups, round_control, rounds
 from parity_market.testing.playing import DATA, Play, spec
@@ -196,6 +197,30 @@ async def test_a_stopped_session_leaves_a_checkpoint_of_its_last_round(rig: Rig,
     await play.round(0, 1, 2)
 
     assert (await rig.state.rounds.checkpoints.find(play.id, CREATOR)).round == 2
+
+
+async def test_a_session_that_is_stopped_while_its_round_closes_leaves_a_checkpoint_all_the_same(
+    rig: Rig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = await Play.begin(rig, total_rounds=6)
+    for part in range(3):
+        await play.send(part)
+    work = rig.state.rounds.work
+
+    async def stop_meanwhile(group: Any, job: Any) -> Any:
+        done = await work(group, job)
+        await rig.store.write(partial(round_control.stop, market=rig.state.market, group_id=play.id, now=clock.now()))
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.state.rounds, "work", stop_meanwhile)
+        assert await play.step()
+    for part in range(3):
+        await play.report(part)
+    await Rounds(rig.state).step()
+
+    assert (await play.show()).state == "completed"
+    assert (await rig.state.rounds.checkpoints.find(play.id, CREATOR)).round == 1
 
 
 async def test_a_checkpoint_is_found_by_its_round_and_by_its_submitter_alone(rig: Rig) -> None:

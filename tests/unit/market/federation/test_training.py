@@ -16,7 +16,7 @@ import pytest
 
 from parity_contracts.chain.memory import MemoryChain
 from parity_fl.checkpoint import CheckpointFolder, decode_checkpoint
-from parity_fl.codec import encode_delta, encode_weights
+from parity_fl.codec import decode_weights, encode_delta, encode_weights
 from parity_fl.forest_rounds import ForestTrainer
 from parity_fl.histogram import part_rows, run_local
 from parity_fl.model import decode_model
@@ -105,7 +105,7 @@ async def test_a_market_that_is_killed_in_a_round_goes_on_there_and_ends_with_th
         if killed_after == "reduce":
             group = await play.group()
             chosen = [(one.part, one.sha256) for one in (await play.show()).rounds[1].updates]
-            job = {"do": "reduce", "round": 2, "phase": 0, "updates": chosen, "leave_one_out": False}
+            job = {"do": "reduce", "round": 2, "phase": 0, "updates": chosen, "credit": None}
             await rig.state.rounds.work(group, job)
 
     async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
@@ -572,14 +572,55 @@ async def test_pay_follows_the_rounds_that_a_part_took_part_in(rig: Rig, clock: 
     assert account.reserved == 0
 
 
-async def test_contributions_are_scored_on_the_hold_out_when_asked_for(rig: Rig) -> None:
-    settings = {"round_timeout_s": TIMEOUT_S, "update_format": "fp32", "contribution": "leave_one_out"}
+@pytest.mark.parametrize("method", ["leave_one_out", "shapley"])
+async def test_contributions_are_scored_on_the_hold_out_when_asked_for(rig: Rig, method: str) -> None:
+    settings = {"round_timeout_s": TIMEOUT_S, "update_format": "fp32", "contribution": method}
     play = await Play.begin(rig, rounds_config=settings, strategy_config={"strategy": "FedAvg"})
 
     await play.round(0, 1, 2)
 
-    updates = (await play.show()).rounds[0].updates
-    assert all(isinstance(one.metrics["contribution"], float) for one in updates)
+    done = (await play.show()).rounds[0]
+    assert all(isinstance(one.metrics["contribution"], float) for one in done.updates)
+    if method == "shapley":
+        assert (done.metrics["shapley_permutations"], done.metrics["shapley_evaluations"]) == (6, 8)
+
+
+async def test_shapley_values_of_a_session_are_those_of_their_definition(rig: Rig) -> None:
+    settings = {"round_timeout_s": TIMEOUT_S, "update_format": "fp32", "contribution": "shapley"}
+    play = await Play.begin(rig, rounds_config=settings, strategy_config={"strategy": "FedAvg"})
+    session = rig.state.rounds.known(await play.group()).session
+    rule = rig.state.rounds.known(await play.group()).strategy
+    server = RoundServer(session.spec, session.plan, DATA.encode(), rule)
+    base = server.first()
+    bodies = {part: (await play.body(part))[1] for part in range(3)}
+
+    def loss(*parts: int) -> float:
+        if not parts:
+            return server.scores(decode_weights(base, server._made.model.shapes()))["loss"]
+        done = server.reduce(base, None, {part: partial(bytes, bodies[part]) for part in parts})
+        assert isinstance(done, Reduced)
+        return done.metrics["loss"]
+
+    await play.round(0, 1, 2)
+
+    gave = {one.part: one.metrics["contribution"] for one in (await play.show()).rounds[0].updates}
+    for part in range(3):
+        one, two = sorted({0, 1, 2} - {part})
+        value = (loss() - loss(part)) / 3 + (loss(one, two) - loss(0, 1, 2)) / 3
+        value += (loss(one) - loss(*sorted((one, part)))) / 6 + (loss(two) - loss(*sorted((two, part)))) / 6
+        assert gave[part] == pytest.approx(value, rel=1e-9)
+    assert sum(float(str(one)) for one in gave.values()) == pytest.approx(loss() - loss(0, 1, 2))
+
+
+async def test_shapley_has_a_bound_of_time_and_then_nobody_is_scored(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"round_timeout_s": TIMEOUT_S, "contribution": "shapley", "shapley_seconds": 1e-9, "base_share": 0.5}
+    play = await Play.begin(rig, rounds_config=settings, strategy_config={"strategy": "FedAvg"})
+
+    await play.round(0, 1, 2)
+
+    done = (await play.show()).rounds[0]
+    assert done.metrics["shapley_permutations"] == 0
+    assert not any("contribution" in one.metrics for one in done.updates)
 
 
 async def test_checkpoints_are_written_every_interval_and_at_the_end_and_kept_by_cid(rig: Rig, tmp_path: Path) -> None:
