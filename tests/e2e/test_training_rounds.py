@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import anyio
@@ -14,7 +16,12 @@ from sklearn.datasets import load_digits
 from parity_cli.demo.stack import PARITY
 from parity_cli.testing.town import REWARD, Town
 from parity_fl.model import decode_model
+from parity_fl.plan import PartitionPlan
+from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_fl.strategy import read_strategy
+from parity_market.domain.federation import open_session
 from parity_protocol.api.tasks import GroupReply
+from parity_protocol.task import parse_spec
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]
 
@@ -113,6 +120,24 @@ async def test_a_market_that_is_killed_in_a_session_goes_on_with_it(trainers: To
     shown = await town.market.sessions.show(made.id)
     assert [one.round for one in shown.rounds] == list(range(1, 13))
     assert all(update.state == "accepted" for one in shown.rounds for update in one.updates)
+    assert group.metrics["final_model"] == undisturbed(group)
+
+
+def undisturbed(group: GroupReply) -> str:
+    """Return the hash of the last model that the session has if nothing ever goes wrong: trained again, right here."""
+    spec, plan = open_session(parse_spec(json.dumps(group.tasks[0].spec)), json.dumps(group.plan)), group.plan
+    assert plan is not None
+    assert isinstance(spec.plan, PartitionPlan)
+    strategy = read_strategy(spec.members["strategy_config"])
+    server = RoundServer(spec.spec, spec.plan, digits(), strategy)
+    trainers = [RoundTrainer(spec.spec, spec.plan, digits(), part) for part in range(PARTS)]
+    base, state = server.first(), None
+    for number in range(1, int(str(group.metrics["rounds"])) + 1):
+        bodies = [one.train(base, number=number, update_format="fp16").update for one in trainers]
+        done = server.reduce(base, state, {part: partial(bytes, body) for part, body in enumerate(bodies)})
+        assert isinstance(done, Reduced)
+        base, state = done.model, done.state
+    return sha256(base).hexdigest()
 
 
 async def test_a_forest_in_phases_grows_between_nodes_and_a_paused_session_waits(trainers: Town) -> None:
