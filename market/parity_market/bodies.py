@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +20,7 @@ from parity_protocol.errors import BadDocument, DigestMismatch, InvalidInput, Ov
 from parity_protocol.signing.http_signatures import RequestSignature, check_body
 from parity_protocol.wire import parse_as
 
-__all__ = ["BODY_TIMEOUT_S", "BodyBudget", "checked_body", "declared_length", "parse_body", "read_body"]
+__all__ = ["BODY_TIMEOUT_S", "BodyBudget", "Digest", "checked_body", "declared_length", "parse_body", "read_body"]
 
 BODY_TIMEOUT_S = 30.0  # for a whole JSON body to arrive
 STREAM_IDLE_S = 30.0  # longest silence in a body that is streamed
@@ -30,6 +30,22 @@ MAX_VALUES = 40_000  # members and items of one body: 256 reports with every met
 MAX_HELD = 256 << 20  # bytes of all bodies in memory at once
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Digest(Protocol):
+    """A hash that is fed piece by piece, as of ``hashlib``."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take a piece."""
+        ...
+
+    def digest(self) -> bytes:
+        """Return the hash of what came so far."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Return the same in hex."""
+        ...
 
 
 class BodyBudget:
@@ -107,19 +123,22 @@ async def read_body(request: Request, max_bytes: int, take: Callable[[int], None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def checked_body(request: Request, signature: RequestSignature | None, *, what: str) -> AsyncIterator[bytes]:
+async def checked_body(
+    request: Request, signature: RequestSignature | None, *, what: str, digest: Digest | None = None
+) -> AsyncIterator[bytes]:
     """Yield a body of any length as it comes; at its end, refuse it unless its digest is the signed one.
 
     Args:
         signature: Of the request, whose other parts were checked.
         what: A noun for messages: "upload".
+        digest: A new SHA-256 of a caller who needs the body's too; it has seen all of it at the end.
 
     Raises:
         DigestMismatch: It is not what was signed, or nothing was.
         InvalidInput: It was silent for ``STREAM_IDLE_S``, or took ``STREAM_LIMIT_S``.
         Unreachable: The caller went away.
     """
-    digest = sha256()
+    found = sha256() if digest is None else digest
     stream = aiter(request.stream())
     try:
         async with asyncio.timeout(STREAM_LIMIT_S):
@@ -128,7 +147,7 @@ async def checked_body(request: Request, signature: RequestSignature | None, *, 
                     piece = await anext(stream, None)
                 if piece is None:
                     break
-                digest.update(piece)
+                found.update(piece)
                 yield piece
     except TimeoutError as exc:
         raise InvalidInput(f"the {what} was silent for {STREAM_IDLE_S:g} s or took too long", field="body") from exc
@@ -136,7 +155,7 @@ async def checked_body(request: Request, signature: RequestSignature | None, *, 
         raise Unreachable(f"the caller went away while sending the {what}") from exc
     if signature is None:
         raise DigestMismatch(f"the {what} is not signed", field="content-digest")
-    check_body(signature, digest.digest())
+    check_body(signature, found.digest())
 
 
 def parse_body(model: type[M], body: bytes, *, max_bytes: int) -> M:

@@ -247,7 +247,7 @@ async def _convert(
     name = state.market.make_id()
     raw = update_file(state.rounds.folder(group.value.id), new.number, new.phase, new.part, f".{name}.json")
     try:
-        await on_disk(append, raw, body)
+        await on_disk(append, raw, [body])
         done = await state.rounds.work(
             group,
             {

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from parity_market.bodies import Digest
 from parity_market.round_files import append, on_disk
 from parity_protocol.errors import Overloaded, TooLarge
 
 __all__ = ["Bodies", "Received", "receive"]
 
-HELD_BYTES = 4 << 20  # of an update in memory before it is written
+HELD_BYTES = 1 << 20  # of an update in memory before it is written
 RETRY_S = 1.0  # that a second sender is asked to wait
 
 
@@ -54,21 +55,30 @@ class Bodies:
             self._under_way.discard(name)
 
 
-async def receive(body: AsyncIterator[bytes], temporary: Path, *, max_bytes: int) -> Received:
+async def receive(
+    body: AsyncIterator[bytes], temporary: Path, *, max_bytes: int, digest: Digest | None = None
+) -> Received:
     """Write a body to a file as it comes, but for its last bytes; the caller removes the file.
+
+    Args:
+        digest: Of who hashes the body on its way here: large ones need not be hashed twice.
 
     Raises:
         TooLarge: It has over ``max_bytes``; no more than they are on disk.
         StorageFull: See ``on_disk``.
     """
-    digest, size, held = sha256(), 0, bytearray()
+    found = sha256() if digest is None else digest
+    size, held_size = 0, 0
+    held: list[bytes] = []
     async for piece in body:
         size += len(piece)
         if size > max_bytes:
             raise TooLarge(f"an update of this model has at most {max_bytes} bytes", field="body")
-        digest.update(piece)
-        held += piece
-        if len(held) > HELD_BYTES:
-            await on_disk(append, temporary, bytes(held))
-            held.clear()
-    return Received(digest.hexdigest(), size, bytes(held))
+        if digest is None:
+            found.update(piece)
+        held.append(piece)
+        held_size += len(piece)
+        if held_size > HELD_BYTES:
+            await on_disk(append, temporary, held)
+            held, held_size = [], 0
+    return Received(found.hexdigest(), size, b"".join(held))

@@ -6,7 +6,7 @@ Used by the market and by the process of ``round_worker``: this imports nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -83,11 +83,14 @@ def make_folder(folder: Path, dataset: bytes | None) -> None:
         write_file(folder / "dataset", dataset)
 
 
-def append(path: Path, data: bytes) -> None:
+def append(path: Path, pieces: Sequence[bytes]) -> None:
     """Write to the end of a file that does not have its name yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(data)
+    with path.open("ab", buffering=0) as file:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[file.write(rest) :]
 
 
 def settle(temporary: Path, rest: bytes, path: Path, *, is_synced: bool = True) -> None:

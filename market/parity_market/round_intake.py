@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from parity_fl.limits import MAX_UPDATE_BYTES
+from parity_market.bodies import Digest
 from parity_market.operations import rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
@@ -92,12 +93,21 @@ class RoundIntake:
             self.remember(group_id, step.base, model)
         return step.model_copy(update={"model": model})
 
-    async def take(self, group: Group, node_id: str, new: NewUpdate, body: AsyncIterator[bytes]) -> UpdateTaken:
+    async def take(
+        self,
+        group: Group,
+        node_id: str,
+        new: NewUpdate,
+        body: AsyncIterator[bytes],
+        *,
+        digest: Digest | None = None,
+    ) -> UpdateTaken:
         """Put an update on disk and then note it.
 
         Args:
             new: ``sha256`` and ``size`` are filled in here.
             body: At its end the digest has been compared with the signed one.
+            digest: See ``receive``.
 
         Raises:
             Conflict: It is late or not wanted; as ``operations.rounds.take``.
@@ -112,7 +122,7 @@ class RoundIntake:
             path = partial(update_file, self._folder(group_id), new.number, new.phase, new.part)
             temporary = path(f".{self._make_id()}")
             try:
-                held = await receive(body, temporary, max_bytes=most)
+                held = await receive(body, temporary, max_bytes=most, digest=digest)
                 done = replace(new, sha256=held.sha256, size=held.size)
                 small: dict[str, bytes] = {}
                 if known is None:

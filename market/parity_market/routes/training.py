@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from typing import TypeAlias
 
 from starlette.responses import FileResponse, Response
@@ -43,6 +44,12 @@ SAID = {
     "train_s": "Seconds of training",
 }
 """What a node may say of an update, in its query."""
+
+
+class _LargeFile(FileResponse):
+    """A file in pieces that are worth a thread's while."""
+
+    chunk_size = 512 << 10
 
 
 async def _group(call: Call) -> Group:
@@ -129,7 +136,7 @@ async def model(call: Call) -> Response:
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
     if call.request.headers.get("if-none-match", "") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type="application/octet-stream", headers={**headers, "Content-Length": str(size)})
+    return _LargeFile(path, media_type="application/octet-stream", headers={**headers, "Content-Length": str(size)})
 
 
 async def send(call: Call) -> UpdateTaken:
@@ -145,8 +152,9 @@ async def send(call: Call) -> UpdateTaken:
         size=0,
         metrics=_said(call),
     )
-    body = checked_body(call.request, call.signature, what="update")
-    return await call.state.rounds.intake.take(await _running(call), call.caller.id, new, body)
+    group, digest = await _running(call), sha256()
+    body = checked_body(call.request, call.signature, what="update", digest=digest)
+    return await call.state.rounds.intake.take(group, call.caller.id, new, body, digest=digest)
 
 
 def _whole_of(call: Call, name: str, high: int) -> int:
