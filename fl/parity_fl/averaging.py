@@ -113,7 +113,7 @@ def average(
     strategy: StrategyConfig,
     shapes: Mapping[str, tuple[int, ...]],
     weights: Weights,
-    state: bytes | None,
+    state: bytes | memoryview | None,
     updates: Bodies,
     *,
     weight: Callable[[int], float],
@@ -282,7 +282,7 @@ class PartTrainer:
         return TrainedRound(body, {name: value for name, value in said.items() if math.isfinite(value)})
 
 
-def decode_state(data: bytes) -> dict[str, NDArray[np.float64]]:
+def decode_state(data: bytes | memoryview) -> dict[str, NDArray[np.float64]]:
     """Read ``Reduced.state`` of an averaged round.
 
     Raises:

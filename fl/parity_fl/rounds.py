@@ -67,13 +67,15 @@ class RoundServer:
 
     def reduce(
         self,
-        base: bytes,
-        state: bytes | None,
+        base: bytes | memoryview,
+        state: bytes | memoryview | None,
         updates: Bodies,
         *,
         credit: Credit | None = None,
     ) -> Reduced | Refused:
         """Close a round: what it returns follows from the arguments alone.
+
+        Views of mapped files take no memory beside the model's own; they are let go as soon as they have been read.
 
         Args:
             base: The round's model file.
@@ -85,10 +87,13 @@ class RoundServer:
             BadDocument: ``base`` or ``state`` is not one of ours.
         """
         shapes = self._made.model.shapes()
+        weights = decode_weights(base, shapes)
+        last = iter((weights,))
+        del base, weights  # a caller that keeps no name of the file either has the model twice, and not three times
         done = average(
             self._strategy,
             shapes,
-            decode_weights(base, shapes),
+            next(last),
             state,
             updates,
             # The market's own count of rows: what a node says of itself weighs nothing.

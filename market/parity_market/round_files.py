@@ -1,6 +1,6 @@
 """The files of a session that trains in rounds: where each lies, and how it gets there whole.
 
-Used by the market and by the process of ``round_worker``: this imports nothing that is slow to load.
+Used by the market and by the process of ``round_child``: this imports nothing that is slow to load.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the training rounds' worker computes: models and updates are files, a job names them.
 
-Runs in the process of ``round_worker``; files are written whole or not at all, before the answer is.
+Runs in the process of ``round_child``; files are written whole or not at all, before the answer is.
 """
 
 from __future__ import annotations
@@ -113,23 +113,28 @@ def _final(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, An
 def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.rounds import Refused
+    from parity_fl.sharded import ShardedServer
     from parity_fl.spool import map_file
 
     number, phase = job["round"], job["phase"]
-    base = _read(model_file(folder, number, phase))
+    base = model_file(folder, number, phase)
     updates: Bodies = {
         part: partial(map_file, update_file(folder, number, phase, part, digest)) for part, digest in job["updates"]
     }
+    path, credit = state_file(folder, number, phase), _credit(job.get("credit"))
+    states = partial(_states, folder, number, phase)
     if isinstance(server, ForestRounds):
-        reduced = server.reduce(base, partial(_states, folder, number, phase), updates)
-    else:
-        path, out = state_file(folder, number, phase), _credit(job.get("credit"))
+        reduced = server.reduce(_read(base), states, updates)
+    elif isinstance(server, ShardedServer):
         before = _read(path) if path.exists() else None
-        if _is_sharded(server):
-            states = partial(_states, folder, number, phase)
-            reduced = server.reduce(base, before, updates, states=states, credit=out)
-        else:
-            reduced = server.reduce(base, before, updates, credit=out)
+        reduced = server.reduce(_read(base), before, updates, states=states, credit=credit)
+    else:  # mapped, and no name of it is kept here
+        reduced = server.reduce(
+            map_file(base, max_bytes=MAX_FILE_BYTES),
+            map_file(path, max_bytes=MAX_FILE_BYTES) if path.exists() else None,
+            updates,
+            credit=credit,
+        )
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
     following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)

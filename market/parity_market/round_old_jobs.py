@@ -1,6 +1,6 @@
 """What the rounds' worker does for the old network's runners: models as lists, updates out of JSON.
 
-Runs in the process of ``round_worker``, for what strangers sent is parsed here.
+Runs in the process of ``round_child``, for what strangers sent is parsed here.
 """
 
 from __future__ import annotations

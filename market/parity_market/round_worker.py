@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,9 +20,9 @@ import structlog
 
 from parity_market import round_jobs
 from parity_market.federation import WorkerLost
-from parity_market.federation_worker import MAX_MEMORY_BYTES, NICE, error_of
+from parity_market.federation_worker import error_of
 
-__all__ = ["RoundWork", "RoundWorkers", "answer_of", "main", "work_here"]
+__all__ = ["RoundWork", "RoundWorkers", "answer_of", "work_here"]
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +87,7 @@ class RoundWorkers:
             process = self._processes[index] = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "parity_market.round_worker",
+                "parity_market.round_child",
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=DEVNULL,
@@ -108,21 +107,3 @@ class RoundWorkers:
         """End the processes; idempotent."""
         for index in range(len(self._processes)):
             await self._end(index)
-
-
-def main() -> int:
-    """Answer jobs until standard input ends; what libraries print goes to standard error."""
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    os.nice(NICE)
-    with suppress(ValueError, OSError):  # not every system can bound the address space
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    with os.fdopen(answers, "wb") as out:
-        for line in sys.stdin.buffer:
-            out.write(json.dumps(round_jobs.execute(json.loads(line))).encode() + b"\n")
-            out.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -92,11 +92,11 @@ class Strategy(Protocol):
         ...
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """Return what the next round depends on beside the model; a copy."""
+        """Return what the next round depends on beside the model; read-only, and not changed by a later round."""
         ...
 
     def restore(self, state: Mapping[str, NDArray[np.float64]]) -> None:
-        """Go on from a ``state()``.
+        """Go on from a ``state()``, whose arrays are read from here on and MUST NOT be written to.
 
         Raises:
             BadDocument: It is not one of this rule.

@@ -93,11 +93,13 @@ class ServerOptimizer:
     def commit(self) -> None:
         """End the round: what the steps made of the moments holds from now on."""
         self._now, self._next = self._next, {}
+        for array in self._now.values():
+            array.flags.writeable = False
         self._rounds += 1
 
     def state(self) -> dict[str, Vector]:
-        """Return rounds and moments; a copy."""
-        return {"rounds": np.array([float(self._rounds)])} | {key: array.copy() for key, array in self._now.items()}
+        """Return rounds and moments, read-only: nothing is written into them any more, so they need no copy."""
+        return {"rounds": np.array([float(self._rounds)])} | self._now
 
     def restore(self, state: Mapping[str, Vector]) -> None:
         """Go on from a ``state()``.
@@ -115,7 +117,7 @@ class ServerOptimizer:
             if array.dtype != np.float64 or array.ndim != 1 or not np.isfinite(array).all():
                 raise BadDocument(f"the optimizer's {key} must be one row of finite float64")
         self._rounds = int(rounds[0])
-        self._now = {key: array.copy() for key, array in moments.items()}
+        self._now = moments  # only read: a mapped file's take no memory
 
     def _old(self, moment: str, block: Block, place: slice) -> Vector:
         return self._now[f"{moment}.{block.name}"][place] if self._rounds else np.zeros(place.stop - place.start)

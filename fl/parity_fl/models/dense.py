@@ -117,15 +117,19 @@ def train_dense(
     return weights, steps
 
 
-def outputs(problem: Problem, flat: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+def outputs(
+    problem: Problem,
+    pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    features: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """Return the last layer's values before softmax or sigmoid, shape ``(n, outputs)``.
 
     Args:
         problem: What is computed.
-        flat: Flat parameters.
+        pairs: Each layer's ``(weight, bias)``.
         features: Scaled rows, shape ``(n, d)``.
     """
-    widths, pairs = problem.layout.widths, problem.layout.pairs(flat)
+    widths = problem.layout.widths
     found = np.empty((len(features), widths[-1]), dtype=np.float32)
     chunk = max(1, _CHUNK_FLOATS // max(widths))
     with np.errstate(over="ignore", invalid="ignore"):

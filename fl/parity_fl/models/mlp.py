@@ -81,7 +81,7 @@ class Mlp:
         batch = min(config.batch_size, len(inputs))
         kernel = large_kernel(self._kernel, layout.size * batch) or train_dense
         flat, steps = kernel(self.problem, start, inputs, wanted, config, seed=seed, proximal_mu=proximal_mu)
-        loss = self._loss(outputs(self.problem, flat, inputs), truth)
+        loss = self._loss(outputs(self.problem, layout.pairs(flat), inputs), truth)
         if not np.isfinite(loss):
             diverged(config.epochs, -(-len(inputs) // batch))
         views = layout.views(flat)
@@ -89,7 +89,7 @@ class Mlp:
 
     def evaluate(self, weights: Weights, features: Matrix, truth: NDArray[np.float64]) -> dict[str, float]:
         """See ``RoundModel``; ``loss`` is the mean cross-entropy, or half the mean squared error in own units."""
-        found = outputs(self.problem, self.problem.layout.flatten(weights), self._inputs(features))
+        found = outputs(self.problem, self.problem.layout.checked(weights), self._inputs(features))
         loss = self._loss(found, truth)
         guess = self._decide(found)
         if self.problem.loss != "squared":
@@ -100,11 +100,11 @@ class Mlp:
 
     def predict(self, weights: Weights, features: Matrix) -> NDArray[np.float64]:
         """See ``RoundModel``."""
-        return self._decide(outputs(self.problem, self.problem.layout.flatten(weights), self._inputs(features)))
+        return self._decide(outputs(self.problem, self.problem.layout.checked(weights), self._inputs(features)))
 
     def probabilities(self, weights: Weights, features: Matrix) -> NDArray[np.float64]:
         """Return each class's probability, float64 ``(n, classes)``; only for classification."""
-        found = outputs(self.problem, self.problem.layout.flatten(weights), self._inputs(features)).astype(np.float64)
+        found = outputs(self.problem, self.problem.layout.checked(weights), self._inputs(features)).astype(np.float64)
         if self.problem.loss == "sigmoid":
             second = 0.5 * (1 + np.tanh(found[:, 0] / 2))
             return np.stack([1 - second, second], axis=1)
