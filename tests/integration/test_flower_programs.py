@@ -24,6 +24,7 @@ from parity_fl.engines.flower import Fleet, bundle
 from parity_market.flower import Fleets, make_certificates, public_key_of
 from parity_market.flower.bridge import Body, serve_bridge
 from parity_market.flower.processes import Control, Processes
+from parity_node.executors.base import Limits
 from parity_node.executors.flower import FlowerRounds
 from parity_node.executors.flower_process import SuperNode, make_super_node
 from parity_node.executors.rounds import Place
@@ -114,7 +115,7 @@ async def registered(link: SuperLink, node: SuperNode) -> str:
 
 def made_node(folder: Path, fleet: Fleet) -> SuperNode:
     folder.mkdir()
-    return make_super_node(folder, fleet)
+    return make_super_node(folder, fleet, Limits(600.0, 1.0, 256 << 20, 1 << 30, 64))
 
 
 async def train_one_round(rounds: FlowerRounds) -> RoundStep:

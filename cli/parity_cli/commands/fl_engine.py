@@ -20,7 +20,7 @@ def engine() -> None:
     """Engines beside our own. Flower lives in an environment of its own, made from a list of hashed packages.
 
     A market needs it to run sessions with `engine: flower`, a node to take part in them. PARITY_ENGINES says where
-    environments are kept (default: ~/.local/share/parity-node/engines).
+    environments are kept (default: $PARITY_HOME/engines, or ~/.local/share/parity-node/engines).
     """
 
 

@@ -252,7 +252,7 @@ class FederatedExecutor:
             theirs.close()
         place, market, flower = place_of(members), self._rounds, None
         if "flower" in members:
-            super_node = make_super_node(folder.path, Fleet.from_dict(members["flower"]))
+            super_node = make_super_node(folder.path, Fleet.from_dict(members["flower"]), limits)
             market = flower = FlowerRounds(self._rounds, place, super_node, clock=self._clock)
         loop = RoundLoop(market, place, ours, folder.path, clock=self._clock)
         return _Run(child, limits, self._clock.monotonic(), loop, flower)

@@ -6,6 +6,7 @@ has no network, no other file of this machine, no capability, and its own proces
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -19,12 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from parity_contracts.files import write_file
 from parity_fl.engines.flower import Fleet, engine_env, flower_python, program
+from parity_node.executors.base import Limits
 from parity_node.executors.sandbox.bwrap import find_bwrap
 from parity_protocol.errors import ExecutionFailed, FailureReason, Unavailable
 
 __all__ = ["REFUSED", "SuperNode", "make_super_node"]
 
 REFUSED = 77  # exit status of ``programs/supernode.py``: another bundle
+LIBRARY_BYTES = 1 << 30  # what Python and flwr take of a process's memory beside the model
 TRAINER, LINK = "trainer.sock", "link.sock"
 _INSIDE = "/flower"
 _SOCKETS = "/sockets"
@@ -44,6 +47,7 @@ class SuperNode:
         fleet: As the manifest says.
         bundle: The only SHA-256 that it runs.
         bwrap: The sandbox's program; None where there is none.
+        limits: Of the execution.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class SuperNode:
     fleet: Fleet
     bundle: str
     bwrap: Path | None
+    limits: Limits
 
     @property
     def trainer(self) -> Path:
@@ -85,6 +90,7 @@ class SuperNode:
         return [
             str(program("supernode")),
             *(str(parent), self.bundle, str(folder), superlink, str(port), str(trainer)),
+            *(str(self.limits.memory_bytes + LIBRARY_BYTES), str(math.ceil(self.limits.wall_time_s))),
         ]
 
     def remove(self) -> None:
@@ -95,7 +101,7 @@ class SuperNode:
             self.sockets.rmdir()
 
 
-def make_super_node(folder: Path, fleet: Fleet) -> SuperNode:
+def make_super_node(folder: Path, fleet: Fleet, limits: Limits) -> SuperNode:
     """Make a key of this lease's own and what a SuperNode reads.
 
     Args:
@@ -122,7 +128,7 @@ def make_super_node(folder: Path, fleet: Fleet) -> SuperNode:
         reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
         raise ExecutionFailed(reason, f"{own}: {exc.strerror}") from exc
     point = key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
-    return SuperNode(own, sockets, point.hex(), fleet, fleet.bundle_sha256, find_bwrap())
+    return SuperNode(own, sockets, point.hex(), fleet, fleet.bundle_sha256, find_bwrap(), limits)
 
 
 def _sandbox(python: Path, folder: Path, sockets: Path) -> list[str]:

@@ -34,10 +34,12 @@ _MISSING: Final = "engine flower is not installed here: parity fl engine install
 
 
 def engines_home(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the folder of all engines: ``PARITY_ENGINES``, else in the user's data folder."""
+    """Return the folder of all engines: ``PARITY_ENGINES``, else below ``PARITY_HOME``, else in the user's data folder."""
     env = os.environ if environ is None else environ
     if env.get("PARITY_ENGINES"):
         return Path(env["PARITY_ENGINES"]).expanduser().absolute()
+    if env.get("PARITY_HOME"):  # a service's, which may not see its user's other folders
+        return Path(env["PARITY_HOME"]).expanduser().absolute() / "engines"
     data = env.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "parity-node" / "engines"
 

@@ -93,6 +93,14 @@ def test_an_engine_that_is_not_installed_names_the_command(monkeypatch, tmp_path
         flower.flower_python()
 
 
+def test_engines_are_where_the_service_that_uses_them_can_see_them(tmp_path):
+    home = {"PARITY_HOME": str(tmp_path), "XDG_DATA_HOME": "/data"}
+
+    assert flower.engines_home({**home, "PARITY_ENGINES": "/engines"}) == Path("/engines")
+    assert flower.engines_home(home) == tmp_path / "engines"
+    assert flower.engines_home({"XDG_DATA_HOME": "/data"}) == Path("/data/parity-node/engines")
+
+
 def test_an_environment_without_its_mark_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("PARITY_ENGINES", str(tmp_path))
     folder = flower.engine_folder()

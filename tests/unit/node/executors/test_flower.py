@@ -14,6 +14,7 @@ import pytest
 
 from parity_fl.engines.flower import FLWR_VERSION, Fleet, bundle_digest
 from parity_node.executors import flower_process
+from parity_node.executors.base import Limits
 from parity_node.executors.flower import FlowerRounds
 from parity_node.executors.flower_links import Asked
 from parity_node.executors.flower_process import SuperNode, make_super_node
@@ -26,12 +27,13 @@ PLACE = Place("group", 1, "lease", 3)
 MODEL = b"model"
 PEM = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"
 FLEET = Fleet(FLWR_VERSION, "fl.example.org:9400", PEM, bundle_digest())
+LIMITS = Limits(wall_time_s=30.5, cpus=1.0, memory_bytes=1 << 28, disk_bytes=1 << 20, pids=16)
 STEP = RoundStep(state="train", round=2, phase=0, total_rounds=3, base=sha256(MODEL).hexdigest(), base_size=len(MODEL))
 DONE = RoundStep(state="done", round=4, phase=0, total_rounds=3)
 
 
 def node(folder: Path) -> SuperNode:
-    return SuperNode(folder, folder / "sockets", "02" + "a" * 96, FLEET, FLEET.bundle_sha256, None)
+    return SuperNode(folder, folder / "sockets", "02" + "a" * 96, FLEET, FLEET.bundle_sha256, None, LIMITS)
 
 
 class Market:
@@ -158,7 +160,7 @@ def test_each_lease_has_a_key_of_its_own_that_nobody_else_reads(tmp_path: Path) 
     made = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        made.append(make_super_node(tmp_path / name, FLEET))
+        made.append(make_super_node(tmp_path / name, FLEET, LIMITS))
 
     assert made[0].public_key != made[1].public_key
     assert all(len(bytes.fromhex(one.public_key)) == 49 for one in made)
@@ -197,6 +199,7 @@ def test_without_a_sandbox_it_talks_to_the_named_superlink(command: SuperNode) -
     assert argv[0] == "/opt/flower/bin/python"
     assert "fl.example.org:9400" in argv
     assert FLEET.bundle_sha256 in argv
+    assert argv[-2:] == [str((1 << 28) + (1 << 30)), "31"]
     assert env["FLWR_TELEMETRY_ENABLED"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""Starts a SuperNode of one lease: ``python supernode.py PARENT BUNDLE FOLDER SUPERLINK PORT TRAINER``; in flwr's environment.
+"""Starts a SuperNode of one lease: ``python supernode.py PARENT BUNDLE FOLDER SUPERLINK PORT TRAINER MEMORY CPU``.
 
 What it may run is decided here: the bundle that the SuperLink sends is hashed before anything of it is read, and one
 with another SHA-256 ends the process with ``REFUSED``. SUPERLINK is ``host:port``, or ``unix:PATH`` of a socket that leads there.
@@ -24,6 +24,7 @@ from typing import Any
 
 REFUSED = 77  # exit status: another bundle
 PR_SET_PDEATHSIG = 1
+NICENESS = 10
 MAX_FILE_BYTES = 2 << 30
 MAX_OPEN_FILES = 1024
 LOOK_S = 0.3  # between two questions for a message; flwr's own is 3 s
@@ -87,10 +88,18 @@ def forward(path: str) -> str:
     return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def limit() -> None:
-    """Bound what this process and all that it starts may use of the machine."""
+def limit(memory_bytes: int, cpu_s: int) -> None:
+    """Bound what this process, and each that it starts, may use of the machine."""
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, most in ((resource.RLIMIT_FSIZE, MAX_FILE_BYTES), (resource.RLIMIT_NOFILE, MAX_OPEN_FILES)):
+    wanted = [
+        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_CPU, cpu_s),
+    ]
+    if sys.platform == "linux":  # macOS accepts it and then refuses to map libraries
+        wanted.append((resource.RLIMIT_DATA, memory_bytes))
+    for kind, most in wanted:
         _, hard = resource.getrlimit(kind)
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (bound, bound))
@@ -98,9 +107,9 @@ def limit() -> None:
 
 def main(arguments: list[str]) -> None:
     """Run until killed, refused, or the SuperLink does not know the key."""
-    parent, expected, folder, superlink, port, trainer = arguments
+    parent, expected, folder, superlink, port, trainer, memory_bytes, cpu_s = arguments
     die_with(int(parent))
-    limit()
+    limit(int(memory_bytes), int(cpu_s))
     if superlink.startswith("unix:"):
         superlink = forward(superlink.removeprefix("unix:"))
     from flwr.supernode import start_client_internal as inner
