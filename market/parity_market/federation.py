@@ -179,7 +179,8 @@ class Federation:
             if session.eval_cid:
                 await self._make_available(session.eval_cid, creator, field="spec.eval_cid")
             terms = ShardTerms(session.partition.total_parts, seed_of(session.session_id, spec.seed))
-            return SessionPlan(session.session_id, session.round_id, terms, settings=new.settings).to_dict()
+            fleet = await self._fleet(session.session_id, spec)
+            return SessionPlan(session.session_id, session.round_id, terms, fleet, new.settings).to_dict()
         if self._plans >= MAX_WAITING_PLANS:
             raise Overloaded(f"{self._plans} sessions are being planned already", retry_after_s=5.0)
         self._plans += 1

@@ -93,7 +93,7 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
     session = filled(spec.session(), found)
     resolved = resolve_session(session, session_id=session_id, round_id=round_id)
     if spec.engine != "parity":
-        _check_engine(spec.engine, session, resolved)
+        _check_engine(spec.engine, session)
     if not is_in_rounds(session):
         if spec.rounds_config.get("resume_from"):
             refuse_resume("this session's model")
@@ -121,13 +121,11 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
     return NewSession(resolved, found, Resumption(rounds.resume_from, job))
 
 
-def _check_engine(engine: str, session: Mapping[str, object], resolved: FlSpec) -> None:
+def _check_engine(engine: str, session: Mapping[str, object]) -> None:
     """Refuse what another engine than our own cannot carry."""
     problem = ""
     if not is_in_rounds(session):
         problem = "carries rounds, and this session has none: every part trains once"
-    elif resolved.is_sharded:
-        problem = "trains on one data set: data_mode must be partitioned"
     elif read_privacy(session.get("privacy") or None).secure_aggregation:
         problem = "carries updates that the market can read: secure_aggregation needs the engine parity"
     if problem:

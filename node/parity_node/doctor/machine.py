@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from parity_fl.engines.flower import FLWR_VERSION, is_installed
 from parity_node.doctor.finding import Finding, failed, fine, unused, warned
 from parity_node.executors.sandbox.bwrap import find_bwrap
 from parity_node.executors.sandbox.cgroup import CONTROL_GROUPS
@@ -35,7 +36,7 @@ def check_machine(*, wants_sandbox: bool) -> list[Finding]:
     Args:
         wants_sandbox: The settings ask for commands; without, what only those need cannot fail.
     """
-    return [_python(), _platform(), *_processors(), *_sandbox(wants_sandbox=wants_sandbox)]
+    return [_python(), _platform(), *_processors(), _flower(), *_sandbox(wants_sandbox=wants_sandbox)]
 
 
 def _python() -> Finding:
@@ -50,6 +51,14 @@ def _platform() -> Finding:
     if sys.platform != "linux":
         return warned("platform", f"{found}: only federated learning can run here", "use Linux for the other kinds")
     return fine("platform", found)
+
+
+def _flower() -> Finding:
+    if not is_installed():
+        return unused(
+            "flower", "not installed: sessions with engine flower go elsewhere", "parity fl engine install flower"
+        )
+    return fine("flower", f"flwr {FLWR_VERSION}, for sessions with engine flower")
 
 
 def _processors() -> Iterator[Finding]:
