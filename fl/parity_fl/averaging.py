@@ -49,6 +49,7 @@ class Reduced:
         metrics: Scores of the next model on the hold-out, and what the rule says.
         contributions: By part: how much worse the hold-out's loss is without it; empty when not asked for.
         more_phases: The round goes on with another phase.
+        next_round: Number of the next round, where a session goes on from a checkpoint; None is the one after this.
         asks: What the next phase, or the first of the next round, asks of the parts.
     """
 
@@ -61,6 +62,7 @@ class Reduced:
     more_phases: bool = False
     asks: str = "train"
     appends: bool = False
+    next_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,10 +170,10 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
                 f"contribution {config.contribution} needs eval_cid in a sharded session: the market has no rows to score"
                 " parts with",
             )
-        if config.resume_from and is_sharded(session):
+        if config.resume_from and privacy.secure_aggregation:
             fail(
                 f"{_PLACE}.resume_from",
-                "resume_from: a sharded session begins anew, since its shards must be agreed on again",
+                "resume_from: a session with secure_aggregation leaves no checkpoint to go on from",
             )
         return config
     made = "a forest is made once, in phases" if session.get("model_type") == "random_forest" else "it is solved once"

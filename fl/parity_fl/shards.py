@@ -263,8 +263,12 @@ class ShardPlan:
         return cls(**{**raw, **matrix, **lists, "feature_names": names})
 
     def digest(self) -> str:
-        """Return the SHA-256, hex, that the round record names the plan by."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """Return the SHA-256, hex, that the round record names the plan by.
+
+        It covers no fingerprints: their salts are drawn anew in each session, also in one that goes on with another.
+        """
+        members = {name: value for name, value in self.to_dict().items() if name != "fingerprints"}
+        text = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(b"parity-fl/shards/v1\x00" + text.encode()).hexdigest()
 
 

@@ -28,7 +28,7 @@ from parity_fl.resuming import RESUME_FIELD
 from parity_fl.session import SessionPlan, ShardTerms
 from parity_fl.settings import FlSettings
 from parity_market import federation_worker as worker
-from parity_market.domain.federation import Session, new_session, open_session, seed_of
+from parity_market.domain.federation import NewSession, Session, new_session, open_session, seed_of
 from parity_market.operations import blobs as blob_operations
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group, is_kept_by_owner
@@ -176,9 +176,7 @@ class Federation:
         new = new_session(spec, order_hash, self._settings)
         session, resumption = new.spec, new.resumption
         if session.is_sharded:
-            if session.eval_cid:
-                await self._make_available(session.eval_cid, creator, field="spec.eval_cid")
-            terms = ShardTerms(session.partition.total_parts, seed_of(session.session_id, spec.seed))
+            terms = await self._terms(new, creator, seed=seed_of(session.session_id, spec.seed))
             fleet = await self._fleet(session.session_id, spec)
             return SessionPlan(session.session_id, session.round_id, terms, fleet, new.settings).to_dict()
         if self._plans >= MAX_WAITING_PLANS:
@@ -207,6 +205,24 @@ class Federation:
                 field="spec.partition_config.total_parts",
             )
         return plan
+
+    async def _terms(self, new: NewSession, creator: str, *, seed: str) -> ShardTerms:
+        """Return what can be decided about shards that the market never sees; one that goes on keeps its seed.
+
+        Raises:
+            BadField: The checkpoint is not here, or of another session.
+            Unprocessable: The data to score by are not here.
+        """
+        session, resumption = new.spec, new.resumption
+        if session.eval_cid:
+            await self._make_available(session.eval_cid, creator, field="spec.eval_cid")
+        if resumption is not None:
+            file = await self.checkpoint(resumption.cid, creator)
+            job = {"do": "resume_shards", "spec": session.to_dict(), "resume": resumption.job}
+            async with self._turns:
+                doc, _ = await self._work(job, [file])
+            seed = doc["seed"]
+        return ShardTerms(session.partition.total_parts, seed)
 
     async def checkpoint(self, cid: str, creator: str) -> bytes:
         """Return a checkpoint that a session goes on from.

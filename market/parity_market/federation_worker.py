@@ -18,7 +18,7 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity_protocol.errors import (
     BadDocument,
@@ -29,6 +29,9 @@ from parity_protocol.errors import (
     TooLarge,
     error_for_code,
 )
+
+if TYPE_CHECKING:
+    from parity_fl.checkpoint import Checkpoint
 
 __all__ = ["decode_message", "encode_message", "error_of", "execute", "main"]
 
@@ -93,6 +96,8 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
     if header["do"] == "old_model":
         return {}, [_old_model(*blobs)]
     spec = resolve_fl_spec(header["spec"])
+    if header["do"] == "resume_shards":
+        return {"seed": _checkpoint_of(header, *blobs).seed}, []
     dataset, *updates = blobs
     if header["do"] == "plan" and "resume" in header:
         return _resumed(header, dataset, updates[0]), []
@@ -115,16 +120,14 @@ def _do(header: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[Mapping[str,
 def _resumed(header: Mapping[str, Any], dataset: bytes, file: bytes) -> Mapping[str, Any]:
     """Return the plan of a session that goes on from a checkpoint: cut as the one before it was."""
     from parity_fl import runner
-    from parity_fl.checkpoint import decode_checkpoint
-    from parity_fl.resuming import RESUME_FIELD, check_checkpoint
+    from parity_fl.resuming import RESUME_FIELD
     from parity_fl.rounds import RoundServer
     from parity_fl.spec import resolve_fl_spec
     from parity_fl.strategy import read_strategy
 
     spec, strategy = resolve_fl_spec(header["spec"]), read_strategy(header["resume"]["strategy"])
+    checkpoint = _checkpoint_of(header, file)
     try:
-        checkpoint = decode_checkpoint(file)
-        check_checkpoint(checkpoint, spec, strategy, total_rounds=header["resume"]["total_rounds"])
         plan = runner.plan_session(spec, dataset, checkpoint.seed)
         RoundServer(spec, plan, dataset, strategy).resume(checkpoint)
     except BadDocument as exc:
@@ -132,6 +135,26 @@ def _resumed(header: Mapping[str, Any], dataset: bytes, file: bytes) -> Mapping[
     if plan.assignment_hash != checkpoint.assignment_hash:
         raise BadField("resume_from: the checkpoint's rows were dealt to its parts in another way", field=RESUME_FIELD)
     return plan.to_dict()
+
+
+def _checkpoint_of(header: Mapping[str, Any], file: bytes) -> Checkpoint:
+    """Return a checkpoint that a session may go on from.
+
+    Raises:
+        BadField: It is none, or of another session.
+    """
+    from parity_fl.checkpoint import decode_checkpoint
+    from parity_fl.resuming import RESUME_FIELD, check_checkpoint
+    from parity_fl.spec import resolve_fl_spec
+    from parity_fl.strategy import read_strategy
+
+    spec, strategy = resolve_fl_spec(header["spec"]), read_strategy(header["resume"]["strategy"])
+    try:
+        checkpoint = decode_checkpoint(file)
+        check_checkpoint(checkpoint, spec, strategy, total_rounds=header["resume"]["total_rounds"])
+    except BadDocument as exc:
+        raise BadField(f"resume_from: {exc.message}", field=RESUME_FIELD) from exc
+    return checkpoint
 
 
 def _old_model(data: bytes) -> bytes:

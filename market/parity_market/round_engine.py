@@ -265,7 +265,7 @@ class RoundEngine:
         if isinstance(group.value.spec, FederatedLearningSpec) and group.value.spec.engine != "parity":
             settings["engine"] = group.value.spec.engine
         if resumes:
-            settings["resumed_from"] = {"cid": resumes, "round": made["round"] - 1, "session_id": made["session_id"]}
+            settings["resumed_from"] = {"cid": resumes, "round": made["after"], "session_id": made["session_id"]}
         first, number = Published(made["sha256"], made["size"]), made["round"]
         begun = await self._store.write(
             lambda tx: rounds.begin(
@@ -333,6 +333,7 @@ class RoundEngine:
                     checkpoint=saved,
                     more_phases=done["more_phases"],
                     asks=done["asks"],
+                    next_round=done["next_round"],
                     small={name: b64decode(data) for name, data in done["small"].items()},
                     keeps_state=done["keeps_state"],
                     whole=chosen if whole is not None else None,

@@ -137,7 +137,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         )
     if isinstance(reduced, Refused):
         return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
-    following = (number, phase + 1) if reduced.more_phases else (number + 1, 0)
+    following = (number, phase + 1) if reduced.more_phases else (reduced.next_round or number + 1, 0)
     model, state = model_file(folder, *following), state_file(folder, *following)
     is_small = max(len(reduced.model), len(reduced.state)) <= SMALL_BYTES
     _write_both((model, reduced.model), (state, reduced.state), is_synced=not is_small)
@@ -151,6 +151,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "checkpoint": saved,
         "more_phases": reduced.more_phases,
         "asks": reduced.asks,
+        "next_round": reduced.next_round,
         "keeps_state": reduced.appends and reduced.more_phases,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
@@ -231,12 +232,14 @@ def _resume(server: Server, folder: Path) -> dict[str, Any]:
     from parity_fl.checkpoint import decode_checkpoint
     from parity_fl.rounds import RoundServer
 
-    assert isinstance(server, RoundServer)
     checkpoint = decode_checkpoint(_read(resume_file(folder)))
-    number = checkpoint.round + 1
+    number, origin = checkpoint.round + 1, {"after": checkpoint.round, "session_id": checkpoint.session_id}
+    if _is_sharded(server):  # its shards agree again first; then it goes on from the checkpoint
+        return {**_publish(model_file(folder, 0, 0), server.first()), "round": 0, "asks": "summary", **origin}
+    assert isinstance(server, RoundServer)
     model, state = server.resume(checkpoint)
     _write_both((model_file(folder, number, 0), model), (state_file(folder, number, 0), state))
-    return {**_named(model), "round": number, "session_id": checkpoint.session_id}
+    return {**_named(model), "round": number, **origin}
 
 
 def _latest(folder: Path, number: int | None) -> dict[str, Any]:
@@ -314,6 +317,7 @@ def _noise(privacy: PrivacyConfig, job: Mapping[str, Any], folder: Path, parts: 
 
 def _server(job: Mapping[str, Any], folder: Path) -> Server:
     """Return a session's mathematics; its data are parsed once, since that may take longer than a round."""
+    from parity_fl.checkpoint import decode_checkpoint
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.plan import PartitionPlan  # NumPy: only the process that computes loads it
     from parity_fl.rounds import RoundServer
@@ -330,7 +334,8 @@ def _server(job: Mapping[str, Any], folder: Path) -> Server:
         if spec.is_sharded:
             terms = ShardTerms.from_dict(job["plan"])
             private = _noise(spec.privacy, job, folder, terms.total_parts)
-            known = ShardedServer(spec, terms, strategy, dataset or None, private=private)
+            resumes = decode_checkpoint(_read(resume_file(folder))) if resume_file(folder).exists() else None
+            known = ShardedServer(spec, terms, strategy, dataset or None, private=private, resumes=resumes)
         elif isinstance(spec.model, ForestConfig):
             known = ForestRounds(spec, PartitionPlan.from_dict(job["plan"]), dataset)
         else:

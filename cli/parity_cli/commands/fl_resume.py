@@ -12,7 +12,7 @@ from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
 from parity_cli.session_spec import resumed
-from parity_protocol.errors import NotFound
+from parity_protocol.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from parity_client import Client
@@ -106,5 +106,10 @@ async def _spec_of(client: Client, found: FlSessionReply, checkpoint: FlCheckpoi
     """Return what was signed for the ended session, with the rule that it had: the market's variables may have changed."""
     group = await client.group(found.id)
     spec = resumed(dict(group.tasks[0].spec), checkpoint.cid)
+    if spec.get("data_mode") == "sharded":
+        raise InvalidInput(
+            "where its parts' data lie is sealed: only you know it",
+            hint=f"parity fl run SPEC --shard … --resume-from {checkpoint.cid}",
+        )
     rule = found.settings.get("strategy")
     return {**spec, "total_rounds": total, **({"strategy_config": rule} if isinstance(rule, dict) else {})}

@@ -27,7 +27,7 @@ from parity_fl.models.base import Scaling
 from parity_fl.models.moments import Moments, merged_scaling, moments_from_tensors
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secure_mean import rule_state
-from parity_fl.resuming import settings_of
+from parity_fl.resuming import RESUME_FIELD, settings_of
 from parity_fl.session import ShardTerms
 from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
 from parity_fl.sharded.kinds import Kind, check_plan, kind_of
@@ -35,9 +35,9 @@ from parity_fl.sharded.scoring import evaluate
 from parity_fl.shards import ShardPlan, ShardSummary, plan_shards
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import StrategyConfig
-from parity_fl.tensors import Tensor, decode_tensors
+from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_fl.trees import Forest
-from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason, Internal, ParityError
+from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason, Internal, ParityError
 
 __all__ = ["Asks", "ShardedServer"]
 
@@ -92,6 +92,7 @@ class ShardedServer:
         strategy: The rule, of a model that is averaged.
         evaluation: The data set of ``eval_cid``; None leaves scoring to the parts' hold-outs.
         private: With differential privacy.
+        resumes: The checkpoint that the session goes on from, once its shards have agreed again.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the evaluation data cannot be used.
@@ -105,10 +106,12 @@ class ShardedServer:
         evaluation: bytes | None = None,
         *,
         private: NoiseSetup | None = None,
+        resumes: Checkpoint | None = None,
     ) -> None:
         if spec.privacy.differential_privacy != (private is not None):
             raise Internal("differential privacy needs noise, and nothing else does")
         self._spec, self._terms, self._strategy, self._private = spec, terms, strategy, private
+        self._resumes = resumes
         self._evaluation: Dataset | None = None
         if evaluation is not None:
             self._evaluation = load_dataset(evaluation, spec.data_format)
@@ -204,8 +207,30 @@ class ShardedServer:
     def _opened(self, at: _State, scaling: Scaling, parts: tuple[int, ...]) -> Reduced:
         plan = at.agreed
         kind = self._kind_of(plan, scaling)
-        base = encode_base(Base(plan.agreement, scaling, kind.open(), kind.terms(None)))
-        return Reduced(base, _State("train", plan).encode(), parts, {}, _shape(plan), {})
+        tensors, inner, number = kind.open(), b"", None
+        if self._resumes is not None:
+            tensors, inner = self._resumed(plan, tensors)
+            number = self._resumes.round + 1
+        base = encode_base(Base(plan.agreement, scaling, tensors, kind.terms(inner or None)))
+        state = _State("train", plan, {}, inner).encode()
+        return Reduced(base, state, parts, {}, _shape(plan), {}, next_round=number)
+
+    def _resumed(self, plan: ShardPlan, first: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bytes]:
+        """Return the model and the strategy's state after the checkpoint.
+
+        Raises:
+            BadField: It is of other shards, or another model.
+        """
+        checkpoint = self._resumes
+        assert checkpoint is not None
+        if plan.digest() != checkpoint.assignment_hash:
+            raise BadField(
+                "resume_from: the shards are not those that the checkpoint was trained on", field=RESUME_FIELD
+            )
+        shapes = {name: tensor.shape for name, tensor in first.items()}
+        if {name: tensor.shape for name, tensor in checkpoint.weights.items()} != shapes:
+            raise BadField("resume_from: the checkpoint's model has other parameters", field=RESUME_FIELD)
+        return checkpoint.weights, encode_tensors(dict(checkpoint.state), {})
 
     # -- every other round -----------------------------------------------------------------------------------------
 

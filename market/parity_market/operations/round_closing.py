@@ -68,6 +68,7 @@ def close(
     asks: str = "train",
     small: Mapping[str, bytes] | None = None,
     keeps_state: bool = False,
+    next_round: int | None = None,
     whole: Sequence[FlUpdateRow] | None = None,
 ) -> FlSessionRow:
     """Close the round that was frozen, and open the next one, or end the training.
@@ -78,6 +79,7 @@ def close(
         small: The next round's files, if they are small: they are durable with its row.
         whole: Of a round that everybody had answered: the updates that were reduced. Nothing else could come, so it was
             not frozen, and is closed only if nothing else came.
+        next_round: Number of the next round of a session that goes on from a checkpoint; None is the one after this.
         keeps_state: Later phases of the round need the states that were kept before.
         asks: What the next phase, or the next round's first, asks of the parts.
 
@@ -114,7 +116,7 @@ def close(
         open_round(tx, group.id, session.round, phase, next_model, cohort, now_us, asks)
         tell(tx, market, group.id)
         return move(tx, session, now, phase=phase, deadline_us=None, message="")
-    number = session.round + 1
+    number = next_round or session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
     cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number, coins=token_bytes)
     # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.

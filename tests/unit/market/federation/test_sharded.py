@@ -50,8 +50,8 @@ def shard(part: int, rows: int = 30, columns: int = 2) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def salt(part: int) -> bytes:
-    return bytes([0xA7, part]) * 8
+def salt(part: int, turn: int = 0) -> bytes:
+    return bytes([0xA7 + turn, part]) * 8
 
 
 def spec(sealed: list[str], **changes: Any) -> dict[str, Any]:
@@ -79,20 +79,21 @@ EXACT = {
 class Play:
     """A sharded session and the nodes of its parts, driven by hand."""
 
-    def __init__(self, rig: Rig, group_id: str, data: list[bytes], sealed: list[str]) -> None:
+    def __init__(self, rig: Rig, group_id: str, data: list[bytes], sealed: list[str], turn: int = 0) -> None:
+        self.turn = turn
         self.rig, self.id, self.data, self.sealed = rig, group_id, data, sealed
         self.leases: dict[int, Lease] = {}
         self.trainers: dict[int, ShardedTrainer] = {}
 
     @classmethod
-    async def begin(cls, rig: Rig, data: list[bytes] | None = None, **changes: Any) -> Play:
+    async def begin(cls, rig: Rig, data: list[bytes] | None = None, *, turn: int = 0, **changes: Any) -> Play:
         data = data or [shard(part) for part in range(PARTS)]
         sealed = [
-            seal_shard(CidInput(cid=await rig.upload(each), max_bytes=len(each)), salt(part))
+            seal_shard(CidInput(cid=await rig.upload(each), max_bytes=len(each)), salt(part, turn))
             for part, each in enumerate(data)
         ]
         made = await rig.submit_session(spec(sealed, **changes), shards=sealed)
-        play = cls(rig, made.id, data, sealed)
+        play = cls(rig, made.id, data, sealed, turn)
         await play.step()
         for part, node in enumerate(NODES):
             await play.hold(part, node)
@@ -132,7 +133,7 @@ class Play:
             session = self.rig.state.rounds.known(await self.group()).session
             assert isinstance(session.partition, ShardTerms)
             self.trainers[part] = ShardedTrainer(
-                session.spec, session.partition, self.data[part], part, salt=salt(part)
+                session.spec, session.partition, self.data[part], part, salt=salt(part, self.turn)
             )
         if body is None:
             body = self.trainers[part].answer(step.asks, path.read_bytes(), number=step.round).update
@@ -270,6 +271,44 @@ async def straight(play: Play) -> bytes:
     return server.final(base, state, rounds=number - 1).model_bytes
 
 
+async def test_a_session_goes_on_from_a_checkpoint_to_the_same_bits_once_its_shards_have_agreed_again(rig: Rig) -> None:
+    kept = {"round_timeout_s": TIMEOUT_S, "quorum": 2, "update_format": "fp32", "checkpoint_interval": 1}
+    rule = {"strategy_config": {"strategy": "FedAdam", "server_lr": 0.1}}
+    first = await Play.begin(rig, rounds_config=kept, **rule)
+    await first.phases()
+    shown = await first.finish()
+    cid = next(str(one.metrics["checkpoint_cid"]) for one in shown.rounds if (one.round, one.asks) == (1, "score"))
+    bad = Play.begin(
+        rig, [shard(part, rows=31) for part in range(PARTS)], rounds_config={**kept, "resume_from": cid}, **rule
+    )
+    other = await bad
+    await other.phase()
+
+    play = await Play.begin(rig, turn=1, total_rounds=4, rounds_config={**kept, "resume_from": cid}, **rule)
+    asked = await play.phases()
+    expected = await straight(play)
+    went_on = await play.finish()
+
+    assert asked == ["summary", "moments", *["train", "score"] * 3]
+    assert [one.round for one in went_on.rounds if one.asks == "train"] == [2, 3, 4]
+    assert went_on.settings["resumed_from"]["round"] == 1  # type: ignore[index,call-overload]
+    assert went_on.result_cid is not None
+    creator = (await play.group()).row.creator
+    assert await rig.state.federation.read(went_on.result_cid, creator, max_bytes=1 << 20) == expected
+    with pytest.raises(BadField, match="not those that the checkpoint was trained on"):
+        await other.phase()
+
+
+async def test_a_checkpoint_of_another_session_is_refused_at_creation(rig: Rig) -> None:
+    kept = {"round_timeout_s": TIMEOUT_S, "quorum": 2, "checkpoint_interval": 1}
+    first = await Play.begin(rig, rounds_config=kept)
+    await first.phases()
+    cid = str((await first.show()).rounds[-1].metrics["checkpoint_cid"])
+
+    with pytest.raises(BadField, match=r"partition_config\.holdout_fraction"):
+        await Play.begin(rig, total_rounds=4, holdout_fraction=0.5, rounds_config={**kept, "resume_from": cid})
+
+
 async def test_the_market_scores_by_data_of_its_submitters(rig: Rig) -> None:
     play = await Play.begin(rig, eval_cid=await rig.upload(shard(7, rows=40)))
 
@@ -348,7 +387,6 @@ async def test_a_part_on_a_nodes_own_data_needs_a_node_that_has_the_name(rig: Ri
     [
         ({"total_rounds": 2, "model_config": EXACT["model_config"]}, "total_rounds", "solved once"),
         ({"rounds_config": {"contribution": "leave_one_out"}}, "rounds_config.contribution", "needs eval_cid"),
-        ({"rounds_config": {"resume_from": "bafy"}}, "rounds_config.resume_from", "begins anew"),
         ({"partition_config": {"strategy": "random"}}, "partition_config.strategy", "its own rows"),
         ({"partition_config": {"alpha": 0.1}}, "partition_config.alpha", "means nothing"),
         ({"partition_config": {"overlap_ratio": 0.1}}, "partition_config.overlap_ratio", "cannot borrow"),
