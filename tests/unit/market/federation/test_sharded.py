@@ -391,7 +391,6 @@ async def test_a_part_on_a_nodes_own_data_needs_a_node_that_has_the_name(rig: Ri
         ({"partition_config": {"alpha": 0.1}}, "partition_config.alpha", "means nothing"),
         ({"partition_config": {"overlap_ratio": 0.1}}, "partition_config.overlap_ratio", "cannot borrow"),
         ({"train_config": {}}, "train_config.epochs", "epochs, batch_size, learning_rate are required"),
-        ({"engine": "flower"}, "spec.engine", "data_mode must be partitioned"),
     ],
 )
 async def test_settings_that_mean_nothing_to_shards_are_refused_at_creation(
