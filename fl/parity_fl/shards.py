@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from parity_fl.data import Dataset, Labels, label_classes, targets
 from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, MAX_PARTS
-from parity_fl.partition_config import PartitionConfig
+from parity_fl.partition_config import SHARDED, PartitionConfig
 from parity_fl.prng import Sha256Stream, derive_key, shuffled
 from parity_fl.skew import largest_remainder
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
@@ -227,6 +227,16 @@ class ShardPlan:
     def class_count(self) -> int:
         """Number of classes; 0 for a regression."""
         return len(self.class_names)
+
+    @property
+    def strategy(self) -> str:
+        """``sharded``: how the rows are dealt."""
+        return SHARDED
+
+    @property
+    def assignment_hash(self) -> str:
+        """``digest()``, under the name that a cut's hash has."""
+        return self.digest()
 
     @property
     def strata(self) -> str:

@@ -31,6 +31,7 @@ from parity_fl.round_bodies import decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
 from parity_fl.scoring import scores as holdout_scores
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import client_learning_rate
 from parity_fl.table import Table
@@ -99,7 +100,7 @@ class SimulationReport:
     """
 
     model_type: str
-    plan: PartitionPlan
+    plan: PartitionPlan | ShardPlan
     strategy: str
     scores: dict[str, float]
     rounds: tuple[RoundRecord, ...]
@@ -133,8 +134,8 @@ class SimulationReport:
                 "total_parts": plan.total_parts,
                 "part_sizes": [plan.part_size(part) for part in range(plan.total_parts)],
                 "holdout_size": plan.holdout_size,
-                "redraws": plan.redraws,
-                "moved": plan.moved,
+                "redraws": 0 if isinstance(plan, ShardPlan) else plan.redraws,
+                "moved": 0 if isinstance(plan, ShardPlan) else plan.moved,
             },
             "malicious": list(self.malicious),
             "warnings": list(self.warnings),

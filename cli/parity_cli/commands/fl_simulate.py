@@ -40,14 +40,21 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
                        --set strategy.num_malicious=2 --attack sign_flip:2 --plot rounds.html
     parity fl simulate --data digits.csv --nodes 100 --fraction 0.2 --dp-noise 1.1 --dp-clip 0.5
     parity fl simulate --data digits.csv --strategy FedAdam --secure-aggregation
+    parity fl simulate --shard north.csv --shard south.csv --shard west.csv --rounds 10
     parity fl simulate --data cancer.csv --model random_forest --mode histogram --partition label_skew --json
     """,
 )
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="CSV (label in the last column, or see --label) or JSON with features and labels.",
+)
+@click.option(
+    "--shard",
+    "shards",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="In place of --data: the rows of one node; repeat for each. --nodes and the cut mean nothing then.",
 )
 @click.option("--label", metavar="COLUMN", help="Name of the label's column in a CSV file. Default: the last one.")
 @click.option("--model", type=click.Choice(MODELS), default="neural_network", show_default=True)
@@ -91,7 +98,14 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 )
 @pass_output
 def simulate(
-    out: Output, data: Path, plot: Path | None, save: Path | None, rounds: int | None, seed: str, **given: Any
+    out: Output,
+    data: Path | None,
+    shards: tuple[Path, ...],
+    plot: Path | None,
+    save: Path | None,
+    rounds: int | None,
+    seed: str,
+    **given: Any,
 ) -> None:
     """Run a whole federation in this process, on a file.
 
@@ -109,35 +123,45 @@ def simulate(
     from parity_fl.simulate import simulate as run
     from parity_fl.strategy import client_learning_rate, read_strategy
 
-    content, data_format = read_table(data, given["label"])
+    files = _files(data, shards, given)
+    tables = [read_table(file, given["label"]) for file in files]
+    content, data_format = tables[0]
+    if any(each != data_format for _, each in tables):
+        raise click.UsageError("all shards have one form, CSV or JSON")
+    given["nodes"] = len(shards) or given["nodes"]
     sections = _sections(given["changes"])
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
     privacy = read_privacy(_privacy(given, sections))
     given["learning_rate"] = client_learning_rate(strategy, given["learning_rate"])
     spec = resolve_session(
-        _settings(given, sections, content, data_format), session_id="simulation", round_id="simulation"
+        _settings(given, sections, content, data_format, len(shards)), session_id="simulation", round_id="simulation"
     )
     total = rounds if rounds is not None else _ROUNDS if spec.train is not None else 1
     if plot is not None:
         _suffix(plot)
     if save is not None:
         form_of(save)
+    common: dict[str, Any] = {"seed": _seed(seed), "strategy": strategy, "rounds": total, "fraction": given["fraction"]}
     with _progress(out, total, given["nodes"]) as on_round:
-        report = run(
-            spec,
-            content,
-            seed=_seed(seed),
-            strategy=strategy,
-            rounds=total,
-            fraction=given["fraction"],
-            attack=None if given["attack"] is None else parse_attack(given["attack"]),
-            update_format=given["update_format"],
-            leave_one_out=given["contributions"],
-            on_round=on_round,
-            privacy=privacy,
-            randomness=secrets.token_bytes,
-        )
+        if shards:
+            from parity_fl.simulate_shards import simulate_shards
+
+            form = given["update_format"]
+            parts = [each for each, _ in tables]
+            report = simulate_shards(spec, parts, update_format=form, on_round=on_round, **common)
+        else:
+            report = run(
+                spec,
+                content,
+                **common,
+                attack=None if given["attack"] is None else parse_attack(given["attack"]),
+                update_format=given["update_format"],
+                leave_one_out=given["contributions"],
+                on_round=on_round,
+                privacy=privacy,
+                randomness=secrets.token_bytes,
+            )
     if spec.train is None and (given["strategy"] or sections["strategy"]):
         out.warn(f"the strategy is ignored: a {spec.model_type} like this is not averaged in rounds")
     for warning in report.warnings:
@@ -167,8 +191,22 @@ def simulate(
     out.emit(document, "\n\n".join([*charts, facts]))
 
 
+def _files(data: Path | None, shards: tuple[Path, ...], given: dict[str, Any]) -> tuple[Path, ...]:
+    """Return the files to read: one data set, or each node's own."""
+    if (data is None) != bool(shards):
+        raise click.UsageError("give --data, or --shard for each node")
+    if data is not None:
+        return (data,)
+    named = {"attack": "--attack", "alpha": "--alpha", "contributions": "--contributions", "dp_noise": "--dp-noise"}
+    named |= {"secure_aggregation": "--secure-aggregation", "overlap": "--overlap"}
+    wrong = next((option for name, option in named.items() if given[name]), None)
+    if wrong is not None:
+        raise click.UsageError(f"{wrong} does not go with --shard")
+    return shards
+
+
 def _settings(
-    given: dict[str, Any], sections: dict[str, dict[str, Any]], data: bytes, data_format: str
+    given: dict[str, Any], sections: dict[str, dict[str, Any]], data: bytes, data_format: str, shards: int
 ) -> dict[str, Any]:
     """Return the settings of a session, as a submitter would write them."""
     kind = given["model"]
@@ -194,9 +232,13 @@ def _settings(
     }
     if given["alpha"] is not None:
         partition["alpha"] = given["alpha"]
+    place: dict[str, Any] = {"dataset_cid": "sha256:" + hashlib.sha256(data).hexdigest()}
+    if shards:
+        place = {"data_mode": "sharded", "shards": ["0" * 64] * shards}
+        partition = {name: partition[name] for name in ("min_samples", "holdout_fraction")}
     return {
         "model_type": kind,
-        "dataset_cid": "sha256:" + hashlib.sha256(data).hexdigest(),
+        **place,
         "data_format": data_format,
         "model_config": {**model, **sections["model"]},
         "train_config": {**train, **sections["train"]},

@@ -278,6 +278,14 @@ class ShardedServer:
         state = replace(at, asks="train", metrics=metrics)
         return Reduced(base, state.encode(), tuple(parts), rejected, metrics, {})
 
+    def plan_of(self, state: bytes) -> ShardPlan:
+        """Return what was agreed on, from a phase's state.
+
+        Raises:
+            BadDocument: The shards have not agreed.
+        """
+        return _State.decode(state).agreed
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def checkpoint(

@@ -387,3 +387,19 @@ def read_png(data: bytes) -> tuple[int, int, bytes]:
     assert len(rows) == height * (width + 1)
     assert max(rows) < len(chunks[b"PLTE"]) // 3
     return width, height, rows
+
+
+def test_each_node_may_bring_its_own_file(parity: Parity, tmp_path: Path) -> None:
+    for name, shift in (("north", 0), ("south", 1)):
+        rows = [f"{(at + shift) % 7},{at % 3},{int(at % 7 > 3)}" for at in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b,label", *rows]) + "\n")
+
+    done = parity("fl", "simulate", "--shard", "north.csv", "--shard", "south.csv", "--rounds", "2", "--json")
+    both = parity("fl", "simulate", "--shard", "north.csv", "--data", "south.csv")
+    attacked = parity("fl", "simulate", "--shard", "north.csv", "--shard", "south.csv", "--attack", "nan:1")
+
+    assert done.code == 0, done.err
+    assert done.json["partition"]["total_parts"] == 2
+    assert len(done.json["rounds"]) == 2
+    assert (both.code, attacked.code) == (2, 2)
+    assert "--attack does not go with --shard" in attacked.err
