@@ -43,6 +43,7 @@ class Reduced:
     Attributes:
         model: The next model's file.
         state: Of the strategy, for the next round.
+        restarts: The next phase begins the training of this round anew, with every part that was asked at first.
         appends: The next phase needs the ``state`` of every phase of the round, one after the other, not this one alone.
         accepted: Parts whose update is in the model, ascending.
         rejected: Why others are not, by part.
@@ -63,6 +64,7 @@ class Reduced:
     asks: str = "train"
     appends: bool = False
     next_round: int | None = None
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,6 +334,7 @@ class RoundEngine:
                     more_phases=done["more_phases"],
                     asks=done["asks"],
                     next_round=done["next_round"],
+                    restarts=done["restarts"],
                     small={name: b64decode(data) for name, data in done["small"].items()},
                     keeps_state=done["keeps_state"],
                     whole=chosen if whole is not None else None,

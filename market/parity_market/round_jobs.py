@@ -152,6 +152,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "more_phases": reduced.more_phases,
         "asks": reduced.asks,
         "next_round": reduced.next_round,
+        "restarts": reduced.restarts,
         "keeps_state": reduced.appends and reduced.more_phases,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},

@@ -17,12 +17,14 @@ from parity_protocol.quantities import format_bytes
 __all__ = ["contributions_screen", "round_line", "session_screen", "sessions_screen"]
 
 _SCORES = ("accuracy", "r2", "loss")
+_PRIVACY = {"epsilon": "EPSILON", "clip_norm": "CLIP"}  # of sessions with differential privacy
 _SHORT = 8
 
 
 def round_line(one: FlRoundReply, *, total: int) -> str:
     """Return one closed round for a running display."""
     scores = "  ".join(f"{name} {one.metrics[name]:.4f}" for name in _SCORES if _is_number(one.metrics.get(name)))
+    scores += "".join(f"  {name} {_short(one.metrics[name])}" for name in _PRIVACY if name in one.metrics)
     taken = sum(update.state == "accepted" for update in one.updates)
     rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
     phase = f" {printable(one.asks)}" if one.asks != "train" else f" phase {one.phase}" if one.phase else ""
@@ -60,7 +62,9 @@ def session_screen(found: FlSessionReply) -> RenderableType:
         head.append(f"model    {found.result_cid}")
     head += [f"{name:<8} {measure(found.metrics[name])}" for name in _SCORES if name in found.metrics]
     table = Table(box=None, pad_edge=False)
-    for name in ("ROUND", "STATE", "ACCURACY", "R2", "LOSS", "UPDATES", "BYTES"):
+    private = [name for name in _PRIVACY if any(name in one.metrics for one in found.rounds)]
+    spent = [_PRIVACY[name] for name in private]
+    for name in ("ROUND", "STATE", "ACCURACY", "R2", "LOSS", *spent, "UPDATES", "BYTES"):
         table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
     for one in found.rounds:
         taken = sum(update.state == "accepted" for update in one.updates)
@@ -68,6 +72,7 @@ def session_screen(found: FlSessionReply) -> RenderableType:
             str(one.round) if one.asks == "train" else cell(f"{one.round} {one.asks}"),
             cell(one.state),
             *(_number(one.metrics.get(name)) for name in _SCORES),
+            *(_short(one.metrics.get(name)) for name in private),
             f"{taken}/{len(one.cohort)}",
             format_bytes(sum(update.size for update in one.updates)),
         )
@@ -129,3 +134,7 @@ def _is_number(value: object) -> bool:
 
 def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else ""

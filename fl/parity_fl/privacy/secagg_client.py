@@ -74,6 +74,11 @@ class SecureClient:
         self._in_sum: tuple[int, ...] = ()  # whoever's masks are in our vector
         self._survivors: Table = words(())
 
+    @property
+    def has_opened(self) -> bool:
+        """Whether this part has answered ``unmask``."""
+        return "unmask" in self._answers
+
     def keys(self) -> bytes:
         """Answer ``keys``."""
         promised = commitment(self._setup, b"seed", self._part, self._part, self._seed)

@@ -24,7 +24,9 @@ from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, TooFewUpdates
 
-__all__ = ["SecureMean", "SecureStep", "close_phase", "full_weight", "rule_state"]
+__all__ = ["MAX_FAILED_SUMS", "SecureMean", "SecureStep", "close_phase", "full_weight", "rule_state", "state_of_rule"]
+
+MAX_FAILED_SUMS: Final = 5  # of one round, before the session gives up
 
 _MAX_STATE_BYTES: Final = 4 << 30
 _RULE: Final = "rule."
@@ -39,11 +41,12 @@ class SecureStep:
 
     Attributes:
         request: Of the next phase; empty when the round is over.
-        weights: The next model; None while the round is not over.
+        weights: The next model, or the same one when the round restarts; None while the round is not over.
         state: For the next phase, or the next round.
         accepted: Parts that are still in; at the end those that helped to open the sum.
         rejected: Why others are not, by part.
         metrics: What may be told; empty while the round is not over.
+        restarts: The sum could not be opened, and nothing of it was: the round begins another one with every part.
     """
 
     request: bytes
@@ -52,6 +55,7 @@ class SecureStep:
     accepted: tuple[int, ...]
     rejected: dict[int, str]
     metrics: dict[str, float]
+    restarts: bool = False
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class _Kept:
 
     phase: str = "keys"
     number: int = 0
+    failed: int = 0  # sums of this round
     rule: dict[str, Vector] | None = None
     model: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -68,7 +73,7 @@ class _Kept:
         tensors = {_RULE + name: value for name, value in (self.rule or {}).items()}
         tensors |= {_MODEL + name: value for name, value in self.model.items()}
         tensors |= {_SUM + name: value for name, value in self.sums.items()}
-        return encode_tensors(tensors, {"phase": self.phase, "number": str(self.number)})
+        return encode_tensors(tensors, {"phase": self.phase, "number": str(self.number), "failed": str(self.failed)})
 
     @classmethod
     def decode(cls, data: bytes | None) -> _Kept:
@@ -79,11 +84,13 @@ class _Kept:
             prefix: {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             for prefix in (_RULE, _MODEL, _SUM)
         }
-        if said.get("phase") not in PHASES or not said.get("number", "").isascii() or not said["number"].isdigit():
+        counts = [said.get(name, "") for name in ("number", "failed")]
+        if said.get("phase") not in PHASES or not all(one.isascii() and one.isdigit() for one in counts):
             raise BadDocument("not the state of a session with secure aggregation")
+        number, failed = map(int, counts)
         if any(value.dtype != np.float64 for value in parts[_RULE].values()):
             raise BadDocument("a strategy's state is float64")
-        return cls(said["phase"], int(said["number"]), parts[_RULE] or None, parts[_MODEL], parts[_SUM])
+        return cls(said["phase"], number, failed, parts[_RULE] or None, parts[_MODEL], parts[_SUM])
 
 
 class SecureMean:
@@ -150,14 +157,18 @@ class SecureMean:
         setup = terms.setup(self._privacy, model, session_id=self._session_id, parts=self._parts)
         closing = close_phase(setup, kept.phase, request, kept.sums, answers)
         if isinstance(closing, Refused):
-            return closing
+            if kept.phase == "keys" or kept.failed >= MAX_FAILED_SUMS:
+                return closing
+            again = _Kept("keys", kept.number + 1, kept.failed + 1, kept.rule)
+            good = tuple(part for part in sorted(answers) if part not in closing.rejected)
+            return SecureStep(b"", model, again.encode(), good, closing.rejected, {"restarted": 1.0}, restarts=True)
         server, closed = closing
         if server.phase is not None:
             kept.phase, kept.sums = server.phase, server.state()
             return SecureStep(server.request, None, kept.encode(), closed.accepted, closed.rejected, {})
         total, parts = server.result()
         weights, rule, metrics = self._applied(model, terms, total, parts, kept.rule)
-        after = _Kept("keys", kept.number + 1, rule)
+        after = _Kept("keys", kept.number + 1, rule=rule)
         told = {"summed": float(len(parts)), **metrics}
         return SecureStep(b"", weights, after.encode(), closed.accepted, closed.rejected, told)
 
@@ -243,6 +254,11 @@ def close_phase(
 def rule_state(state: bytes) -> dict[str, Vector]:
     """Return the strategy's own part of a ``SecureStep.state``, for a checkpoint; ``BadDocument`` if it is none."""
     return _Kept.decode(state).rule or {}
+
+
+def state_of_rule(rule: Mapping[str, Vector]) -> bytes:
+    """Return the state with which a session goes on from a checkpoint; ``rule_state`` reads it back."""
+    return _Kept(rule=dict(rule) or None).encode()
 
 
 def full_weight(heaviest: float) -> float:

@@ -92,6 +92,11 @@ class SumPart:
     def __init__(self, setup: SumSetup, part: int, vector: Words, randomness: Callable[[int], bytes]) -> None:
         self._client, self._vector = SecureClient(setup, part, randomness), vector
 
+    @property
+    def has_opened(self) -> bool:
+        """Whether this part has given away shares that open the sum."""
+        return self._client.has_opened
+
     def keys(self) -> bytes:
         """Answer the first phase."""
         return self._client.keys()

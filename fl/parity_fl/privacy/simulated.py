@@ -67,6 +67,8 @@ class SimulatedSums:
             step = self._mean.reduce(base, request, self._state, answers)
             if isinstance(step, Refused):
                 raise TooFewUpdates(step.reason, rejected=step.rejected)
+            if step.restarts:
+                raise TooFewUpdates("the secure sum could not be opened", rejected=step.rejected)
             self._state, request = step.state, step.request
             rejected |= step.rejected
             if step.weights is not None:

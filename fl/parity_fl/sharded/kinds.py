@@ -63,6 +63,7 @@ class Step:
         tensors: The next model, or the next request.
         more: Another phase of training follows before the round is over.
         appends: As ``Reduced.appends``.
+        restarts: As ``Reduced.restarts``; ``tensors`` are what the round began with.
     """
 
     tensors: Mapping[str, Tensor]
@@ -73,6 +74,7 @@ class Step:
     contributions: dict[int, float]
     more: bool = False
     appends: bool = False
+    restarts: bool = False
 
 
 class Kind(Protocol):

@@ -11,7 +11,7 @@ from parity_fl.models.base import Scaling
 from parity_fl.models.linear_exact import solve_linear
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secure_line import line_point, line_setup, line_statistics
-from parity_fl.privacy.secure_mean import SecureMean, close_phase, full_weight
+from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, SecureMean, close_phase, full_weight
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
 from parity_fl.sharded.kinds import Averaging, ExactLine, Scorer, Step
@@ -19,6 +19,7 @@ from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
+from parity_protocol.errors import BadDocument
 
 __all__ = ["SecureAveraging", "SecureLine"]
 
@@ -72,6 +73,9 @@ class SecureAveraging(Averaging):
         )
         if isinstance(done, Refused):
             return done
+        if done.restarts and done.weights is not None:
+            told = done.metrics
+            return Step(done.weights, done.state, done.accepted, done.rejected, told, {}, more=True, restarts=True)
         if done.weights is None:
             request = {SECURE: opaque(done.request)}
             return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True)
@@ -88,9 +92,8 @@ class SecureLine(ExactLine):
 
     def terms(self, state: bytes | None) -> SumTerms | None:
         """See ``Kind``."""
-        del state
         rows = sum(self._plan.part_size(part) for part in range(self._plan.total_parts))
-        return SumTerms(full_weight=full_weight(rows))
+        return SumTerms(_failed(state), full_weight=full_weight(rows))
 
     def reduce(
         self,
@@ -103,7 +106,7 @@ class SecureLine(ExactLine):
     ) -> Step | Refused:
         """See ``Kind``."""
         del inners, credit
-        plan, terms = self._plan, self.terms(None)
+        plan, terms = self._plan, self.terms(state)
         assert terms is not None
         setup = line_setup(
             self._spec.privacy, terms, self._scaling, session_id=self._spec.session_id, parts=plan.total_parts
@@ -116,17 +119,36 @@ class SecureLine(ExactLine):
         request = raw_bytes(tensors, SECURE) if SECURE in tensors else b""
         closing = close_phase(setup, phase, request, tables, updates)
         if isinstance(closing, Refused):
-            return closing
+            return self._again(closing, phase, terms.number, updates)
         server, closed = closing
+        if phase in {"keys", "shares", "masked"} and len(closed.accepted) < plan.total_parts:
+            # Said before anybody opens anything: a part opens one sum of its rows and no other.
+            missing = Refused(f"the exact solution needs the sums of all {plan.total_parts} parts", closed.rejected)
+            return self._again(missing, phase, terms.number, updates)
         if server.phase is not None:
-            kept = encode_tensors(server.state(), {"phase": server.phase})
+            kept = encode_tensors(server.state(), {"phase": server.phase, "failed": str(terms.number)})
             asked = {SECURE: opaque(server.request)}
             return Step(asked, kept, closed.accepted, closed.rejected, {}, {}, more=True)
         total, parts = server.result()
-        if len(parts) < plan.total_parts:
-            return Refused(f"the exact solution needs the sums of all {plan.total_parts} parts", closed.rejected)
         point = line_point(terms, parts=plan.total_parts)
         rows = sum(plan.part_size(part) for part in parts)
         solution = solve_linear(line_statistics(total, self._scaling, point, rows=rows), self._scale)
         told = {"ridge": solution.ridge, "summed": float(len(parts))}
         return Step(linear_tensors(solution.model), b"", closed.accepted, closed.rejected, told, {})
+
+    def _again(self, problem: Refused, phase: str, failed: int, answers: Bodies) -> Step | Refused:
+        if phase == "keys" or failed >= MAX_FAILED_SUMS:
+            return problem
+        kept = encode_tensors({}, {"phase": "keys", "failed": str(failed + 1)})
+        good = tuple(part for part in sorted(answers) if part not in problem.rejected)
+        return Step(self.open(), kept, good, problem.rejected, {"restarted": 1.0}, {}, more=True, restarts=True)
+
+
+def _failed(state: bytes | None) -> int:
+    if not state:
+        return 0
+    _, said = decode_tensors(state, max_bytes=_MAX_STATE_BYTES)
+    count = said.get("failed", "")
+    if not (count.isascii() and count.isdigit()):
+        raise BadDocument("not the state of a secure line")
+    return int(count)

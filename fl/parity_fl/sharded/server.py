@@ -26,7 +26,7 @@ from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models.base import Scaling
 from parity_fl.models.moments import Moments, merged_scaling, moments_from_tensors
 from parity_fl.privacy.dp import NoiseSetup
-from parity_fl.privacy.secure_mean import rule_state
+from parity_fl.privacy.secure_mean import rule_state, state_of_rule
 from parity_fl.resuming import RESUME_FIELD, settings_of
 from parity_fl.session import ShardTerms
 from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
@@ -230,6 +230,8 @@ class ShardedServer:
         shapes = {name: tensor.shape for name, tensor in first.items()}
         if {name: tensor.shape for name, tensor in checkpoint.weights.items()} != shapes:
             raise BadField("resume_from: the checkpoint's model has other parameters", field=RESUME_FIELD)
+        if self._spec.privacy.secure_aggregation:
+            return checkpoint.weights, state_of_rule(checkpoint.state)
         return checkpoint.weights, encode_tensors(dict(checkpoint.state), {})
 
     # -- every other round -----------------------------------------------------------------------------------------
@@ -242,13 +244,14 @@ class ShardedServer:
         step = kind.reduce(base.tensors, at.inner or None, updates, inners=inners, credit=credit)
         if isinstance(step, Refused):
             return step
+        terms = kind.terms(step.state) if step.restarts or not step.more else None
         is_scored = not step.more and self._evaluation is None and plan.holdout_size > 0
         asks: Asks = "score" if is_scored else "train"
         metrics = step.metrics
         if not step.more and self._evaluation is not None:
             metrics = {**self._evaluated(plan, scaling, step.tensors), **metrics}
         return Reduced(
-            model=encode_base(replace(base, tensors=step.tensors, terms=None if step.more else kind.terms(step.state))),
+            model=encode_base(replace(base, tensors=step.tensors, terms=terms)),
             state=_State(asks, plan, metrics, step.state).encode(),
             accepted=step.accepted,
             rejected=step.rejected,
@@ -257,6 +260,7 @@ class ShardedServer:
             more_phases=step.more or is_scored,
             asks=asks,
             appends=step.appends,
+            restarts=step.restarts,
         )
 
     def _score(self, at: _State, base: bytes, updates: Bodies) -> Reduced | Refused:

@@ -72,6 +72,7 @@ class ShardedTrainer:
         self._forest: HistogramPart | None = None
         self._random = randomness
         self._secure: tuple[str, SumPart] | None = None  # with what names its sum
+        self._round = 0  # that it belongs to
 
     def answer(
         self,
@@ -184,6 +185,10 @@ class ShardedTrainer:
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
         place = f"{number} {weights_digest(weights)} {terms}"
         if self._secure is None or self._secure[0] != place:
+            if self._secure is not None and self._secure[1].has_opened and self._round == number:
+                # Two sums of the same updates over different parts would tell those that are in one of them alone.
+                return _said(absent("this part has opened a sum of this round already"), rows)
+            self._round = number
             trained = trainer.train_from(weights, number=number, proximal_mu=proximal_mu)
             shapes = {name: tensor.shape for name, tensor in weights.items()}
             made = update_part(
@@ -216,6 +221,8 @@ class ShardedTrainer:
         setup = line_setup(self._spec.privacy, terms, scaling, session_id=self._spec.session_id, parts=parts)
         place = f"line {setup.context.hex()}"
         if self._secure is None or self._secure[0] != place:
+            if self._secure is not None and self._secure[1].has_opened:
+                return _said(absent("this part has opened a sum of its rows already"), truth)
             vector = line_vector(features, truth, scaling, line_point(terms, parts=parts))
             self._secure = (place, SumPart(setup, self._part, vector, self._random))
         return _said(self._secure[1].keys(), truth)

@@ -66,6 +66,7 @@ def close(
     checkpoint: Published | None = None,
     more_phases: bool = False,
     asks: str = "train",
+    restarts: bool = False,
     small: Mapping[str, bytes] | None = None,
     keeps_state: bool = False,
     next_round: int | None = None,
@@ -82,6 +83,7 @@ def close(
         next_round: Number of the next round of a session that goes on from a checkpoint; None is the one after this.
         keeps_state: Later phases of the round need the states that were kept before.
         asks: What the next phase, or the next round's first, asks of the parts.
+        restarts: The next phase asks every part again.
 
     Raises:
         InvalidTransition: It is not closing (any more), or is not what was reduced.
@@ -113,6 +115,8 @@ def close(
         phase = session.phase + 1
         # Another phase of one training builds on the answers to this one: who has none is out of it.
         cohort = tuple(accepted) if asks == "train" else found.cohort
+        if restarts:
+            cohort = tuple(range(group.parts))
         open_round(tx, group.id, session.round, phase, next_model, cohort, now_us, asks)
         tell(tx, market, group.id)
         return move(tx, session, now, phase=phase, deadline_us=None, message="")

@@ -10,6 +10,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Protocol
 
 from parity_fl.plan import PartitionPlan
@@ -53,7 +54,7 @@ def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: byte
     from parity_fl.sharded import ShardedTrainer
 
     if spec.is_sharded:
-        return ShardedTrainer(spec, ShardTerms.from_dict(plan), data, part, salt=salt).answer
+        return ShardedTrainer(spec, ShardTerms.from_dict(plan), data, part, salt=salt, randomness=token_bytes).answer
     cut = PartitionPlan.from_dict(plan)
     is_forest = isinstance(spec.model, ForestConfig)
     trainer = ForestTrainer(spec, cut, data, part) if is_forest else RoundTrainer(spec, cut, data, part)

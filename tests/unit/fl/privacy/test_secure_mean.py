@@ -15,7 +15,14 @@ from parity_fl.privacy.config import PrivacyConfig, read_privacy
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secagg import PHASES
 from parity_fl.privacy.secagg_messages import absent
-from parity_fl.privacy.secure_mean import SecureMean, SecureStep, full_weight, rule_state
+from parity_fl.privacy.secure_mean import (
+    MAX_FAILED_SUMS,
+    SecureMean,
+    SecureStep,
+    full_weight,
+    rule_state,
+    state_of_rule,
+)
 from parity_fl.privacy.secure_part import SumPart, SumTerms, update_part
 from parity_fl.strategy import StrategyConfig, read_strategy
 from parity_protocol.errors import BadDocument
@@ -145,12 +152,32 @@ def test_who_drops_out_is_missing_in_the_mean_only_without_a_masked_vector(phase
     assert_close(step.weights, plain("FedAvg", base, updates, inside).weights)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_too_many_drop_outs_refuse_the_round_with_a_reason(phase: str) -> None:
-    step = round_of(server(), model(), deltas(), gone={phase: [0, 1, 4]})
+def test_too_few_keys_refuse_the_round_with_a_reason() -> None:
+    step = round_of(server(), model(), deltas(), gone={"keys": [0, 1, 4]})
 
     assert isinstance(step, Refused)
-    assert f"left in the secure sum's phase {phase}, 4 are needed; nothing was revealed" in step.reason
+    assert "3 of 6 parts are left in the secure sum's phase keys, 4 are needed; nothing was revealed" in step.reason
+
+
+@pytest.mark.parametrize("phase", PHASES[1:])
+def test_a_sum_that_cannot_be_opened_begins_anew_a_few_times(phase: str) -> None:
+    base, updates, state = model(), deltas(), None
+    for attempt in range(MAX_FAILED_SUMS):
+        failed = round_of(server("FedAdam"), base, updates, state, gone={phase: [0, 1, 4]})
+        assert isinstance(failed, SecureStep)
+        assert failed.restarts
+        assert failed.weights is not None
+        assert all((failed.weights[name] == base[name]).all() for name in SHAPES)
+        assert server().terms(failed.state).number == attempt + 1  # another sum: nothing of the last one fits it
+        state = failed.state
+
+    done = round_of(server("FedAdam"), base, updates, state)
+    refused = round_of(server("FedAdam"), base, updates, state, gone={phase: [0, 1, 4]})
+
+    assert isinstance(done, SecureStep)
+    assert_close(done.weights, plain("FedAdam", base, updates, ROWS).weights, 1e-4)
+    assert isinstance(refused, Refused)
+    assert f"left in the secure sum's phase {phase}, 4 are needed; nothing was revealed" in refused.reason
 
 
 def test_a_market_that_is_killed_between_all_phases_makes_the_same_model() -> None:
@@ -270,6 +297,21 @@ def test_terms_are_read_back_equal() -> None:
 
 def test_how_many_rows_the_largest_part_has_is_told_as_a_power_of_two() -> None:
     assert [full_weight(rows) for rows in (0.5, 1, 3, 250, 256)] == [1, 1, 4, 256, 256]
+
+
+def test_what_a_checkpoint_holds_of_a_state_is_enough_to_go_on() -> None:
+    base, updates = model(), deltas()
+    first = round_of(server("FedAdam"), base, updates)
+    assert isinstance(first, SecureStep)
+    assert first.weights is not None
+
+    straight = round_of(server("FedAdam"), first.weights, updates, first.state)
+    resumed = round_of(server("FedAdam"), first.weights, updates, state_of_rule(rule_state(first.state)))
+
+    assert isinstance(straight, SecureStep)
+    assert isinstance(resumed, SecureStep)
+    assert straight.weights is not None
+    assert_close(resumed.weights, straight.weights, 1e-12)
 
 
 def test_a_state_of_something_else_is_refused() -> None:

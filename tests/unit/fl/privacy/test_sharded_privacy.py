@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from parity_fl.linear import LinearModel
 from parity_fl.model import decode_model
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secagg_messages import is_message
+from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.session import ShardTerms, resolve_session
 from parity_fl.sharded import ShardedServer, ShardedTrainer
+from parity_fl.sharded.bodies import decode_base, encode_base
 from parity_fl.spec import resolve_fl_spec
 from parity_fl.strategy import StrategyConfig
 from parity_protocol.errors import BadField, ExecutionFailed, Internal
@@ -108,7 +111,7 @@ class Play:
             return done
         self.base, self.state, self.asks = done.model, done.state, done.asks
         self.phase = self.phase + 1 if done.more_phases else 0
-        self.cohort = set(done.accepted)
+        self.cohort = set(range(PARTS)) if done.restarts else set(done.accepted)
         if not done.more_phases:
             self.metrics.append(done.metrics)
             self.number, self.cohort = self.number + 1, set(range(PARTS))
@@ -176,15 +179,38 @@ def test_a_part_that_changes_hands_in_a_sum_is_out_of_it_and_joins_the_next() ->
     assert [one["summed"] for one in play.metrics[1:]] == [3.0, 4.0]
 
 
-def test_below_the_threshold_the_round_is_refused_with_the_reason() -> None:
-    play = Play(SECURE)
+def test_a_sum_that_too_many_left_begins_anew_with_every_part() -> None:
+    play, expected = Play(SECURE), Play(SECURE)
     while play.asks != "train" or play.phase < 2:
         play.step()
+    for part in range(PARTS):
+        play.nodes[part] = play.node(part)  # nobody has keys any more
 
-    done = play.step(gone=[0, 1])
+    done = play.step()
+    assert isinstance(done, Reduced)
+    assert done.restarts
+    assert set(done.rejected) == set(range(PARTS))
+    play.run(2)
+    expected.run(2)
 
-    assert isinstance(done, Refused)
-    assert "2 of 4 parts are left in the secure sum's phase masked, 3 are needed; nothing was revealed" in done.reason
+    assert play.metrics[-1]["loss"] == pytest.approx(expected.metrics[-1]["loss"], rel=1e-6)
+
+
+def test_a_part_opens_one_sum_of_a_round_only() -> None:
+    play = Play(SECURE)
+    while play.asks != "train" or play.phase < 4:
+        play.step()
+    file, number = play.base, play.number
+    again = Play(SECURE)
+    while again.asks != "train":
+        again.step()
+    play.nodes[0].answer("train", file, number=number)  # opens
+
+    other = decode_base(again.base)
+    forged = encode_base(replace(other, terms=SumTerms(7, full_weight=other.terms.full_weight if other.terms else 1.0)))
+    answer = play.nodes[0].answer("train", forged, number=number).update
+
+    assert b"has opened a sum of this round already" in answer
 
 
 def test_a_market_that_asks_for_a_plain_update_gets_none() -> None:
@@ -212,17 +238,21 @@ def test_an_exact_line_of_secure_sums_is_the_central_solution(forgets: bool) -> 
     assert all(is_message(body) for number, asks, body in play.sent if asks == "train")
 
 
-def test_an_exact_line_needs_every_part() -> None:
+def test_an_exact_line_that_misses_a_part_begins_anew_before_anything_is_opened() -> None:
     play = Play(SECURE, **EXACT)
     while play.asks != "train" or play.phase < 2:
         play.step()
-    play.step(gone=[1])
-    play.step()
+    play.nodes[1] = play.node(1)
 
     done = play.step()
+    assert isinstance(done, Reduced)
+    assert done.restarts
+    play.run(1)
 
-    assert isinstance(done, Refused)
-    assert "needs the sums of all 4 parts" in done.reason
+    features, truth = lines()
+    found = decode_model(play.final.model_bytes).fitted
+    assert isinstance(found, LinearModel)
+    np.testing.assert_allclose(found.weights, LinearRegression().fit(features, truth).coef_, rtol=1e-8)
 
 
 def test_a_forest_is_never_grown_openly_where_secrecy_was_signed() -> None:
