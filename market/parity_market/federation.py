@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import anyio
 import structlog
@@ -29,6 +29,7 @@ from parity_fl.session import SessionPlan, ShardTerms
 from parity_fl.settings import FlSettings
 from parity_market import federation_worker as worker
 from parity_market.domain.federation import NewSession, Session, new_session, open_session, seed_of
+from parity_market.domain.rounds import LEGACY
 from parity_market.operations import blobs as blob_operations
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group, is_kept_by_owner
@@ -278,7 +279,11 @@ class Federation:
             return "no gateway is set (MARKET_GATEWAYS)"
         if await self._blobs.stat(cid) is not None:
             return "it may not be read by this account"  # somebody else's: a gateway was not asked
-        used = await self._store.read(partial(blob_operations.bytes_of_owner, owner=creator))
+        # Addresses that nobody has proved cost nothing, so they share one quota; what a gateway gave them is public anyway.
+        is_unproven = creator.startswith(LEGACY)
+        owner: str = LEGACY if is_unproven else creator
+        visibility: Literal["public", "private"] = "public" if is_unproven else "private"
+        used = await self._store.read(partial(blob_operations.bytes_of_owner, owner=owner))
         left = min(self._quota - used, DATA_LIMITS.max_bytes)
         if left <= 0:
             return f"the account's quota of {self._quota} bytes is used up"
@@ -294,7 +299,7 @@ class Federation:
             return f"the gateways did not deliver it: {exc.message}"
         now = self._clock.now()
         await self._store.write(
-            lambda tx: blob_operations.add_ref(tx, cid_text, creator, visibility="private", size=found.size, now=now)
+            lambda tx: blob_operations.add_ref(tx, cid_text, owner, visibility=visibility, size=found.size, now=now)
         )
         return ""
 

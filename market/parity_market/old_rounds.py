@@ -23,7 +23,7 @@ from parity_market.state import MarketState
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import LeaseRow, TaskRow, from_us
 from parity_protocol import strict_json
-from parity_protocol.errors import BadField, Conflict, InvalidInput
+from parity_protocol.errors import BadField, Conflict, InvalidInput, NotFound
 from parity_protocol.task import FederatedLearningSpec, GroupState
 
 __all__ = ["MAX_UPDATE_BODY", "start_round", "take_update"]
@@ -54,7 +54,10 @@ async def start_round(state: MarketState, device: str, round_task: str) -> dict[
     def read(tx: ReadTx) -> tuple[str, Group, int]:
         node_id = legacy.known_device(tx, device)
         task, number = legacy.task_of_round(tx, round_task)
-        return node_id, groups.load(tx, task.group_id or ""), number
+        shown = old_sessions.find(tx, task.group_id or "")
+        if shown.described is None or shown.group is None:  # who made it any other way asked for nodes with a bond
+            raise NotFound("task not found")
+        return node_id, shown.group, number
 
     node_id, group, number = await state.store.read(read)
     why = _why_not(state, group)

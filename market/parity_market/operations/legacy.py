@@ -6,6 +6,7 @@ can have.
 
 Each round of a part is a task of its own to it: its id is the part's with the round added to the last 32 bits. The id of
 the lease travels as ``round_id``: it cannot be guessed, so an update that brings it back comes from who was given it.
+Attempts of a task are not counted for devices: they are nodes', and somebody pays for them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ __all__ = [
 
 MAX_DEVICES: Final = 10_000
 FORGOTTEN_AFTER: Final = timedelta(days=30)  # a device that was not seen
+MAX_EXCLUDED: Final = 100  # devices that failed at a part; names are free, so there may be any number
 MAX_LEASE: Final = timedelta(minutes=20)  # old runners do not renew; they give a task up themselves by then
 _SUFFIX: Final = 8  # hex digits of an id that count rounds
 _NO_DETAIL: Final = "without a reason"
@@ -228,7 +230,7 @@ def _claim(
         raise Conflict(f"task unavailable: {exc.message}") from exc
     claimed = step(
         tx, task, [(TaskEvent.CLAIM, "without a signature")], sql.TASK_CLAIMED,
-        now_us=now_us, node_id=node_id, fence=int(lease.fence), attempts=task.attempts + 1, last_node=node_id,
+        now_us=now_us, node_id=node_id, fence=int(lease.fence), attempts=task.attempts, last_node=node_id,
     )  # fmt: skip
     row = LeaseRow(
         task_id=task.id,
@@ -256,12 +258,12 @@ def _claim(
 
 
 def give_back(tx: Tx, market: Market, task: TaskRow, lease: LeaseRow, now: datetime, detail: str) -> TaskRow:
-    """End a device's lease and let the part wait for the next round; the attempt is not counted."""
+    """End a device's lease and let the part wait for the next round."""
     now_us = to_us(now)
     end_lease(tx, market, lease, detail, now_us=now_us)
     changed = step(
-        tx, task, [(TaskEvent.RELEASE, detail)], sql_legacy.TASK_ROUND_DONE,
-        now_us=now_us, node_id=lease.node_id, attempts=task.attempts - 1,
+        tx, task, [(TaskEvent.RELEASE, detail)], sql.TASK_STEP,
+        now_us=now_us, node_id=lease.node_id,
     )  # fmt: skip
     tx.after_commit(partial(market.signals.task_pending, changed))
     tx.after_commit(partial(market.signals.task_changed, task.id))
@@ -352,6 +354,7 @@ def fail(tx: Tx, market: Market, node_id: str, round_task: str, detail: str, now
     free(
         tx, market, task, TaskEvent.NODE_FAULT, now_us=to_us(now), node_id=node_id,
         detail=detail or _NO_DETAIL, failure=str(FailureReason.NODE_FAULT),
+        exclude=len(read_names(task.excluded_doc)) < MAX_EXCLUDED,
     )  # fmt: skip
     return True
 

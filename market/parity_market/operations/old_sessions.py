@@ -16,6 +16,7 @@ from typing import Any, Final
 from parity_market.domain.rounds import LEGACY, UpdateState
 from parity_market.operations import groups
 from parity_market.operations.groups import Group
+from parity_market.operations.tasks import NO_ORDER
 from parity_market.store import sql_legacy, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow, OldSessionRow, from_us, to_us
@@ -23,13 +24,26 @@ from parity_protocol.errors import Conflict, NotFound, Overloaded
 from parity_protocol.parity_session import OldSession, read_old_session
 from parity_protocol.task import FederatedLearningSpec, GroupState
 
-__all__ = ["PENDING", "STARTED", "Shown", "create", "find", "listed", "mark_started", "model_reply", "session_reply"]
+__all__ = [
+    "PENDING",
+    "STARTED",
+    "Shown",
+    "check_room",
+    "create",
+    "find",
+    "listed",
+    "mark_started",
+    "model_reply",
+    "session_reply",
+]
 
 PENDING: Final = "pending"
 STARTED: Final = "started"
 MAX_LISTED: Final = 200
 MAX_WAITING: Final = 100  # sessions of one account that were described and not started
 MAX_WAITING_UNPROVEN: Final = 1_000  # of all who did not sign, together
+MAX_RUNNING: Final = 20  # sessions of one account without an order
+MAX_RUNNING_UNPROVEN: Final = 100
 WAITS: Final = timedelta(days=7)  # then it is forgotten
 _STATUS: Final = {
     GroupState.RUNNING: "active",
@@ -57,8 +71,8 @@ def create(tx: Tx, row: OldSessionRow, now: datetime) -> None:
         Overloaded: Too many wait to be started.
     """
     tx.run(sql_legacy.OLD_SESSIONS_FORGOTTEN, state=PENDING, before_us=to_us(now - WAITS))
-    is_unproven = row.creator.startswith(LEGACY)
-    creators, most = (LEGACY + "%", MAX_WAITING_UNPROVEN) if is_unproven else (row.creator, MAX_WAITING)
+    creators = _counted_with(row.creator)
+    most = MAX_WAITING_UNPROVEN if row.creator.startswith(LEGACY) else MAX_WAITING
     if (tx.one(sql_legacy.OLD_SESSIONS_WAITING, state=PENDING, creators=creators) or 0) >= most:
         raise Overloaded(f"{most} sessions wait to be started already", retry_after_s=60.0)
     tx.insert(sql_legacy.OLD_SESSION_INSERT, row)
@@ -74,6 +88,25 @@ def mark_started(tx: Tx, session_id: str, now: datetime) -> None:
     if row is None or row.state != PENDING:
         raise Conflict("session must be in pending status to start")
     tx.run(sql_legacy.OLD_SESSION_MOVED, key_id=session_id, state=STARTED, updated_us=to_us(now))
+
+
+def check_room(tx: ReadTx, creator: str) -> None:
+    """Let nobody run sessions without end that nobody pays for.
+
+    Raises:
+        Overloaded: So many run already.
+    """
+    running = tx.one(
+        sql_legacy.UNORDERED_RUNNING, state=GroupState.RUNNING, creators=_counted_with(creator), order_doc=NO_ORDER
+    )
+    most = MAX_RUNNING_UNPROVEN if creator.startswith(LEGACY) else MAX_RUNNING
+    if (running or 0) >= most:
+        raise Overloaded(f"{most} sessions without an order run already", retry_after_s=60.0)
+
+
+def _counted_with(creator: str) -> str:
+    """Return the creators, as LIKE reads it, that share a limit: addresses that nobody has proved cost nothing."""
+    return LEGACY + "%" if creator.startswith(LEGACY) else creator
 
 
 def find(tx: ReadTx, session_id: str) -> Shown:

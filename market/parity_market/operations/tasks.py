@@ -40,8 +40,9 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject
 
-__all__ = ["UNORDERED_LIFE", "NewSubmission", "cancel", "link_data", "owner_of", "submit"]
+__all__ = ["NO_ORDER", "UNORDERED_LIFE", "NewSubmission", "cancel", "link_data", "owner_of", "submit"]
 
+NO_ORDER = "{}"  # in place of one
 UNORDERED_LIFE = timedelta(days=7)  # of a session without an order
 _LAST_SECOND = 253_402_300_799  # of the year 9999: a later deadline is none
 _CANCELLABLE = frozenset({TaskState.PENDING, TaskState.LEASED, TaskState.RUNNING})
@@ -114,7 +115,7 @@ def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitR
             parts=parts,
             reward=new.reward,
             order_hash=new.order_hash,
-            order_doc="{}" if new.order is None else new.order.model_dump_json(),
+            order_doc=NO_ORDER if new.order is None else new.order.model_dump_json(),
             spec=new.spec_text,
             created_us=now_us,
         ),

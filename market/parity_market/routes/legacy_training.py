@@ -166,6 +166,7 @@ async def _start(state: MarketState, row: OldSessionRow) -> None:
     new = NewSubmission(row.creator, text, spec, None, order_hash, 0, plan, id=row.id)
 
     def submit(tx: Tx) -> tuple[str, ...]:
+        old_sessions.check_room(tx, row.creator)
         old_sessions.mark_started(tx, row.id, now)
         return tasks.submit(tx, state.market, new, now).task_ids
 
@@ -220,7 +221,7 @@ async def show_round(call: Call) -> Response:
         shown = old_sessions.find(tx, session_id)
         if device:
             legacy.known_device(tx, device)
-        elif not _is_theirs(call, shown.creator):
+        if (device and shown.described is None) or (not device and not _is_theirs(call, shown.creator)):
             raise NotFound("Session not found")
         return _round(tx, shown, int(text))
 

@@ -44,4 +44,12 @@ TASKS_BETWEEN = select_rows(
     t.task,
     lambda s: s.where(t.task.c.id >= bind("first"), t.task.c.id <= bind("last")).limit(2),
 )
-TASK_ROUND_DONE = update(t.task, ["id"], "state", "seq", "updated_us", "attempts")
+UNORDERED_RUNNING = scalar(
+    sa.select(sa.func.count())
+    .select_from(t.task_group.join(t.submission, t.submission.c.id == t.task_group.c.id))
+    .where(
+        t.task_group.c.state == bind("state"),
+        t.task_group.c.creator.like(bind("creators")),
+        t.submission.c.order_doc == bind("order_doc"),
+    )
+)

@@ -62,8 +62,8 @@ def parsed(spec: dict[str, Any]) -> FederatedLearningSpec:
     return found
 
 
-async def planned(rig: Rig, spec: dict[str, Any], order: str = ORDER) -> dict[str, Any]:
-    return await rig.state.federation.plan(parsed(spec), creator=CREATOR, order_hash=order)
+async def planned(rig: Rig, spec: dict[str, Any], order: str = ORDER, creator: str = CREATOR) -> dict[str, Any]:
+    return await rig.state.federation.plan(parsed(spec), creator=creator, order_hash=order)
 
 
 async def submitted(rig: Rig, **changes: Any) -> Group:
@@ -212,6 +212,23 @@ async def test_public_data_are_fetched_from_a_gateway_and_kept_for_their_submitt
 
     assert plan["partition"]["n_rows"] == ROWS
     assert kept == DATA.encode()
+
+
+async def test_data_of_addresses_that_nobody_has_proved_are_public_and_share_one_quota(
+    tmp_path: Path, clock: FakeClock, gateway: dict[str, bytes]
+) -> None:
+    tables = [DATA.encode(), DATA.encode() + b"9,9,9\n" * 2]
+    cids = [str(cid_of_bytes(table, version=1, raw=True)) for table in tables]
+    gateway |= dict(zip(cids, tables, strict=True))
+    settings = {"market_gateways": ["https://gateway.test"], "market_upload_quota": len(tables[0]) + 1}
+    async with open_rig(tmp_path, MemoryChain(clock, DEPLOYMENT), clock, offload=inline, settings=settings) as rig:
+        for creator in ("legacy:0x" + "1" * 40, "legacy:0x" + "2" * 40):  # the second finds what the first fetched
+            await planned(rig, session(cids[0]), creator=creator)
+        with pytest.raises(Unprocessable, match="gateways did not deliver"):  # over what is left of the quota
+            await planned(rig, session(cids[1]), creator="legacy:0x" + "3" * 40)
+        everybodys = await rig.state.federation.read(cids[0], None, max_bytes=1 << 20)
+
+    assert everybodys == tables[0]
 
 
 async def test_bytes_that_are_not_the_data_are_refused(

@@ -251,7 +251,7 @@ async def test_who_does_not_sign_reads_no_private_data(old: Old) -> None:
     assert (await old.call("GET", paths.fl_session_path(made.json()["id"]))).json()["status"] == "pending"
 
 
-async def test_a_session_of_ours_is_shown_in_the_old_form(old: Old) -> None:
+async def test_a_session_of_ours_is_shown_in_the_old_form_and_is_not_for_old_devices(old: Old) -> None:
     account = deterministic_evm_key("alice")
     await old.served.fund(account, 10 * TOKEN)
     alice = await old.served.sign_in(account)
@@ -271,8 +271,15 @@ async def test_a_session_of_ours_is_shown_in_the_old_form(old: Old) -> None:
     await old.step(made.json()["id"])
 
     shown = await old.call("GET", f"{paths.fl_session_path(made.json()['id'])}?form=parity", by=alice)
+    await old.register("one")
+    task = (await old.group(made.json()["id"])).tasks[0].id
+    asked = [
+        await old.call("GET", paths.fl_session_path(made.json()["id"], "rounds/1"), device="one"),
+        await old.start(legacy.round_task_id(task, 1), "one"),
+    ]
 
     found = shown.json()
+    assert [reply.status_code for reply in asked] == [404, 404]  # it is for nodes with a bond
     assert (found["name"], found["status"], found["total_rounds"], found["min_participants"]) == (
         "mine",
         "active",
@@ -293,6 +300,20 @@ async def test_what_waits_to_be_started_is_bounded_and_forgotten(old: Old, monke
 
     assert (first.status_code, full.status_code, later.status_code) == (201, 503, 201)
     assert (await old.call("GET", paths.fl_session_path(first.json()["id"]))).status_code == 404
+
+
+async def test_sessions_that_nobody_pays_for_do_not_run_in_any_number(
+    old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parity_market.operations.old_sessions.MAX_RUNNING_UNPROVEN", 1)
+    await old.session()
+    made = await old.call("POST", paths.FL_SESSIONS, old.description(creator_address=OTHER_WALLET))
+    where = paths.fl_session_path(made.json()["id"])
+
+    reply = await old.call("POST", f"{where}/start")
+
+    assert (reply.status_code, reply.json()) == (503, {"error": "1 sessions without an order run already"})
+    assert (await old.call("GET", where)).json()["status"] == "pending"
 
 
 @pytest.mark.parametrize(
@@ -490,7 +511,10 @@ async def test_a_device_that_fails_gives_the_part_back(old: Old) -> None:
     late = await old.update(config, "one")
 
     assert (failed.status_code, late.status_code) == (200, 400)
+    again = await old.start(config["task_id"], "one")
+    assert again.json() == {"error": "task unavailable: this runner failed at it before"}
     assert (await old.started(session_id, "two"))["round_id"] != config["round_id"]
+    assert (await old.group(session_id)).tasks[0].attempts == 0
     assert "\x1b" not in (await old.group(session_id)).tasks[0].message
 
 
