@@ -51,7 +51,12 @@ def newest(tx: ReadTx, group_id: str, account: str, number: int | None) -> FlChe
         return None
     if group.creator != account:
         raise NotFound(f"there is no session {group_id} of yours here")
+    origin = json.loads(session.settings_doc).get("resumed_from")
     found = None
+    if origin is not None and number in (None, origin["round"]):  # what it went on from, until it has one of its own
+        found = FlCheckpointReply(
+            session_id=group_id, cid=origin["cid"], round=origin["round"], total_rounds=session.total_rounds
+        )
     for row in closed_rounds(tx, group_id):
         cid = json.loads(row.metrics_doc).get(CHECKPOINT)
         if cid is not None and number in (None, row.round):

@@ -376,6 +376,23 @@ def test_a_running_session_takes_no_reward_and_one_without_a_checkpoint_says_so(
     assert "no checkpoint" in ended.err
 
 
+def test_a_sharded_session_is_gone_on_with_by_who_knows_its_shards(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 2)
+    cid = checkpoint(joined, session, 2)
+    session.state = "failed"
+    for task in joined.tasks.values():
+        sharded = {**json.loads(task.request.spec), "data_mode": "sharded"}
+        task.request = task.request.model_copy(update={"spec": json.dumps(sharded)})
+
+    done = parity("fl", "resume", session.id, "--reward", "1")
+
+    assert done.code == 20
+    assert f"--shard … --resume-from {cid}" in done.err
+
+
 def write_checkpoint(folder: Path) -> Path:
     made = Checkpoint("old", 5, 9, read_strategy("FedAvg"), {"w": np.ones(3, np.float32)}, {"norms": np.ones(1)})
     return CheckpointFolder(folder).save(made, now=datetime(2026, 1, 1, tzinfo=UTC))

@@ -190,6 +190,20 @@ async def test_a_session_that_failed_in_its_first_round_leaves_nothing(rig: Rig,
         await rig.state.rounds.checkpoints.find(play.id, CREATOR)
 
 
+async def test_a_resumed_session_that_fails_at_once_is_gone_on_with_from_where_it_began(
+    rig: Rig, clock: FakeClock
+) -> None:
+    _, cid = await first_half(rig)
+    again = await Play.begin(rig, total_rounds=6, rounds_config={**SETTINGS, "resume_from": cid})
+    now = clock.now()
+    await rig.store.write(partial(groups.fail, market=rig.state.market, group_id=again.id, reason="enough", now=now))
+
+    await Training(rig.state).start_up()
+
+    found = await rig.state.rounds.checkpoints.find(again.id, CREATOR)
+    assert (found.cid, found.round) == (cid, 3)
+
+
 async def test_a_stopped_session_leaves_a_checkpoint_of_its_last_round(rig: Rig, clock: FakeClock) -> None:
     play = await Play.begin(rig, total_rounds=6)
     await play.round(0, 1, 2)
