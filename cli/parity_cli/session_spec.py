@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from parity_client import Client
     from parity_fl.settings import FlSettings
 
-__all__ = ["check_free", "checkpoint_of", "read_spec", "resumed", "spec_of", "stored_cid"]
+__all__ = ["check_free", "checkpoint_of", "privacy_of", "read_spec", "resumed", "spec_of", "stored_cid"]
 
 MAX_SPEC_BYTES = 65_536
 MAX_CHECKPOINT_BYTES = 1 << 30
@@ -32,6 +32,20 @@ def read_spec(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise InvalidInput(f"{path} must hold one JSON object", field="spec")
     return {"type": "federated_learning", **spec}
+
+
+def privacy_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the privacy switches that ``--dp-*`` and ``--secure-aggregation`` ask for; empty without one of them."""
+    switches: dict[str, Any] = {}
+    if given["dp_noise"] is not None:
+        switches |= {"differential_privacy": True, "noise_multiplier": given["dp_noise"]}
+        switches |= {"adaptive": True} if given["dp_clip"] is None else {}
+    if given["secure_aggregation"]:
+        switches["secure_aggregation"] = True
+    for name, option in (("l2_norm_clip", "dp_clip"), ("delta", "dp_delta")):
+        if given[option] is not None:
+            switches[name] = given[option]
+    return switches
 
 
 async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:

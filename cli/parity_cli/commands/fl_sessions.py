@@ -11,7 +11,7 @@ import click
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
-from parity_cli.session_spec import check_free, checkpoint_of, read_spec, resumed, spec_of, stored_cid
+from parity_cli.session_spec import check_free, checkpoint_of, privacy_of, read_spec, resumed, spec_of, stored_cid
 from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
 from parity_protocol.errors import NotFound
 
@@ -72,6 +72,10 @@ _BEGIN_TRIES = 240
 @click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
 @click.option("--min-samples", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of a part.")
+@click.option("--dp-noise", type=float, metavar="Z", help="Differential privacy: noise in units of the clip norm.")
+@click.option("--dp-clip", type=float, metavar="C", help="Its clip norm. Without it the norm adapts to the updates.")
+@click.option("--dp-delta", type=float, metavar="DELTA", help="Of which epsilon is told. Default: 0.00001.")
+@click.option("--secure-aggregation", is_flag=True, help="With --shard: nobody sees a single update, only their sum.")
 @click.option(
     "--engine",
     type=click.Choice(["parity", "flower"]),
@@ -98,6 +102,8 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
     if given["evaluation"] and not shards:
         raise click.UsageError("--eval belongs to --shard: a partitioned session scores with a part of its data")
     spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)
+    if switches := privacy_of(given):
+        spec = {**spec, "privacy": {**spec.get("privacy", {}), **switches}}
     if shards:
         spec = sharded_session(spec, len(shards))
         summaries = summaries_of(spec, shards)

@@ -116,6 +116,7 @@ def simulate(
         os.environ.setdefault(name, "1")
     from parity_cli.charts import html_page, panels_of, png_image, terminal_chart
     from parity_cli.model_files import ModelFacts, form_of, save_model
+    from parity_cli.session_spec import privacy_of
     from parity_cli.tables import read_table
     from parity_fl.attacks import parse_attack
     from parity_fl.privacy import read_privacy
@@ -132,7 +133,7 @@ def simulate(
     sections = _sections(given["changes"])
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
-    privacy = read_privacy(_privacy(given, sections))
+    privacy = read_privacy({**privacy_of(given), **sections["privacy"]})
     given["learning_rate"] = client_learning_rate(strategy, given["learning_rate"])
     spec = resolve_session(
         _settings(given, sections, content, data_format, len(shards)), session_id="simulation", round_id="simulation"
@@ -244,20 +245,6 @@ def _settings(
         "train_config": {**train, **sections["train"]},
         "partition_config": {**partition, **sections["partition"]},
     }
-
-
-def _privacy(given: dict[str, Any], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the privacy switches, as a submitter would write them."""
-    switches: dict[str, Any] = {}
-    if given["dp_noise"] is not None:
-        switches |= {"differential_privacy": True, "noise_multiplier": given["dp_noise"]}
-        switches |= {"adaptive": True} if given["dp_clip"] is None else {}
-    if given["secure_aggregation"]:
-        switches["secure_aggregation"] = True
-    for name, option in (("l2_norm_clip", "dp_clip"), ("delta", "dp_delta")):
-        if given[option] is not None:
-            switches[name] = given[option]
-    return {**switches, **sections["privacy"]}
 
 
 def _sections(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -201,3 +201,17 @@ async def test_a_url_is_asked_for_its_size_over_https_alone() -> None:
     assert found == [77, 77, None, None]
     with pytest.raises(Unreachable, match=r"example\.org"):
         await remote.content_length("https://example.org/none", transport=transport)
+
+
+def test_privacy_switches_are_in_the_signed_spec(parity: Parity, joined: FakeMarket, shards: list[str]) -> None:
+    options = (*OPTIONS, "--min-samples", "2", "--dp-noise", "1.1", "--dp-clip", "0.5", "--secure-aggregation")
+
+    done = run(parity, *shards, options=options)
+
+    assert done.code == 0, done.err
+    assert sent(joined)["privacy"] == {
+        "differential_privacy": True,
+        "noise_multiplier": 1.1,
+        "l2_norm_clip": 0.5,
+        "secure_aggregation": True,
+    }
