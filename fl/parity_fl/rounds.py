@@ -87,13 +87,12 @@ class RoundServer:
             BadDocument: ``base`` or ``state`` is not one of ours.
         """
         shapes = self._made.model.shapes()
-        weights = decode_weights(base, shapes)
-        last = iter((weights,))
-        del base, weights  # a caller that keeps no name of the file either has the model twice, and not three times
+        held = [decode_weights(base, shapes)]
+        del base  # a caller that keeps no name of the file either has the model twice, and not three times
         done = average(
             self._strategy,
             shapes,
-            next(last),
+            held.pop(),
             state,
             updates,
             # The market's own count of rows: what a node says of itself weighs nothing.

@@ -11,10 +11,10 @@ import json
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
-from zlib import crc32
 
 import structlog
 
@@ -30,6 +30,7 @@ RoundWork: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, An
 """Does a job of a session, named by its id; raises what the job raised, or ``WorkerLost``."""
 
 WORKERS = 2
+MAX_PLACES = 256  # sessions whose process is remembered
 JOB_S = 600.0  # that one job may take
 MAX_ANSWER_BYTES = 16 << 20
 
@@ -57,10 +58,13 @@ class RoundWorkers:
     def __init__(self, count: int = WORKERS) -> None:
         self._processes: list[Process | None] = [None] * count
         self._turns = [asyncio.Lock() for _ in range(count)]
+        self._places: OrderedDict[str, int] = OrderedDict()  # session → index of its process
 
     async def __call__(self, session_id: str, job: Mapping[str, Any]) -> dict[str, Any]:
         """Do a job; see ``RoundWork``."""
-        index = crc32(session_id.encode()) % len(self._processes)
+        index = self._place_of(session_id)
+        if job["do"] == "final":
+            del self._places[session_id]
         async with self._turns[index]:
             try:
                 process = await self._process(index)
@@ -79,6 +83,19 @@ class RoundWorkers:
                 await self._end(index)
                 raise
         return answer_of(answer)
+
+    def _place_of(self, session_id: str) -> int:
+        """Return a session's process: the one with the fewest sessions, and of those one that runs already."""
+        if session_id not in self._places:
+            used = Counter(self._places.values())
+            indexes = range(len(self._processes))
+            self._places[session_id] = min(indexes, key=lambda one: (used[one], self._processes[one] is None, one))
+        self._places.move_to_end(session_id)
+        while (
+            len(self._places) > MAX_PLACES
+        ):  # of sessions that failed: one that goes on elsewhere reads its data again
+            self._places.popitem(last=False)
+        return self._places[session_id]
 
     async def _process(self, index: int) -> Process:
         process = self._processes[index]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from parity_fl.aggregate.base import Update, Updates
-from parity_fl.aggregate.layout import Layout, pieces
+from parity_fl.aggregate.base import Updates
+from parity_fl.aggregate.layout import Layout, pieces, take_block
 from parity_protocol.errors import Internal
 
 __all__ = ["Screening", "middle", "screen"]
@@ -57,7 +57,6 @@ def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float]
         Internal: The spool gives another number of updates, or not in ascending order.
     """
     weights: dict[int, float] = {}
-    squares: dict[int, float] = {}
     rejected: dict[int, str] = {}
     last = -1
     for update in updates():
@@ -68,12 +67,14 @@ def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float]
             rejected[update.part] = f"wrong_shape: {problem}"
         elif not (math.isfinite(update.weight) and update.weight > 0):
             rejected[update.part] = f"bad_weight: the weight must be above 0, got {update.weight}"
-        elif not math.isfinite(square := _square(layout, update)):
-            rejected[update.part] = "not_finite: the update has NaN or Inf values"
         else:
-            weights[update.part], squares[update.part] = update.weight, square
-    if len(rejected) + len(squares) != n:
-        raise Internal(f"the spool gave {len(rejected) + len(squares)} updates, {n} were announced")
+            weights[update.part] = update.weight
+    if len(rejected) + len(weights) != n:
+        raise Internal(f"the spool gave {len(rejected) + len(weights)} updates, {n} were announced")
+    squares = _squares(layout, updates, weights)
+    for part in [part for part, square in squares.items() if not math.isfinite(square)]:
+        rejected[part] = "not_finite: the update has NaN or Inf values"
+        del squares[part]
 
     # An update of nothing but zeros is a node that sent the old model back, unless training has come to rest.
     if any(squares.values()):
@@ -106,16 +107,22 @@ def middle(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2] if values else 0.0
 
 
-def _square(layout: Layout, update: Update) -> float:
-    """Return the squared length in float64; it is finite exactly when every value is, for no sum of float32 overflows."""
-    total = 0.0
-    for name in layout.shapes:
-        flat = update.delta[name].reshape(-1)
-        for piece in pieces(len(flat)):
-            wide = flat[piece].astype(np.float64)
-            # NumPy's own sum: a BLAS may split it over threads, and then its last bits depend on their number.
-            total += float(np.square(wide, out=wide).sum())
-    return total
+def _squares(layout: Layout, updates: Updates, parts: Collection[int]) -> dict[int, float]:
+    """Return squared lengths in float64; one is finite exactly when every value is, for no sum of float32 overflows.
+
+    Block by block over all updates, so that of a mapped file no more than a block is in memory.
+    """
+    totals = dict.fromkeys(parts, 0.0)
+    for block in layout.blocks():
+        for update in updates():
+            if update.part not in totals:
+                continue
+            values = take_block(update, block)
+            for piece in pieces(block.size):
+                wide = values[piece].astype(np.float64)
+                # NumPy's own sum: a BLAS may split it over threads, and then its last bits depend on their number.
+                totals[update.part] += float(np.square(wide, out=wide).sum())
+    return totals
 
 
 def _copies(layout: Layout, updates: Updates, squares: dict[int, float]) -> dict[int, str]:
