@@ -93,7 +93,9 @@ async def assemble(
             lease_ttl=settings.market_lease_ttl,
             chain_grace=settings.market_chain_grace,
         )
-        fleets = Fleets(folder / "flower", clock, address=settings.market_flower_address)
+        fleets = Fleets(
+            folder / "flower", clock, address=settings.market_flower_address, most=settings.market_flower_sessions
+        )
         federation = Federation(
             store,
             blobs,

@@ -76,6 +76,9 @@ class MarketSettings(BaseSettings):
         description="Who may use the old Parity network's routes without a signature: nobody, programs on this machine, "
         "or anybody. Devices are named by X-Device-ID, bound to their first wallet, and never paid.",
     )
+    market_flower_sessions: int = Field(
+        8, ge=0, le=1_000, description="Sessions with engine: flower at once; each has a SuperLink of some 260 MB."
+    )
     market_log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
     market_log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for programs.")
 

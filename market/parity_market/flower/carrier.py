@@ -90,6 +90,22 @@ class _Carriage:
         self.changed = asyncio.Event()
         self.ended = False
 
+    def admit(self, holder: Holder) -> None:
+        """Note who holds a part; a lease has one key, and a key one lease.
+
+        Raises:
+            Conflict: It is not so.
+        """
+        known = self.holders.get(holder.part)
+        if known == holder:
+            return
+        if known is not None and known.lease_id == holder.lease_id and known.fence == holder.fence:
+            raise Conflict(f"the lease of part {holder.part} has another key already")
+        if any(one.key == holder.key for one in self.holders.values()):
+            raise Conflict("this key is another lease's")
+        self.holders[holder.part] = holder
+        self.changed.set()
+
 
 class FlowerSessions:
     """Carries sessions; ``carry`` is called by the training loop, ``step`` by the nodes' route."""
@@ -110,11 +126,13 @@ class FlowerSessions:
         Args:
             holder: Its lease is current; a key that it names for the first time is registered as soon as may be.
             step: What a node that trains without Flower would be told.
+
+        Raises:
+            Conflict: The lease has another key already, or the key is another lease's.
         """
         carriage = self._carriages.get(group_id)
-        if carriage is not None and carriage.holders.get(holder.part) != holder:
-            carriage.holders[holder.part] = holder
-            carriage.changed.set()
+        if carriage is not None:
+            carriage.admit(holder)
         state = "wait" if step.state == "train" else step.state
         found = "" if carriage is None else carriage.ids.get(holder.key, "")
         return step.model_copy(update={"state": state, "model": "", "flower_node": found})
@@ -186,17 +204,34 @@ class FlowerSessions:
 
     async def _serve(self, group_id: str, carriage: _Carriage, control: Control, bridge: str) -> None:
         """Start the run, then register keys as they come."""
-        await control.ask({"do": "start", "bridge": bridge})
+        try:
+            await control.ask({"do": "start", "bridge": bridge})
+        except Conflict as exc:
+            raise SuperLinkLost(exc.message) from exc
         while True:
             carriage.changed.clear()
-            for holder in list(carriage.holders.values()):
-                if holder.key in carriage.ids:
+            for holder in [one for one in carriage.holders.values() if one.key not in carriage.ids]:
+                try:
+                    answer = await control.ask({"do": "register", "key": public_key_of(holder.key)})
+                except Conflict as exc:  # one node's key must not end the others' session
+                    log.warning("supernode_refused", group_id=group_id, part=holder.part, problem=exc.message)
+                    carriage.ids[holder.key] = ""
                     continue
-                answer = await control.ask({"do": "register", "key": public_key_of(holder.key)})
                 carriage.ids[holder.key] = str(int(answer["node_id"]))
                 log.info("supernode_registered", group_id=group_id, part=holder.part, node_id=holder.node_id)
                 self._signals.task_changed(group_id)
+            await self._forget(group_id, carriage, control)
             await carriage.changed.wait()
+
+    async def _forget(self, group_id: str, carriage: _Carriage, control: Control) -> None:
+        """Shut out the SuperNodes of leases that are over."""
+        held = {holder.key for holder in carriage.holders.values()}
+        for key in [key for key in carriage.ids if key not in held]:
+            node = carriage.ids.pop(key)
+            if node:
+                with suppress(Conflict):
+                    await control.ask({"do": "unregister", "node_id": node})
+                log.info("supernode_shut_out", group_id=group_id, superlink_node=node)
 
 
 class _Carried:
@@ -219,7 +254,7 @@ class _Carried:
             return {"state": "end"}
         known = self._rounds.known(group)
         ask = partial(round_steps.next_step, config=known.config, mu=known.strategy.mu, now=self._clock.now())
-        holders = [holder for holder in self._carriage.holders.values() if holder.key in self._carriage.ids]
+        holders = [holder for holder in self._carriage.holders.values() if self._carriage.ids.get(holder.key)]
 
         def read(tx: ReadTx) -> list[tuple[Holder, RoundStep]]:
             found = []

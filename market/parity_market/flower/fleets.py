@@ -22,13 +22,14 @@ from parity_contracts.files import write_file
 from parity_fl.engines.flower import FLWR_VERSION, Fleet, bundle, bundle_digest, is_installed
 from parity_market.flower.certificates import make_certificates
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadDocument, ConfigInvalid, StorageFull, Unprocessable
+from parity_protocol.errors import BadDocument, ConfigInvalid, Overloaded, StorageFull, Unprocessable
 from parity_protocol.join import is_loopback
 
 __all__ = ["Fleets"]
 
 FLEET_FILE = "fleet.json"  # written last
 BEGUN_FILE = "begun"
+RETRY_S = 30.0
 UNBEGUN_S = 600.0  # after its planning that a session has to begin
 SECRET_BYTES = 32
 
@@ -39,14 +40,16 @@ class Fleets:
     Args:
         folder: Of all of them; mode 0700.
         address: ``host`` or ``host:first-last``, as ``MARKET_FLOWER_ADDRESS``.
+        most: Sessions at once.
 
     Raises:
         ConfigInvalid: The range of ports is none.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, address: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, clock: Clock, *, address: str = "127.0.0.1", most: int = 8) -> None:
         self._folder = folder
         self._clock = clock
+        self._most = most
         self.host, self._ports = _parse(address)
 
     def folder(self, session_id: str) -> Path:
@@ -67,6 +70,7 @@ class Fleets:
 
         Raises:
             Unprocessable: Flower is not installed here, or no port is free.
+            Overloaded: So many sessions as the market allows use Flower already.
             StorageFull: The folder cannot be written.
         """
         if not is_installed():
@@ -111,6 +115,12 @@ class Fleets:
         if known is not None:
             return known
         self._forget_refused(now)
+        count = len(self._sessions())
+        if count >= self._most:
+            raise Overloaded(
+                f"{count} sessions use Flower here already, at most {self._most} may (MARKET_FLOWER_SESSIONS)",
+                retry_after_s=RETRY_S,
+            )
         folder = self.folder(session_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = make_certificates(self.host, session_id, now=now)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parity_fl.engines.flower import engine_env, flower_python, program
-from parity_protocol.errors import Unavailable
+from parity_protocol.errors import Conflict, Unavailable
 
 __all__ = ["Control", "Processes", "SuperLinkLost", "Talker"]
 
@@ -115,7 +115,8 @@ class Control:
         """Return the answer.
 
         Raises:
-            SuperLinkLost: There is none, or the SuperLink refused.
+            SuperLinkLost: There is none.
+            Conflict: The SuperLink refused.
         """
         process = self._talker.process
         assert process.stdin is not None
@@ -128,6 +129,8 @@ class Control:
                     answer = json.loads(await process.stdout.readline())
             except (OSError, ValueError, TimeoutError) as exc:
                 raise SuperLinkLost(f"the SuperLink does not answer: {self._talker.last_words}") from exc
-        if not isinstance(answer, dict) or "error" in answer:
-            raise SuperLinkLost(f"the SuperLink refused: {str(answer)[:SHOWN_CHARS]}")
+        if not isinstance(answer, dict):
+            raise SuperLinkLost(f"the SuperLink answers {str(answer)[:SHOWN_CHARS]!a}")
+        if "error" in answer:
+            raise Conflict(f"the SuperLink refused: {str(answer['error'])[:SHOWN_CHARS]}")
         return answer

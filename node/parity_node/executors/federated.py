@@ -30,7 +30,7 @@ from parity_fl.spec import FlSpec
 from parity_node.data import InputSource
 from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.flower import FlowerRounds
-from parity_node.executors.flower_process import make_super_node
+from parity_node.executors.flower_process import make_super_node, usable_bwrap
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog, boot_id, same_process, start_time
 from parity_node.executors.rounds import RoundLoop, RoundsMarket, place_of
@@ -124,6 +124,7 @@ class FederatedExecutor:
         fleet = _fleet(job, plan)
         if fleet is not None:
             members["flower"] = fleet.to_dict()
+            await anyio.to_thread.run_sync(usable_bwrap)  # tried once, not on the event loop
         if members["rounds"] and (self._rounds is None or not job.group_id):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node cannot ask for rounds")
         folder.write_job(members, job.limits)

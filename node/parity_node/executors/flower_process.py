@@ -10,11 +10,14 @@ import math
 import os
 import secrets
 import socket
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -24,13 +27,16 @@ from parity_node.executors.base import Limits
 from parity_node.executors.sandbox.bwrap import find_bwrap
 from parity_protocol.errors import ExecutionFailed, FailureReason, Unavailable
 
-__all__ = ["REFUSED", "SuperNode", "make_super_node"]
+__all__ = ["REFUSED", "SuperNode", "make_super_node", "usable_bwrap"]
+
+log = structlog.get_logger(__name__)
 
 REFUSED = 77  # exit status of ``programs/supernode.py``: another bundle
 LIBRARY_BYTES = 1 << 30  # what Python and flwr take of a process's memory beside the model
 TRAINER, LINK = "trainer.sock", "link.sock"
 _INSIDE = "/flower"
 _SOCKETS = "/sockets"
+_TRIAL_S = 10.0
 _INNER_PORT = 9094  # of its own network, where nobody else is
 _MAX_SOCKET_PATH = 90  # characters of a folder; the system takes about 108 with the name
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -128,11 +134,41 @@ def make_super_node(folder: Path, fleet: Fleet, limits: Limits) -> SuperNode:
         reason = FailureReason.DISK_FULL if exc.errno in {28, 122} else FailureReason.NODE_FAULT
         raise ExecutionFailed(reason, f"{own}: {exc.strerror}") from exc
     point = key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
-    return SuperNode(own, sockets, point.hex(), fleet, fleet.bundle_sha256, find_bwrap(), limits)
+    return SuperNode(own, sockets, point.hex(), fleet, fleet.bundle_sha256, usable_bwrap(), limits)
+
+
+@cache
+def usable_bwrap() -> Path | None:
+    """Return bubblewrap if it works for this user: some systems have it and forbid what it needs. Blocks, once."""
+    bwrap = find_bwrap()
+    if bwrap is None:
+        return None
+    trial = [str(bwrap), *_walls(), "--", "/usr/bin/env", "true"]
+    try:
+        done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TRIAL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        problem = str(exc)
+    else:
+        if done.returncode == 0:
+            return bwrap
+        problem = done.stderr.decode(errors="replace").strip()[:300]
+    log.warning("supernodes_without_sandbox", problem=problem)
+    return None
 
 
 def _sandbox(python: Path, folder: Path, sockets: Path) -> list[str]:
     """Return bwrap's options: nothing of a manifest becomes one."""
+    options = _walls()
+    for path in _python_folders(python):
+        options += ["--ro-bind", str(path), str(path)]
+    programs = str(program("supernode").parent)
+    options += ["--ro-bind", programs, programs]
+    options += ["--bind", str(folder), _INSIDE, "--bind", str(sockets), _SOCKETS, "--chdir", _INSIDE]
+    return options
+
+
+def _walls() -> list[str]:
+    """Return what is the same around everything: its own namespaces, no capability, the system's programs read-only."""
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "flower"]
     for name in _SYSTEM_FOLDERS:
         path = Path("/", name)
@@ -141,13 +177,7 @@ def _sandbox(python: Path, folder: Path, sockets: Path) -> list[str]:
         elif path.is_dir():
             options += ["--ro-bind", str(path), str(path)]
     options += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - inside the sandbox
-    for path in _python_folders(python):
-        options += ["--ro-bind", str(path), str(path)]
-    programs = str(program("supernode").parent)
-    options += ["--ro-bind", programs, programs]
-    options += ["--bind", str(folder), _INSIDE, "--bind", str(sockets), _SOCKETS, "--chdir", _INSIDE]
-    return options
+    return [*options, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - inside the sandbox
 
 
 def _python_folders(python: Path) -> Sequence[Path]:

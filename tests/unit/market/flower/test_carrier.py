@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,54 @@ async def test_a_holder_is_never_told_to_train_itself_and_learns_its_id(rig: Rig
     assert flower.step(stage.play.id, other, step).flower_node == ""
     assert carriage.holders[0] == other
     assert carriage.changed.is_set()
+
+
+async def test_a_lease_has_one_key_and_a_key_one_lease(rig: Rig) -> None:
+    carriage = (await Stage.open(rig)).carriage
+    first, second = carriage.holders[0], carriage.holders[1]
+
+    with pytest.raises(Conflict, match="another key already"):
+        carriage.admit(replace(first, key="a second key"))
+    with pytest.raises(Conflict, match="another lease's"):
+        carriage.admit(Holder(0, "n3", "new lease", 2, second.key))
+
+    assert carriage.holders[0] == first
+
+
+class SuperLinkControl:
+    """Registers every key but one, and remembers whom it let go."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+        self.asked: list[dict[str, Any]] = []
+        self.has_let_go = asyncio.Event()
+
+    async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(question)
+        if question["do"] == "register" and question["key"] == self.refused:
+            raise Conflict("the SuperLink refused: in use")
+        if question["do"] == "unregister":
+            self.has_let_go.set()
+        return {"node_id": len(self.asked)}
+
+
+async def test_a_key_that_the_superlink_refuses_ends_nobody_elses_session_and_old_keys_are_shut_out(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parity_market.flower.carrier.public_key_of", lambda text: text)
+    stage, control = await Stage.open(rig), SuperLinkControl("key 1")
+    carriage, flower = stage.carriage, rig.state.flower
+    carriage.ids.clear()
+    carriage.ids["a lost lease's"] = "77"
+
+    serving = asyncio.create_task(flower._serve(stage.play.id, carriage, control, "bridge"))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await control.has_let_go.wait()
+    serving.cancel()
+
+    assert control.asked[-1] == {"do": "unregister", "node_id": "77"}
+    assert carriage.ids == {"key 0": "2", "key 1": "", "key 2": "4"}
+    assert [node["part"] for node in (await stage.carried.next())["nodes"]] == [0, 2]
 
 
 async def test_a_session_whose_superlink_cannot_start_fails_with_the_reason(

@@ -9,7 +9,7 @@ import pytest
 
 from parity_fl.engines.flower import bundle_digest
 from parity_market.flower import Fleets
-from parity_protocol.errors import ConfigInvalid, Unprocessable
+from parity_protocol.errors import ConfigInvalid, Overloaded, Unprocessable
 from parity_protocol.testing.clock import FakeClock
 
 
@@ -56,6 +56,19 @@ async def test_without_a_free_port_a_session_is_refused(tmp_path: Path, clock: F
 
     with pytest.raises(Unprocessable, match="no port is free"):
         await fleets.prepare("other")
+
+
+async def test_more_sessions_than_the_market_allows_are_refused_and_none_is_forgotten(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    fleets = Fleets(tmp_path / "flower", clock, address="fl.example.org:9400-9409", most=2)
+    first = await fleets.prepare("one")
+    await fleets.prepare("two")
+
+    with pytest.raises(Overloaded, match="MARKET_FLOWER_SESSIONS"):
+        await fleets.prepare("three")
+
+    assert await fleets.prepare("one") == first
 
 
 async def test_what_was_planned_and_never_begun_frees_its_port(tmp_path: Path, clock: FakeClock) -> None:

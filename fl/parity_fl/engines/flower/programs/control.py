@@ -1,7 +1,7 @@
 """Registers keys and starts the run of one SuperLink: ``python control.py PARENT FOLDER PORT``; in flwr's environment.
 
 A JSON line on standard input asks, one on standard output answers: ``{"do": "start", "bridge": path}``,
-``{"do": "register", "key": PEM}``.
+``{"do": "register", "key": PEM}``, ``{"do": "unregister", "node_id": id}``.
 """
 
 from __future__ import annotations
@@ -62,12 +62,15 @@ def main(arguments: list[str]) -> None:
 def do(client: Any, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Do one job."""
     from flwr.common.serde import fab_to_proto, user_config_to_proto
-    from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+    from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, UnregisterNodeRequest
     from flwr.supercore.fab import Fab
 
     if job["do"] == "register":
         answer = patiently(lambda: client.RegisterNode(RegisterNodeRequest(public_key=job["key"].encode())))
         return {"node_id": answer.node_id}
+    if job["do"] == "unregister":
+        client.UnregisterNode(UnregisterNodeRequest(node_id=int(job["node_id"])))
+        return {}
     raw = (folder / "bundle.fab").read_bytes()
     fab = fab_to_proto(Fab(sha256(raw).hexdigest(), raw, {}))
     override = user_config_to_proto({"bridge": job["bridge"]})

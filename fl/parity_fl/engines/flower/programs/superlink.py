@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hmac
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 
 CONTROL_HEADER = b"x-parity-control"
 PR_SET_PDEATHSIG = 1
+MAX_MEMORY_BYTES = 8 << 30
+NICENESS = 5
 
 
 class Gate:
@@ -56,6 +59,18 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
+def bound() -> None:
+    """Bound this process and each that it starts: what nodes send is kept in memory, and must not take the market along."""
+    os.nice(NICENESS)
+    wanted = [(resource.RLIMIT_CORE, 0)]
+    if sys.platform == "linux":  # macOS accepts it and then refuses to map libraries
+        wanted.append((resource.RLIMIT_DATA, MAX_MEMORY_BYTES))
+    for kind, most in wanted:
+        _, hard = resource.getrlimit(kind)
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+
+
 def main(arguments: list[str]) -> None:
     """Run until killed."""
     parent, control, host, port, folder = (
@@ -66,6 +81,7 @@ def main(arguments: list[str]) -> None:
         Path(arguments[4]),
     )
     die_with(parent)
+    bound()
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink
     from starlette.middleware import Middleware

@@ -89,21 +89,55 @@ class Courier:
         return Message(content, int(node["node_id"]), "train", group_id=str(number))
 
     def _collect(self) -> None:
-        if not self._sent:
-            return
-        for reply in self._grid.pull_messages(list(self._sent)):
+        for reply in self._replies():
             key, base = self._sent.pop(reply.metadata.reply_to_message_id, ((), ""))
             if not key:
                 continue
-            number, phase, part, fence = key
-            where: dict[str, Any] = {"round": number, "phase": phase, "part": part, "fence": fence, "base": base}
-            if reply.has_error():  # gone, or its training failed: it is asked again while the round is open
-                self._asked[key] = time.monotonic() + AGAIN_S
-                self._line.ask({"do": "failed", "reason": str(reply.error.reason)[:500], **where})
-                continue
-            update = reply.content["update"]["file"].numpy().tobytes()
-            said = {name: float(value) for name, value in reply.content["metrics"].items()}
-            self._line.ask({"do": "update", "metrics": said, **where}, update)
+            try:
+                metrics, update = read(reply)
+            except Exception as exc:  # noqa: BLE001 - a node wrote it: nothing of it may end the others' session
+                self._failed(key, base, f"{type(exc).__name__}: {exc}")
+            else:
+                self._line.ask({"do": "update", "metrics": metrics, **where(key, base)}, update)
+
+    def _replies(self) -> list[Message]:
+        """Return what has come; a reply that flwr cannot read is its node's failure and nobody else's."""
+        names = list(self._sent)
+        if not names:
+            return []
+        try:
+            return list(self._grid.pull_messages(names))
+        except (KeyError, ValueError, TypeError):
+            found: list[Message] = []
+        for name in names:
+            try:
+                found += self._grid.pull_messages([name])
+            except (KeyError, ValueError, TypeError) as exc:
+                self._failed(*self._sent.pop(name), f"its reply cannot be read: {exc}")
+        return found
+
+    def _failed(self, key: tuple[int, ...], base: str, reason: str) -> None:
+        """Tell the market; the part is asked again while the round is open."""
+        self._asked[key] = time.monotonic() + AGAIN_S
+        self._line.ask({"do": "failed", "reason": reason[:500], **where(key, base)})
+
+
+def where(key: tuple[int, ...], base: str) -> dict[str, Any]:
+    """Return what a message was about."""
+    number, phase, part, fence = key
+    return {"round": number, "phase": phase, "part": part, "fence": fence, "base": base}
+
+
+def read(reply: Message) -> tuple[dict[str, float], bytes]:
+    """Return a reply's numbers and update.
+
+    Raises:
+        RuntimeError: The node says that it has none.
+    """
+    if reply.has_error():
+        raise RuntimeError(str(reply.error.reason))
+    update = reply.content["update"]["file"].numpy().tobytes()  # flwr never unpickles an array
+    return {name: float(value) for name, value in reply.content["metrics"].items()}, update
 
 
 app = ServerApp()
