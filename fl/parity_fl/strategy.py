@@ -219,7 +219,7 @@ def check_strategy(config: StrategyConfig, *, quorum: int, partition_strategy: s
 
     Args:
         quorum: Fewest updates with which a round closes.
-        partition_strategy: ``random``, ``non_iid`` …
+        partition_strategy: ``random``, ``non_iid`` …; ``sharded`` where nobody knows how alike the parts are.
 
     Returns:
         Warnings for people: parameters that the rule ignores, and choices known to work badly.
@@ -243,7 +243,7 @@ def check_strategy(config: StrategyConfig, *, quorum: int, partition_strategy: s
         and config.strategy not in rules
         and not (name == "num_malicious" and config.pre_aggregation == "nnm")
     ]
-    if config.strategy in {"krum", "bulyan"} and partition_strategy in {"non_iid", "label_skew"}:
+    if config.strategy in {"krum", "bulyan"} and partition_strategy in {"non_iid", "label_skew", "sharded"}:
         warnings.append(
             f"{shown} follows few nodes and loses accuracy on {partition_strategy} data even without an attacker;"
             " MultiKrum, or FedTrimmedAvg with pre_aggregation nnm, tolerate the same number of malicious nodes"

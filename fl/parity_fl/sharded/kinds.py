@@ -311,7 +311,7 @@ class _Union:
         if len(forests) < self._plan.total_parts:
             return Refused(f"a forest needs the trees of all {self._plan.total_parts} parts", rejected)
         parts = sorted(forests)
-        merged = merge_union([forests[part] for part in parts], [self._plan.part_size(part) for part in parts])
+        merged = merge_union([forests[part] for part in parts], [int(self._plan.weight(part)) for part in parts])
         rows = sum(count for _, count in local)
         mean = {"oob_local_mean": sum(score * count for score, count in local) / rows} if rows else {}
         return Step({"forest": opaque(encode_forest(merged, None))}, b"", tuple(parts), {}, mean, {})

@@ -403,6 +403,18 @@ def test_an_update_counts_what_the_plan_says_at_most_ten_times_the_median() -> N
     assert kind[1]._plan.weight(2) == 200.0  # type: ignore[attr-defined]  # of 900 rows
 
 
+def test_trees_of_a_part_that_says_it_has_many_rows_vote_with_ten_times_the_median_at_most() -> None:
+    found = load_digits()
+    big = csv(np.tile(found.data[:50], (12, 1)), np.tile(found.target[:50], 12))
+    small = [csv(found.data[at : at + 20], found.target[at : at + 20]) for at in (0, 20)]
+    play = Play([*small, big], holdout_fraction=0.0, **forest("union"))
+
+    fitted = decode_model(play.run().model_bytes).fitted
+
+    assert isinstance(fitted, Forest)
+    assert fitted.tree_weight[-1] / fitted.tree_weight[0] == pytest.approx(10)
+
+
 def test_a_session_that_is_stopped_before_its_first_round_has_no_model() -> None:
     play = Play(digits(300))
     play.step()
