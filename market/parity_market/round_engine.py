@@ -7,7 +7,6 @@ then is reduced, then closed in another: a market that is killed anywhere in bet
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from base64 import b64decode
 from contextlib import suppress
@@ -43,11 +42,12 @@ from parity_market.round_files import (
     write_missing,
 )
 from parity_market.round_intake import RoundIntake
+from parity_market.round_reports import check_report
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import TaskRow, to_us
 from parity_protocol.clock import Clock
-from parity_protocol.errors import BadField, InvalidInput, InvalidTransition, NotFound, ParityError
+from parity_protocol.errors import BadField, InvalidTransition, NotFound, ParityError
 from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
 
 __all__ = ["Known", "RoundEngine", "rounds_of"]
@@ -55,8 +55,6 @@ __all__ = ["Known", "RoundEngine", "rounds_of"]
 log = structlog.get_logger(__name__)
 
 SETUP = frozenset({"summary", "moments"})  # phases in which all parts of a sharded session agree on something
-EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
-MODEL_LOOKS = 3  # for the newest model
 LAST_REPORTS = timedelta(seconds=60)  # for nodes to report the end of a session that is done
 AFTER_RESTART = timedelta(seconds=60)  # that nodes have at least to send what they could not while the market was down
 
@@ -361,7 +359,13 @@ class RoundEngine:
             return True
         now = self._clock.now()
         deadline = now + timedelta(seconds=known.config.round_timeout_s)
-        await self._store.write(lambda tx: round_closing.reopen(tx, group.value.id, rejected, deadline, now))
+        # In a secure sum a part may say that it was told lies: that is no fault of its own.
+        takes_back = not known.session.spec.privacy.secure_aggregation
+        await self._store.write(
+            lambda tx: round_closing.reopen(
+                tx, self._market, group.value.id, rejected, deadline, now, takes_back=takes_back
+            )
+        )
         log.warning("round_reopened", group_id=group.value.id, rejected=sorted(rejected), problem=problem)
         return True
 
@@ -461,22 +465,8 @@ class RoundEngine:
         return [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
 
     async def check(self, group: Group, task: TaskRow) -> str:
-        """Return why a part's final result is garbage, empty when it lists exactly the part's accepted updates."""
-        try:
-            result = await self._federation.result_of(task)
-        except (NotFound, InvalidInput) as exc:
-            return f"the result cannot be read: {exc.message}"
-        pairs = await self._store.read(
-            partial(rounds.pairs_of, group_id=group.value.id, part=task.part, fence=task.fence)
-        )
-        wanted = [{"round": number, "phase": phase, "sha256": digest} for number, phase, digest in pairs]
-        try:
-            listed = json.loads(result)
-        except ValueError:
-            return "the result is not a list of updates"
-        if not isinstance(listed, dict) or listed.get("updates") != wanted:
-            return f"the result must list the {len(wanted)} accepted updates of part {task.part}"
-        return "" if wanted else f"no update of part {task.part} was accepted"
+        """Return why a part's final result is garbage, empty when it is good; see ``round_reports``."""
+        return await check_report(self._store, self._federation, group.value.id, task)
 
 
 def credit_of(config: RoundsConfig, seed: str, number: int) -> dict[str, Any] | None:

@@ -8,15 +8,17 @@ from datetime import datetime
 from secrets import token_bytes
 
 from parity_fl.rounds_config import RoundsConfig, cohort_of
-from parity_market.domain.rounds import RoundState, SessionState, UpdateState, newest_of_parts
+from parity_market.domain.rounds import HELD, RoundState, SessionState, UpdateState, newest_of_parts
 from parity_market.operations import round_small
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
 from parity_market.operations.rounds import Published, load, move, move_round, open_round, tell
+from parity_market.operations.steps import end_lease, free, newest_lease
 from parity_market.store import sql_rounds
 from parity_market.store.base import Tx
 from parity_market.store.rows import FlSessionRow, FlUpdateRow, GroupRow, to_us
-from parity_protocol.errors import InvalidTransition, NotFound
+from parity_protocol.errors import FailureReason, InvalidTransition, NotFound
+from parity_protocol.task import TaskEvent
 
 __all__ = ["close", "freeze", "reopen"]
 
@@ -36,8 +38,22 @@ def freeze(tx: Tx, group_id: str, now: datetime) -> list[FlUpdateRow]:
     return chosen
 
 
-def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetime | None, now: datetime) -> None:
-    """Go on with a round whose usable updates were too few: what was rejected is out, others may still come."""
+def reopen(
+    tx: Tx,
+    market: Market,
+    group_id: str,
+    rejected: Mapping[int, str],
+    deadline: datetime | None,
+    now: datetime,
+    *,
+    takes_back: bool = True,
+) -> None:
+    """Go on with a round whose usable updates were too few: what was rejected is out, others may still come.
+
+    Args:
+        takes_back: Whoever sent what was rejected loses the part to somebody else. Else it could sit on the part until the
+            round's deadline ends the session for all.
+    """
     found = load(tx, group_id)
     if found is None or found.row.state != RoundState.CLOSING:
         return
@@ -46,8 +62,32 @@ def reopen(tx: Tx, group_id: str, rejected: Mapping[int, str], deadline: datetim
             reason = rejected.get(update.part, "")
             state = UpdateState.REJECTED if reason else UpdateState.RECEIVED
             _judge(tx, update, state, reason, json.loads(update.metrics_doc))
+            if reason and takes_back:
+                _take_back(tx, market, update, reason, to_us(now))
     move_round(tx, found.row, RoundState.OPEN, {}, None)
     move(tx, found.session, now, deadline_us=None if deadline is None else to_us(deadline), message="")
+    tell(tx, market, group_id)
+
+
+def _take_back(tx: Tx, market: Market, update: FlUpdateRow, reason: str, now_us: int) -> None:
+    """Give a part to another node, if whoever sent a rejected update still holds it."""
+    task = tx.one(sql_rounds.TASK_OF_PART, group_id=update.group_id, part=update.part)
+    lease = None if task is None else newest_lease(tx, task)
+    if task is None or lease is None or not lease.live or lease.fence != update.fence or task.state not in HELD:
+        return
+    detail = f"its answer in round {update.round} was rejected: {reason}"[:500]
+    end_lease(tx, market, lease, detail, now_us=now_us)
+    free(
+        tx,
+        market,
+        task,
+        TaskEvent.NODE_FAULT,
+        now_us=now_us,
+        node_id=update.node_id,
+        detail=detail,
+        failure=str(FailureReason.NODE_FAULT),
+        exclude=True,
+    )
 
 
 def close(

@@ -346,25 +346,25 @@ async def test_a_round_with_too_few_usable_updates_opens_again_for_the_others(ri
     assert shown.closes_at is not None
 
 
-async def test_who_takes_over_a_part_after_a_rejected_update_is_asked_and_who_sent_it_is_not(
-    rig: Rig, clock: FakeClock
-) -> None:
+async def test_who_sent_what_was_rejected_loses_the_part_and_who_takes_over_is_asked(rig: Rig) -> None:
     settings = {"quorum": 3, "round_timeout_s": 600.0, "update_format": "fp32"}
     play = await Play.begin(rig, strategy_config={"strategy": "FedMedian"}, rounds_config=settings)
     step, body = await play.body(2)
     await play.send(0)
     await play.send(1)
     await play.send(2, step, b"rubbish")
-    assert await play.step()
-    sender = await play.next(2)
-    await clock.advance(timedelta(seconds=31))  # nobody has renewed
-    await rig.store.write(partial(leases.reap, market=rig.state.market, now=clock.now()))
-    await play.hold(2, "n1")
 
+    assert await play.step()
+
+    with pytest.raises(StaleFence):
+        await play.next(2)
+    task = (await play.group()).tasks[2]
+    assert (str(task.state), task.failure) == ("pending", "node_fault")
+    assert new_node("n3").node_id in task.excluded_doc
+    await play.hold(2, "n1")
     successor = await play.next(2)
     await play.send(2, successor, body)
-
-    assert (sender.state, successor.state) == ("wait", "train")
+    assert successor.state == "train"
     assert await play.step()
     assert (await play.show()).round == 2
 
@@ -542,6 +542,36 @@ async def test_a_part_is_paid_only_for_a_list_of_its_own_accepted_updates(rig: R
     ]
     assert [row is not None for row in earned] == [True, True, False]
     assert new_node("n3").node_id == group.tasks[2].last_node
+
+
+async def test_a_part_that_reports_before_the_session_is_over_is_unpaid_and_goes_to_another_node(rig: Rig) -> None:
+    play = await Play.begin(rig, rounds_config={"round_timeout_s": TIMEOUT_S, "quorum": 3, "update_format": "fp32"})
+    await play.round(0, 1, 2)
+    [sent] = [one for one in (await play.show()).rounds[0].updates if one.part == 2]
+
+    await play.report(2, {"updates": [{"round": 1, "phase": 0, "sha256": sent.sha256}]})
+    await Rounds(rig.state).step()
+
+    task = (await play.group()).tasks[2]
+    assert (str(task.state), task.failure) == ("pending", "node_fault")
+    assert await rig.store.read(lambda tx: tx.one(sql.EARNING_OF_TASK, task_id=task.id)) is None
+    await play.hold(2, "n1")
+    await play.round(0, 1, 2)
+    assert (await play.show()).round == 3
+
+
+@pytest.mark.parametrize("result", [b"[" * 30_000, b" " * 30_000])
+async def test_a_report_that_is_deep_or_long_is_rejected_and_the_others_are_checked(rig: Rig, result: bytes) -> None:
+    play = await Play.begin(rig, total_rounds=1)
+    await play.round(0, 1, 2)
+    await play.report(0)
+    await play.report(1)
+    await play.report(2, result)
+
+    await Rounds(rig.state).step()
+
+    states = [str(task.state) for task in (await play.group()).tasks]
+    assert states == ["completed", "completed", "cancelled"]
 
 
 # -- pay and checkpoints -----------------------------------------------------------------------------------------------
