@@ -52,6 +52,7 @@ VERSION = 1
 RETRY_TRIAL_S = 60.0
 TRIAL_S = 120.0  # importing scikit-learn takes a while on a slow disk
 _END_S = 2.0
+_LAST_WORDS_S = 5.0  # of a child that gives up in a round: its outcome is a file, written once
 _MAX_LOG_BYTES = 1 << 20
 _MAX_OUTCOME_BYTES = 1 << 20
 _MAX_METRICS = 64
@@ -187,6 +188,9 @@ class FederatedExecutor:
                 take_part = run.rounds.run if run.flower is None else partial(run.flower.around, run.rounds.run)
                 await within(self._clock, max(0.0, left_s), take_part)
                 with anyio.CancelScope(shield=True):
+                    if run.rounds.ended is None and not run.stopped:  # it hung up first, and writes down why
+                        with anyio.move_on_after(_LAST_WORDS_S):
+                            await run.child.wait()
                     await _end(run.child)  # it has nothing left to do
             else:
                 await within(self._clock, max(0.0, left_s), run.child.wait)

@@ -12,7 +12,10 @@ import pytest
 from parity_node.executors.base import Handle, Job, Limits
 from parity_node.executors.federated import FederatedExecutor
 from parity_node.executors.folder import JobFolder
+from parity_node.executors.process import Child, OutputLog
+from parity_node.executors.rounds import Place
 from parity_node.testing.inputs import StaticInputs
+from parity_protocol.api.rounds import RoundStep
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.needs import HttpsInput, ShardInput
 from parity_protocol.report import Outcome
@@ -261,3 +264,38 @@ async def test_a_shard_that_was_not_signed_is_refused(in_rounds, inputs, tmp_pat
         await in_rounds.prepare(sharded_job(tmp_path, source, sealed=other))
 
     assert caught.value.reason == FailureReason.SPEC_INVALID
+
+
+class OneRound:
+    """Asks for one round, whose answer never comes."""
+
+    async def next_step(self, place: Place, *, wait_s: float) -> RoundStep:
+        return RoundStep(state="train", round=1, phase=0, total_rounds=1, base="0" * 64, base_size=1)
+
+    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+        return b"m"
+
+
+async def test_a_child_that_hangs_up_in_a_round_may_still_write_down_why(inputs, tmp_path, monkeypatch):
+    code = """
+import json, pathlib, socket, sys, time
+line = socket.socket(fileno=0)
+line.recv(4096)
+line.close()
+time.sleep(0.2)  # between its hanging up and its last words
+said = {"ok": False, "reason": "data_invalid", "message": "another shard"}
+(pathlib.Path(sys.argv[1]) / "outcome.json").write_text(json.dumps(said))
+"""
+
+    def spawn(self: object, log: Path, arguments: list[str], *, cwd: Path, stdin: int, **_: object) -> Child:
+        command = [sys.executable, "-I", "-c", code, *arguments]
+        return Child(command, env={}, cwd=cwd, output=OutputLog(log, 1 << 16), stdin=stdin, new_group=True)
+
+    monkeypatch.setattr(FederatedExecutor, "_spawn", spawn)
+    executor = FederatedExecutor(exec_dir=tmp_path, inputs=inputs, clock=FakeClock(), rounds=OneRound())  # type: ignore[arg-type]
+    handle = await executor.start(await executor.prepare(sharded_job(tmp_path, CidInput(cid=inputs.add(DATA)))))
+
+    result = await executor.wait(handle)
+
+    assert (result.reason, result.message) == (FailureReason.DATA_INVALID, "another shard")
+    await executor.cleanup(handle)
