@@ -200,6 +200,9 @@ async def model(call: Call) -> Response:
     group = shown.group
     if group is None or group.value.state is not GroupState.COMPLETED or group.row.result_cid is None:
         raise NotFound(_NO_MODEL)
+    headers = {"ETag": f'"{group.row.result_cid}"', "Cache-Control": "private, no-cache"}
+    if call.request.headers.get("if-none-match", "") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
     layers = await call.state.federation.old_layers(group.row.result_cid, group.row.creator)
     reply = await call.state.store.read(
         lambda tx: old_sessions.model_reply(tx, shown, {"": call.state.market.make_id()})
@@ -207,7 +210,7 @@ async def model(call: Call) -> Response:
     # The lists come as text, and go as text, three times: reading and writing them would hold everybody else up.
     mark = json.dumps(reply["model_data"]["weights"], separators=(",", ":"))
     text = json.dumps(reply, separators=(",", ":")).replace(mark, layers.decode())
-    return Response(text, media_type="application/json; charset=utf-8")
+    return Response(text, media_type="application/json; charset=utf-8", headers=headers)
 
 
 async def show_round(call: Call) -> Response:

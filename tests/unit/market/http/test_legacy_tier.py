@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -369,6 +370,58 @@ async def test_hostile_bodies_are_400s_or_413s(old: Old, path: str, raw: bytes) 
     assert list(reply.json()) == ["error"]
 
 
+STRANGE: tuple[Any, ...] = (None, True, -1, 10**30, "\ud800", "NaN", [[]], {"a": {}})
+
+
+def variants(document: Any) -> Iterator[Any]:
+    """Yield the document with each of its members replaced by each strange value, and left out."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            rest = {other: one for other, one in document.items() if other != name}
+            yield rest
+            yield from ({**rest, name: strange} for strange in STRANGE)
+            yield from ({**rest, name: inner} for inner in variants(value))
+    elif isinstance(document, list):
+        yield from ([*document[:1], strange] for strange in STRANGE)
+
+
+async def test_no_member_of_any_body_may_be_strange_enough_for_a_5xx(old: Old) -> None:
+    session_id = await old.session()
+    await old.register("one")
+    config = await old.started(session_id, "one")
+    update = {
+        **_ids(config, "one"),
+        "weights": {"layer_weights": [0.1, 0.2, 0.3]},
+        "gradients": {"layer_weights": [0.1, 0.2, 0.3]},
+        "loss": 0.5,
+        "accuracy": 0.25,
+        "data_size": 10,
+        "training_time": 1000,
+        "metadata": {"submission_time": 1},
+    }
+    described = old.description(order={"creator": WALLET}, description="d")
+    described["config"]["privacy_config"] = {"differential_privacy": False, "noise_multiplier": 0}
+    result = {"exit_code": 0, "output": "{}", "task_id": config["task_id"]}
+    asked = [
+        (paths.FL_SESSIONS, described),
+        (paths.RUNNERS, {"wallet_address": WALLET, "webhook": "http://localhost/webhook"}),
+        (paths.FL_MODEL_UPDATES, {**update, "runner_id": "two"}),
+        (paths.FL_MODEL_UPDATES, update),
+        (paths.runner_task_path(config["task_id"], "result"), result),
+    ]
+
+    refused = []
+    for path, document in asked:
+        for body in variants(document):
+            await old.served.clock.advance(timedelta(seconds=1))
+            raw = json.dumps(body).encode()
+            reply = await old.call("POST", path, raw=raw, device="one")
+            if reply.status_code >= 500:
+                refused.append((path, raw[:300], reply.text))
+
+    assert refused == []
+
+
 # -- what a device may do -----------------------------------------------------------------------------------------
 
 
@@ -559,6 +612,37 @@ async def test_a_session_that_scales_its_rows_is_not_for_old_devices(old: Old) -
 
     assert reply.status_code == 409
     assert "do not scale their rows" in reply.json()["error"]
+
+
+async def test_gradients_alone_are_differences_to_the_rounds_model(old: Old) -> None:
+    session_id = await old.session(total_rounds=2)
+    await old.register("one", "two")
+    for number in (1, 2):
+        for part, device in enumerate(("one", "two")):
+            task = (await old.tasks(session_id, device, number))[part]
+            config = (await old.start(task["id"], device)).json()["config"]
+            sent = await old.update(config, device, weights={}, gradients={"layer_weights": [1.0, 2.0, part]})
+            assert sent.status_code == 200, sent.text
+        await old.step(session_id)
+
+    found = (await old.call("GET", paths.fl_session_path(session_id, "model"))).json()["model_data"]
+
+    assert found["weights"]["layer_weights"] == pytest.approx([2.0, 4.0, 1.0])
+
+
+async def test_a_model_that_a_program_has_is_not_sent_again(old: Old) -> None:
+    session_id = await old.session()
+    await old.register("one", "two")
+    for part, device in enumerate(("one", "two")):
+        assert (await old.update(await old.started(session_id, device, part), device)).status_code == 200
+    await old.step(session_id)
+    where = paths.fl_session_path(session_id, "model")
+
+    first = await old.call("GET", where)
+    again = await old.call("GET", where, change={"If-None-Match": first.headers["etag"]})
+
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
 
 
 # -- forests ------------------------------------------------------------------------------------------------------
