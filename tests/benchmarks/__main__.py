@@ -96,12 +96,15 @@ def _print(figures: Sequence[Figure]) -> None:
     table.add_column("value", justify="right")
     table.add_column("aim", justify="right")
     table.add_column("")
+    table.add_column("load", justify="right")
     table.add_column("how", overflow="fold")
     marks = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
     for figure in figures:
         style = "yellow" if figure.value is None else ""
         aim = "" if figure.aim is None else f"{figure.aim} {figure.unit}"
-        table.add_row(figure.name, figure.shown(), aim, marks[figure.is_met], figure.note, style=style)
+        table.add_row(
+            figure.name, figure.shown(), aim, marks[figure.is_met], f"{figure.load:.1f}", figure.note, style=style
+        )
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     machine = _machine()

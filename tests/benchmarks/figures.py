@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 __all__ = ["Aim", "Figure", "NotAvailable", "percentile"]
@@ -35,6 +36,7 @@ class Figure:
     Attributes:
         value: None when it could not be measured; ``note`` says why.
         note: How it was measured, in a few words.
+        load: Of the machine over the last minute, when it was measured: processes that ran or waited to.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Figure:
     unit: str
     aim: Aim | None = None
     note: str = ""
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
 
     @property
     def is_met(self) -> bool | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.figures import NotAvailable
 
-__all__ = ["cpu_seconds", "pss_bytes", "tree_of"]
+__all__ = ["cpu_seconds", "forget_peak", "peak_bytes", "program_of", "pss_bytes", "tree_of"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -28,6 +28,31 @@ def pss_bytes(pid: int) -> int:
     except OSError as exc:
         raise NotAvailable(f"PSS needs Linux's /proc/PID/smaps_rollup ({exc.strerror})") from exc
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process has had in its own pages and mapped files since ``forget_peak``."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError as exc:
+        raise NotAvailable(f"a process's peak needs Linux's /proc/PID/status ({exc.strerror})") from exc
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def forget_peak(pid: int) -> None:
+    """Let a process's peak begin anew at what it has now."""
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    except OSError as exc:
+        raise NotAvailable(f"a peak begins anew through Linux's /proc/PID/clear_refs ({exc.strerror})") from exc
+
+
+def program_of(pid: int) -> str:
+    """Return a process's command line, empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def tree_of(pid: int) -> list[int]:
