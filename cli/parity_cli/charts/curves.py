@@ -85,12 +85,13 @@ def panels_of(document: object) -> tuple[Panel, ...]:
 
 
 def _curves(rounds: Iterable[Mapping[str, Any]], names: Iterable[str]) -> tuple[Curve, ...]:
-    found = {name: [(_round(each), _score(each, name)) for each in rounds] for name in names}
-    return tuple(
-        Curve(name, points)
-        for name, values in found.items()
-        if (points := tuple((number, value) for number, value in sorted(values) if value is not None))
-    )
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for each in rounds:  # of a round's phases the last one that says something counts
+        for name, points in found.items():
+            value = _score(each, name)
+            if value is not None:
+                points[_round(each)] = value
+    return tuple(Curve(name, tuple(sorted(points.items()))) for name, points in found.items() if points)
 
 
 def _contributions(rounds: Iterable[Mapping[str, Any]]) -> tuple[Curve, ...]:

@@ -168,7 +168,7 @@ async def sessions(out: Output, client: Client, limit: int, cursor: str | None) 
 
 @click.command(cls=Command, short_help="Show a session, round by round.", example="parity fl show 3f0c…")
 @click.argument("session_id")
-@click.option("--from-round", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--from-round", type=click.IntRange(0), default=1, show_default=True, help="0: what shards agreed on.")
 @with_client
 async def show(out: Output, client: Client, session_id: str, from_round: int) -> None:
     """Show a session: each round's scores, who took part, contributions and bytes."""

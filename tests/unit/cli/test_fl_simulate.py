@@ -403,3 +403,17 @@ def test_each_node_may_bring_its_own_file(parity: Parity, tmp_path: Path) -> Non
     assert len(done.json["rounds"]) == 2
     assert (both.code, attacked.code) == (2, 2)
     assert "--attack does not go with --shard" in attacked.err
+
+
+def test_of_a_rounds_phases_the_one_with_a_score_is_drawn() -> None:
+    rounds = [
+        {"round": 1, "phase": 0, "metrics": {"epsilon": 1.0}},
+        {"round": 1, "phase": 1, "metrics": {"accuracy": 0.5, "loss": 1.0, "epsilon": 1.0}},
+        {"round": 2, "phase": 0, "metrics": {}},
+    ]
+
+    quality, loss, spent = panels_of({"rounds": rounds})
+
+    assert quality.curves == (Curve("accuracy", ((1, 0.5),)),)
+    assert loss.curves == (Curve("loss", ((1, 1.0),)),)
+    assert spent.curves == (Curve("epsilon", ((1, 1.0),)),)
