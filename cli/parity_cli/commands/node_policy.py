@@ -119,11 +119,15 @@ def try_task(
     from parity_protocol.clock import SystemClock
     from parity_protocol.policy import check_policy, least_tier
     from parity_protocol.quantities import parse_tokens
-    from parity_protocol.task import TaskKind, parse_spec
+    from parity_protocol.shards import open_shard
+    from parity_protocol.task import FederatedLearningSpec, TaskKind, parse_spec
 
     settings = node_settings(config_path)
     asked = _read(file.read(MAX_DOCUMENT_BYTES + 1))
     spec = parse_spec(asked.spec)
+    if asked.shard is not None and isinstance(spec, FederatedLearningSpec) and asked.part < len(spec.shards):
+        source = open_shard(asked.shard, spec.shards[asked.part]).source
+        spec = spec.model_copy(update={"inputs": (source,)})
     paid = asked.reward if reward is None else parse_tokens(reward)
     sender = asked.creator if creator is None else checked_address(creator, field="creator")
     effective = OperatorPolicy(settings, SystemClock()).current
@@ -162,6 +166,8 @@ class _Asked:
     spec: str  # JSON text
     reward: int = 0  # base units
     creator: str | None = None
+    shard: str | None = None  # of a manifest of a sharded session: its part's sealed source
+    part: int = 0
 
 
 def _read(data: bytes) -> _Asked:
@@ -183,12 +189,15 @@ def _read(data: bytes) -> _Asked:
         return _Asked(text.decode())
     spec, order, reward = document["spec"], document.get("order"), document.get("reward", "0")
     creator = order.get("creator") if isinstance(order, dict) else None
+    shard, part = document.get("shard"), document.get("part", 0)
     if not isinstance(spec, str | dict) or not isinstance(reward, str) or not reward.isdecimal():
         raise InvalidInput("expected spec as JSON text and reward as base units in quotes", field="file")
     return _Asked(
         spec if isinstance(spec, str) else json.dumps(spec),
         int(reward),
         creator.lower() if isinstance(creator, str) else None,
+        shard if isinstance(shard, str) else None,
+        part if isinstance(part, int) else 0,
     )
 
 

@@ -13,6 +13,8 @@ from parity_client import Home
 from parity_node.control import serve_control
 from parity_node.testing.book import command_spec
 from parity_node.testing.market import MarketSimulator
+from parity_protocol.needs import CidInput, ShardInput
+from parity_protocol.shards import seal_shard, shard_digest
 from parity_protocol.testing.clock import FakeClock
 
 if TYPE_CHECKING:
@@ -194,3 +196,18 @@ def test_show_tells_what_the_running_node_does_differently(
     assert "another policy" in parity("node", "policy", "show").err
     agent({"policy": {"digest": "0" * 64, "problem": "the edit is wrong"}})
     assert "the edit is wrong" in parity("node", "policy", "show").err
+
+
+def test_a_part_of_a_sharded_session_is_judged_by_its_own_source(parity: Parity, file: Path, tmp_path: Path) -> None:
+    file.write_text('[allow]\nsources = ["cid", "https"]\n')
+    sealed = [seal_shard(source, bytes(16)) for source in (CidInput(cid="bafkqaaa"), ShardInput(shard="own"))]
+    spec = {"type": "federated_learning", "data_mode": "sharded", "shards": [shard_digest(each) for each in sealed]}
+    for part, each in enumerate(sealed):
+        document = {"spec": json.dumps(spec), "shard": each, "part": part}
+        (tmp_path / f"{part}.json").write_text(json.dumps(document))
+
+    done = [parity("node", "policy", "test", f"{part}.json", "--json").json["refusals"] for part in range(2)]
+
+    rules = [[refusal["rule"] for refusal in refusals] for refusals in done]
+    assert "policy.sources" not in rules[0]
+    assert "policy.sources" in rules[1]
