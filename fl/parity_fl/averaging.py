@@ -278,7 +278,8 @@ class PartTrainer:
         trained = self._model.train(
             weights, self._features, self._truth, self._config, seed=seed, proximal_mu=proximal_mu
         )
-        delta = {name: trained.weights[name] - weights[name] for name in weights}
+        # In place: what was trained is ours, and the difference of a large model would be as much memory again.
+        delta = {name: np.subtract(value, weights[name], out=value) for name, value in trained.weights.items()}
         if number != self._number:
             self._number, self._before = number, self._left
         body, self._left = encode_delta(delta, update_format, left=self._before)

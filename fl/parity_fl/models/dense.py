@@ -66,7 +66,7 @@ def train_dense(
 
     Args:
         problem: What is trained.
-        start: Flat parameters to start from, left as they are; also the anchor of the proximal term.
+        start: Flat parameters to start from, and the anchor of the proximal term; without one they are trained in place.
         features: Scaled rows, shape ``(n, d)``, ``n`` at least 1.
         truth: Class indices, or scaled targets, shape ``(n,)``.
         config: Epochs, batch size, rate, optimizer.
@@ -81,7 +81,8 @@ def train_dense(
     """
     layout, rows = problem.layout, len(features)
     batch = min(config.batch_size, rows)
-    weights, gradient, proximal = start.copy(), np.empty_like(start), np.empty_like(start)
+    weights = start.copy() if proximal_mu else start
+    gradient, proximal = np.empty_like(start), np.empty_like(start)
     step = make_step(config, weights, gradient)
     buffers = {size: _Buffers(layout, size) for size in {batch, rows % batch or batch}}
     forward, backward = layout.pairs(weights), layout.pairs(gradient)

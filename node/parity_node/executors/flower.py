@@ -138,14 +138,16 @@ class FlowerRounds(RoundsMarket):
             raise DigestMismatch(f"the model of round {step.round} is not {step.base[:16]}")
         return data
 
-    async def send(self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> UpdateTaken:
+    async def send(
+        self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes
+    ) -> UpdateTaken:
         """See the port: the ClientApp carries it on."""
         del place, step
         assert self._current is not None
         said = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._current.answer({"metrics": said}, update)
         self._current = None
-        return UpdateTaken(sha256=sha256(update).hexdigest(), size=len(update), created=True)
+        return UpdateTaken(sha256=digest.hex(), size=len(update), created=True)
 
     async def flower_step(self, place: Place, *, key: str, known: str, wait_s: float) -> RoundStep:
         """See the port."""

@@ -89,8 +89,13 @@ class RoundsMarket(Protocol):
         """
         ...
 
-    async def send(self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> UpdateTaken:
+    async def send(
+        self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes
+    ) -> UpdateTaken:
         """Hand in the part's update to a round; repeating it changes nothing.
+
+        Args:
+            digest: The update's SHA-256.
 
         Raises:
             Conflict: It is late or not wanted; ask again.
@@ -209,16 +214,17 @@ class RoundLoop:
             if name in {"loss", "samples", "steps"} and isinstance(value, int | float)
         }
         metrics["train_s"] = self._clock.monotonic() - began
-        self._sent.add((step.round, step.phase, sha256(update).hexdigest()))
-        await self._hand_in(step, update, metrics)
+        digest = sha256(update).digest()
+        self._sent.add((step.round, step.phase, digest.hex()))
+        await self._hand_in(step, update, metrics, digest)
         return True
 
-    async def _hand_in(self, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> None:
+    async def _hand_in(self, step: RoundStep, update: bytes, metrics: Mapping[str, float], digest: bytes) -> None:
         """Send an update until there is an answer; a late one is the market's to refuse."""
         backoff = Backoff(0.1, _MAX_PAUSE_S)
         while True:
             try:
-                await self._market.send(self._place, step, update, metrics)
+                await self._market.send(self._place, step, update, metrics, digest=digest)
             except (StaleFence, TaskCancelled, NotFound):
                 raise
             except Conflict:

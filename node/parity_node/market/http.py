@@ -173,10 +173,22 @@ class HttpMarket(MarketClient, MarketDirectory):
         headers = self.signed_headers("GET", path, query, b"")
         return await self._send("GET", target, b"", headers, timeout_s=timeout_s, max_bytes=max_bytes)
 
-    async def put(self, path: str, query: str, body: bytes, *, timeout_s: float = REPLY_TIMEOUT_S) -> bytes:
-        """Return what a signed PUT of bytes answers; raises as ``get``."""
+    async def put(
+        self,
+        path: str,
+        query: str,
+        body: bytes,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        body_sha256: bytes | None = None,
+    ) -> bytes:
+        """Return what a signed PUT of bytes answers; raises as ``get``.
+
+        Args:
+            body_sha256: Of a caller who knows it: a large body is not hashed again.
+        """
         target = f"{path}?{query}" if query else path
-        headers = self.signed_headers("PUT", path, query, body)
+        headers = self.signed_headers("PUT", path, query, body, body_sha256=body_sha256)
         headers["Content-Type"] = "application/octet-stream"
         return await self._send("PUT", target, body, headers, timeout_s=timeout_s)
 

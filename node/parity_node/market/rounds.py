@@ -57,13 +57,15 @@ class HttpRounds(RoundsMarket):
             raise DigestMismatch(f"the model of round {step.round} is {step.base}, {found} came")
         return data
 
-    async def send(self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> UpdateTaken:
+    async def send(
+        self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes
+    ) -> UpdateTaken:
         """See the port."""
         said = {name: f"{value:.9g}" for name, value in metrics.items()}
         query = urlencode({"lease_id": place.lease_id, "fence": place.fence, "base": step.base, **said})
         path = paths.fl_part_path(place.group_id, step.round, step.phase, place.part)
         timeout_s = REPLY_TIMEOUT_S + len(update) / _SLOWEST
-        answer = await self._market.put(path, query, update, timeout_s=timeout_s)
+        answer = await self._market.put(path, query, update, timeout_s=timeout_s, body_sha256=digest)
         try:
             return UpdateTaken.model_validate_json(answer)
         except ValidationError as exc:

@@ -67,7 +67,9 @@ async def test_a_question_becomes_a_step_and_its_update_the_answer(tmp_path: Pat
 
     step = await found.next_step(PLACE, wait_s=1.0)
     model = await found.model(PLACE, step, max_bytes=100)
-    taken = await found.send(PLACE, step, b"update", {"loss": 0.25, "odd": float("nan")})
+    taken = await found.send(
+        PLACE, step, b"update", {"loss": 0.25, "odd": float("nan")}, digest=sha256(b"update").digest()
+    )
 
     assert (step.round, step.state, model) == (2, "train", MODEL)
     assert taken.sha256 == sha256(b"update").hexdigest()

@@ -61,7 +61,10 @@ class ScriptedMarket:
         assert step.base_size <= max_bytes
         return b"model"
 
-    async def send(self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float]) -> UpdateTaken:
+    async def send(
+        self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes
+    ) -> UpdateTaken:
+        assert digest == sha256(update).digest()
         refused, self.refuse = self.refuse, None
         if refused is not None:
             raise refused
