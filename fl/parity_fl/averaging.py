@@ -44,6 +44,7 @@ class Reduced:
         model: The next model's file.
         state: Of the strategy, for the next round.
         restarts: The next phase begins the training of this round anew, with every part that was asked at first.
+        drops: With ``appends``: the state that this phase began with is needed by no later one.
         appends: The next phase needs the ``state`` of every phase of the round, one after the other, not this one alone.
         accepted: Parts whose update is in the model, ascending.
         rejected: Why others are not, by part.
@@ -65,6 +66,7 @@ class Reduced:
     appends: bool = False
     next_round: int | None = None
     restarts: bool = False
+    drops: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def trees_stage(ground: Ground) -> Stage:
 
 class _TreesStage:
     name: PhaseName = "trees"
+    table: tuple[int, int] | None = None
     wave = 0
 
     def __init__(self, ground: Ground) -> None:
@@ -67,6 +68,7 @@ class _TreesStage:
 
 class _RefitStage:
     name: PhaseName = "refit"
+    table: tuple[int, int] | None = None
     wave = 0
 
     def __init__(self, ground: Ground, forest: Forest) -> None:

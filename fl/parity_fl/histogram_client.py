@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import Final, NoReturn, assert_never
 
 import numpy as np
@@ -14,7 +15,7 @@ from parity_fl.bootstrap import split_trees
 from parity_fl.forest_refit import encode_sums, encode_trees, leaf_counts, leaf_sums
 from parity_fl.histogram_codec import Sparse, encode_answer, request_digest, summed
 from parity_fl.histogram_draws import row_draws
-from parity_fl.histogram_edges import Bins, count_digits, float_keys
+from parity_fl.histogram_edges import DIGIT_BITS, Bins, count_digits, float_keys
 from parity_fl.histogram_phases import (
     NO_FEATURE,
     Agreed,
@@ -29,10 +30,11 @@ from parity_fl.histogram_phases import (
 )
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest, votes
-from parity_protocol.errors import ExecutionFailed, FailureReason
+from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
 
 __all__ = ["HistogramPart", "PartRows", "histogram_client"]
 
+SCORE_CELLS: Final = 4
 _CACHED_DRAWS: Final = 32_000_000  # draws of all trees that a part may keep between requests (12 bytes each)
 _DENSE: Final = 16  # cells of a table per entry, from which sorting is faster than counting
 
@@ -128,6 +130,27 @@ class HistogramPart:
                 return self._refit(asked, request)
             case _ as never:
                 assert_never(never)
+
+    def table(self, request: bytes) -> tuple[Sparse, int]:
+        """Return the answer to ``request`` as a table, and the cells it has; for requests that are answered by one.
+
+        Raises:
+            BadDocument: The request asks for something else; so ``answer``'s.
+        """
+        asked = decode_request(request, n_features=self._rows.features.shape[1])
+        if self._config is not None and not isinstance(asked, (ClassesRequest, EdgesRequest)):
+            _check_signed(asked.agreed, self._config)
+        if isinstance(asked, EdgesRequest):
+            if self._keys is None:
+                self._keys = float_keys(self._rows.features)
+            found = count_digits(self._keys, asked.feature, asked.prefix, step=asked.step)
+            return found, len(asked.feature) << DIGIT_BITS[asked.step]
+        if isinstance(asked, LevelRequest):
+            self._keys = None
+            return self._level(asked), prod(asked.shape)
+        if isinstance(asked, ScoreRequest):
+            return self._score(asked), SCORE_CELLS
+        raise BadDocument("the phase is not answered by a table")
 
     def _classes(self, asked: ClassesRequest, request: bytes) -> bytes:
         rows = self._rows

@@ -147,6 +147,11 @@ class EdgeSearch:
         self._edges: NDArray[np.uint32] | None = None  # keys of the chosen edges, once known
         self.thresholds: list[NDArray[np.float64]] | None = None
 
+    @staticmethod
+    def most_cells(max_bins: int) -> int:
+        """Return the most cells that the tables of one feature have."""
+        return (_OVERSAMPLING * max_bins - 1) << max(DIGIT_BITS)
+
     def _reset(self) -> None:
         self.step = 0
         self._prefix = np.zeros(len(self._rank), dtype=np.int64)

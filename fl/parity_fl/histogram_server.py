@@ -52,6 +52,8 @@ class HistogramServer:
         plan: The session's; its classes, columns and rows are expected of the parts.
         parts: Number of parts, when there is no plan.
         max_phase_bytes: Longest answer of a part; nodes are asked for in as many phases as that takes.
+        cell_bytes: Of a cell, where all phases after the classes are answered by the sum of all parts' tables: that sum is
+            absorbed as the answer of one part, number 0. The forest is the same: sums are all that it is made of.
 
     Raises:
         BadField: The settings cannot work; see ``check_histogram``.
@@ -64,6 +66,7 @@ class HistogramServer:
         *,
         parts: int = 0,
         max_phase_bytes: int = DEFAULT_MAX_PHASE_BYTES,
+        cell_bytes: int = 0,
     ) -> None:
         if plan is not None:
             parts = plan.total_parts
@@ -75,8 +78,12 @@ class HistogramServer:
             raise BadField("a histogram forest needs a plan or a number of parts", field="partition_config.total_parts")
         self._parts = parts
         self._result = Result()
-        job = Job(config, plan, parts, max_phase_bytes)
-        self._stage: Stage | None = ClassesStage(job, _AFTER_CLASSES[config.mode])
+        then = _AFTER_CLASSES[config.mode]
+        self._is_pooled = cell_bytes > 0
+        job = Job(config, plan, parts, max_phase_bytes, cell_bytes)
+        self._stage: Stage | None = ClassesStage(
+            job, (lambda ground: then(ground.pooled())) if self._is_pooled else then
+        )
         self._number = 0
         self._answers: dict[int, bytes] = {}
 
@@ -86,6 +93,11 @@ class HistogramServer:
         if stage is None:
             return None
         return Phase(self._number, stage.name, stage.body, stage.max_answer_bytes, stage.wave)
+
+    @property
+    def table(self) -> tuple[int, int] | None:
+        """Cells of the table that is asked for now, and the largest value of one; None while it is something else."""
+        return None if self._stage is None else self._stage.table
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -123,6 +135,8 @@ class HistogramServer:
             self._stage = self._stage.close(answers, self._result)
             self._answers = {}
             self._number += 1
+            if self._is_pooled:
+                self._parts = 1
 
     @property
     def forest(self) -> Forest:

@@ -6,7 +6,7 @@ A stage says what it asks, refuses an answer that cannot be right, and turns all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Protocol, TypeAlias
 
@@ -47,12 +47,17 @@ class OutOfBag:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a server was made with."""
+    """What a server was made with.
+
+    Attributes:
+        cell_bytes: Of a table that travels with all its cells; 0 where only those that are not 0 do.
+    """
 
     config: ForestConfig
     plan: PartitionPlan | ShardPlan | None
     parts: int
     max_phase_bytes: int
+    cell_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,7 +70,13 @@ class Result:
 
 
 class Stage(Protocol):
-    """One phase."""
+    """One phase.
+
+    Attributes:
+        table: Cells of the table that it asks for, and the largest value of one; None if it asks for something else.
+    """
+
+    table: tuple[int, int] | None
 
     name: PhaseName
     wave: int
@@ -84,6 +95,7 @@ class ClassesStage:
 
     name: PhaseName = "classes"
     wave = 0
+    table: tuple[int, int] | None = None
     max_answer_bytes = MAX_SAID_BYTES
 
     def __init__(self, job: Job, then: Callable[[Ground], Stage]) -> None:
@@ -119,6 +131,16 @@ class Ground:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(one.rows for one in self.said))
 
+    def pooled(self) -> Ground:
+        """Return the ground of one part that has all rows: what follows sees the sums of all parts alone."""
+        classes: dict[str, int] = {}
+        for one in self.said:
+            for name, count in one.classes.items():
+                classes[name] = classes.get(name, 0) + count
+        low, high = min(one.low for one in self.said), max(one.high for one in self.said)
+        everybody = PartSays(self.n_features, sum(self.rows), classes, low, high)
+        return Ground(replace(self.job, parts=1), self.agreed, [everybody])
+
     @property
     def n_features(self) -> int:
         """Columns of the data."""
@@ -146,6 +168,7 @@ class _EdgesStage:
         self.body = EdgesRequest(feature, prefix, search.step).encode()
         self._size, self._buckets = search.size, len(feature)
         most = max(ground.rows)
+        self.table: tuple[int, int] | None = (self._size, most)
         self.max_answer_bytes = max_answer_bytes(min(self._size, self._buckets * most), self._size, most)
 
     @classmethod
@@ -154,6 +177,8 @@ class _EdgesStage:
         job = ground.job
         most = max(ground.rows)
         per_feature = max_answer_bytes(most, 1 << 40, most)
+        if job.cell_bytes:
+            per_feature = job.cell_bytes * EdgeSearch.most_cells(job.config.max_bins)
         end = min(ground.n_features, first + max(1, job.max_phase_bytes // per_feature))
         search = EdgeSearch(np.arange(first, end, dtype=np.int64), ground.rows, job.config.max_bins)
         return cls(ground, search, end, found)
@@ -179,6 +204,7 @@ class _EdgesStage:
             Bins(np.concatenate(found), starts),
             class_rows=self._ground.class_rows(),
             max_phase_bytes=self._ground.job.max_phase_bytes,
+            cell_bytes=self._ground.job.cell_bytes,
         )
         return _LevelStage(self._ground, grower)
 
@@ -199,6 +225,7 @@ class _LevelStage:
         request = grower.next_request()
         self.body = request.encode()
         self._size, self._cells = prod(request.shape), grower.max_cells()
+        self.table: tuple[int, int] | None = (self._size, grower.max_value)
         self.max_answer_bytes = max_answer_bytes(min(self._cells, self._size), self._size, grower.max_value)
 
     def check(self, part: int, answer: bytes) -> None:
@@ -239,6 +266,7 @@ class _ScoreStage:
         self._ground = ground
         self.body = ScoreRequest(ground.agreed, numbers, forest).encode()
         self._most = max(ground.rows) << (2 * ground.agreed.target.bits)
+        self.table: tuple[int, int] | None = (self._CELLS, self._most)
         self.max_answer_bytes = max_answer_bytes(self._CELLS, self._CELLS, self._most)
 
     def check(self, part: int, answer: bytes) -> None:

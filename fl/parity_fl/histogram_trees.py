@@ -64,6 +64,7 @@ class Grower:
         bins: Thresholds.
         class_rows: Rows of each part by class; for regression all its rows, as one number.
         max_phase_bytes: Longest answer of a part.
+        cell_bytes: As ``Job.cell_bytes``.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Grower:
         *,
         class_rows: tuple[tuple[int, ...], ...],
         max_phase_bytes: int,
+        cell_bytes: int = 0,
     ) -> None:
         self._config = config
+        self._cell_bytes = cell_bytes
         self._agreed = agreed
         self._bins = bins
         self._class_rows = class_rows
@@ -240,7 +243,8 @@ class Grower:
         while self._open and self._open[0].wave == wave:
             cells += self._cells_of(self._open[0])
             size = width * (len(batch) + 1)
-            if batch and max_answer_bytes(cells, size, self.max_value) > self._max_phase_bytes:
+            longest = self._cell_bytes * size or max_answer_bytes(cells, size, self.max_value)
+            if batch and longest > self._max_phase_bytes:
                 break
             batch.append(self._open.popleft())
         return batch

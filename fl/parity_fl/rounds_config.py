@@ -170,20 +170,15 @@ def read_session_rounds(session: Mapping[str, object], *, parts: int) -> RoundsC
                 f"contribution {config.contribution} needs eval_cid in a sharded session: the market has no rows to score"
                 " parts with",
             )
-        if config.resume_from and privacy.secure_aggregation:
-            fail(
-                f"{_PLACE}.resume_from",
-                "resume_from: a session with secure_aggregation leaves no checkpoint to go on from",
-            )
         return config
     made = "a forest is made once, in phases" if session.get("model_type") == "random_forest" else "it is solved once"
     if total != 1:
         fail("total_rounds", f"total_rounds must be 1: {made}, got {total}")
-    config = read_rounds(
-        {"quorum": parts, "min_available_clients": parts, **raw} if isinstance(raw, Mapping) else raw,
-        total_rounds=1,
-        parts=parts,
-    )
+    if isinstance(raw, Mapping):
+        privacy = read_privacy(session.get("privacy") or None)
+        own = {"update_format": "fp32"} if privacy.secure_aggregation else {}
+        raw = {"quorum": parts, "min_available_clients": parts, **own, **raw}
+    config = read_rounds(raw, total_rounds=1, parts=parts)
     if config.resume_from:
         refuse_resume("a forest in phases")
     if config.quorum != parts or config.fraction != 1 or config.checkpoint_interval or config.contribution != "none":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from base64 import b64decode
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -179,13 +180,13 @@ class RoundEngine:
             session = open_session(spec, group.row.plan_doc)
             config = read_session_rounds(session.members, parts=group.row.parts)
             strategy, warnings = session_strategy(session.members, config, partition_strategy=session.strategy)
-            privacy, told = session_privacy(session.members, parts=group.row.parts, rounds=config, strategy=strategy)
+            _, told = session_privacy(session.members, parts=group.row.parts, rounds=config, strategy=strategy)
             found = Known(
                 session,
                 config,
                 strategy,
                 (*warnings, *told),
-                is_phased=is_phased(spec.session()) or privacy.secure_aggregation,
+                is_phased=is_phased(spec.session()),
             )
             if group.value.state is GroupState.RUNNING:  # nothing would remove it again after the session's end
                 self._known[group.value.id] = found
@@ -347,7 +348,8 @@ class RoundEngine:
         if newest is not None:
             self.intake.remember(group_id, done["sha256"], newest)
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
-        await on_disk(self._tidy, group_id, number, phase, keeps_state=done["keeps_state"])
+        kept = range(phase if done["drops_state"] else phase + 1) if done["keeps_state"] else ()
+        await on_disk(self._tidy, group_id, number, phase, kept=kept)
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
@@ -403,12 +405,12 @@ class RoundEngine:
             },
         )
 
-    def _tidy(self, group_id: str, number: int, phase: int, *, keeps_state: bool) -> None:
+    def _tidy(self, group_id: str, number: int, phase: int, *, kept: Collection[int]) -> None:
         """Remove the files of a closed phase that nobody needs again; states that pile up go with the round's last."""
         folder = self.folder(group_id)
         shutil.rmtree(folder / "updates" / f"{number}-{phase}", ignore_errors=True)
         model_file(folder, number, phase).unlink(missing_ok=True)
-        for one in () if keeps_state else range(phase + 1):
+        for one in set(range(phase + 1)).difference(kept):
             state_file(folder, number, one).unlink(missing_ok=True)
 
     async def _loaded(self, group_id: str) -> OpenRound:

@@ -154,6 +154,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "next_round": reduced.next_round,
         "restarts": reduced.restarts,
         "keeps_state": reduced.appends and reduced.more_phases,
+        "drops_state": reduced.drops,
         "accepted": list(reduced.accepted),
         "rejected": {str(part): reason for part, reason in reduced.rejected.items()},
         "metrics": reduced.metrics,

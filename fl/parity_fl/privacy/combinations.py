@@ -177,10 +177,9 @@ def _check_secure(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
     if session.forest_mode in {"union", "leaf_refit"}:
         fail(
             _SECURE,
-            f"secure_aggregation adds up numbers: a forest of mode {session.forest_mode} hands over whole trees",
+            f"secure_aggregation adds up numbers: a forest of mode {session.forest_mode} hands over whole trees; mode"
+            " histogram has counts",
         )
-    if session.forest_mode == "histogram":
-        fail(_SECURE, "secure_aggregation of a histogram forest's counts is not there yet: they travel openly")
     if not 3 <= parts <= MAX_SECURE_PARTS:
         fail(
             _SECURE,

@@ -63,6 +63,7 @@ class Step:
         tensors: The next model, or the next request.
         more: Another phase of training follows before the round is over.
         appends: As ``Reduced.appends``.
+        drops: As ``Reduced.drops``.
         restarts: As ``Reduced.restarts``; ``tensors`` are what the round began with.
     """
 
@@ -75,6 +76,7 @@ class Step:
     more: bool = False
     appends: bool = False
     restarts: bool = False
+    drops: bool = False
 
 
 class Kind(Protocol):
@@ -147,6 +149,10 @@ def kind_of(
         BadField: The settings cannot work.
     """
     if isinstance(spec.model, ForestConfig):
+        if spec.privacy.secure_aggregation:
+            from parity_fl.sharded.secure_forest import SecureForest  # it is made of what is here
+
+            return SecureForest(spec, spec.model, plan)
         return _Union(spec.model, plan) if spec.model.mode == "union" else _Phases(spec.model, plan)
     from parity_fl.sharded.secure_kinds import SecureAveraging, SecureLine  # they are made of what is here
 

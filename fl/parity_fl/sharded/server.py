@@ -261,6 +261,7 @@ class ShardedServer:
             asks=asks,
             appends=step.appends,
             restarts=step.restarts,
+            drops=step.drops,
         )
 
     def _score(self, at: _State, base: bytes, updates: Bodies) -> Reduced | Refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sized
 
@@ -12,10 +13,12 @@ from parity_fl.averaging import PartTrainer, TrainedRound
 from parity_fl.bootstrap import split_trees
 from parity_fl.data import load_dataset
 from parity_fl.histogram import HistogramPart, PartRows
+from parity_fl.histogram_phases import ClassesRequest, decode_request
 from parity_fl.linear import FeatureScale
 from parity_fl.models.base import Scaling, round_model, weights_digest
 from parity_fl.models.linear_exact import linear_statistics, statistics_tensors
 from parity_fl.models.moments import moments_of, moments_tensors
+from parity_fl.privacy.secure_counts import counts_setup, counts_vector
 from parity_fl.privacy.secure_line import line_point, line_setup, line_vector
 from parity_fl.privacy.secure_part import SumPart, SumTerms, absent, update_part
 from parity_fl.round_bodies import decode_delta
@@ -145,9 +148,9 @@ class ShardedTrainer:
     ) -> TrainedRound:
         spec, rows = self._spec, cut.training
         features, truth = self._data.features[rows], cut.truth[rows]
-        if spec.privacy.secure_aggregation and isinstance(spec.model, ForestConfig):
-            contradiction("this node cannot hide a forest's counts in a sum")
         if isinstance(spec.model, ForestConfig):
+            if spec.privacy.secure_aggregation:
+                return self._counted(spec.model, found, agreed, rows)
             return self._grow(spec.model, found, agreed, rows)
         if isinstance(spec.model, LinearConfig) and spec.model.solver == "exact":
             if spec.privacy.secure_aggregation:
@@ -226,6 +229,36 @@ class ShardedTrainer:
             vector = line_vector(features, truth, scaling, line_point(terms, parts=parts))
             self._secure = (place, SumPart(setup, self._part, vector, self._random))
         return _said(self._secure[1].keys(), truth)
+
+    def _counted(
+        self, config: ForestConfig, found: Base, agreed: ShardAgreement, rows: NDArray[np.uint32]
+    ) -> TrainedRound:
+        """Answer one phase of the secure sum of a forest's table; only the agreement on classes is answered openly."""
+        if SECURE in found.tensors:
+            return self._later(found, rows)
+        if config.mode != "histogram":
+            contradiction(f"a forest of mode {config.mode} hands over whole trees: they cannot be hidden in a sum")
+        assert self._cut is not None
+        assert self._random is not None
+        if self._forest is None:
+            features = as_forest_features(self._data.features[rows])
+            truth = self._cut[1].truth[rows]
+            self._forest = HistogramPart(PartRows(self._part, features, truth, agreed.class_names), config)
+        request = raw_bytes(found.tensors, "request")
+        if isinstance(decode_request(request, n_features=agreed.n_features), ClassesRequest):
+            return _said(self._forest.answer(request), rows)
+        terms, parts = _terms_of(found), agreed.total_parts
+        table, cells = self._forest.table(request)
+        setup = counts_setup(
+            self._spec.privacy, terms, request, session_id=self._spec.session_id, parts=parts, cells=cells
+        )
+        asked = hashlib.sha256(request).hexdigest()
+        place = f"counts {asked} {setup.context.hex()}"
+        if self._secure is None or self._secure[0] != place:
+            if self._secure is not None and self._secure[1].has_opened and asked in self._secure[0]:
+                return _said(absent("this part has opened a sum of these counts already"), rows)
+            self._secure = (place, SumPart(setup, self._part, counts_vector(table, setup), self._random))
+        return _said(self._secure[1].keys(), rows)
 
     def _later(self, found: Base, rows: Sized) -> TrainedRound:
         if self._secure is None:

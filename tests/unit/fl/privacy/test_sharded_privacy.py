@@ -88,6 +88,7 @@ class Play:
         self.nodes = [self.node(part) for part in range(PARTS)]
         self.base, self.state, self.asks, self.number, self.phase = self.server.first(), None, "summary", 0, 0
         self.cohort = set(range(PARTS))
+        self.states: list[bytes] = []
         self.metrics: list[dict[str, float]] = []
         self.sent: list[tuple[int, str, bytes]] = []
 
@@ -106,10 +107,20 @@ class Play:
         self.told = {part: one.metrics for part, one in said.items()}
         if self.forgets:
             self.server = self.made()
-        done = self.server.reduce(self.base, self.state, {part: one.update.__bytes__ for part, one in said.items()})
+        done = self.server.reduce(
+            self.base,
+            self.state,
+            {part: one.update.__bytes__ for part, one in said.items()},
+            states=(lambda: b"".join(self.states)) if self.states else None,
+        )
         if isinstance(done, Refused):
             return done
         self.base, self.state, self.asks = done.model, done.state, done.asks
+        if not done.appends:
+            self.states.clear()
+        elif done.drops:
+            self.states.pop()
+        self.states.append(done.state)
         self.phase = self.phase + 1 if done.more_phases else 0
         self.cohort = set(range(PARTS)) if done.restarts else set(done.accepted)
         if not done.more_phases:
@@ -255,13 +266,65 @@ def test_an_exact_line_that_misses_a_part_begins_anew_before_anything_is_opened(
     np.testing.assert_allclose(found.weights, LinearRegression().fit(features, truth).coef_, rtol=1e-8)
 
 
-def test_a_forest_is_never_grown_openly_where_secrecy_was_signed() -> None:
-    play = Play(SECURE, model_type="random_forest", model_config={"num_trees": 8, "mode": "histogram"}, train_config={})
-    while play.asks != "train":
-        play.step()
+FOREST: dict[str, object] = {
+    "model_type": "random_forest",
+    "model_config": {"num_trees": 4, "mode": "histogram", "max_depth": 3, "max_bins": 8, "max_features": 4},
+    "train_config": {},
+}
 
-    with pytest.raises(ExecutionFailed, match="cannot hide a forest's counts"):
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_forest_of_secure_sums_is_the_same_forest_bit_for_bit(forgets: bool) -> None:
+    secure, plain = Play(SECURE, forgets=forgets, **FOREST), Play({}, **FOREST)
+
+    found, expected = secure.run(1), plain.run(1)
+
+    assert secure.final.model_bytes == plain.final.model_bytes
+    assert found["accuracy"] == expected["accuracy"]
+    openly = [body for number, asks, body in secure.sent if asks == "train" and number and not is_message(body)]
+    assert len(openly) == PARTS
+    assert all(body.startswith(b"{") for body in openly)  # which classes there are, as the summary said before
+
+
+def test_what_a_sum_keeps_between_its_phases_is_dropped_when_it_is_over() -> None:
+    play = Play(SECURE, **FOREST)
+    play.run(1)
+
+    assert len(play.sent) > 100
+    assert sum(map(len, play.states)) < 100_000
+
+
+def test_a_regression_forest_has_sums_of_64_bits() -> None:
+    model = {**FOREST, "model_config": {"num_trees": 3, "mode": "histogram", "max_depth": 2, "task": "regression"}}
+    secure, plain = Play(SECURE, **model), Play({}, **model)
+    secure.data = plain.data = LINES
+    for play in (secure, plain):
+        play.nodes = [play.node(part) for part in range(PARTS)]
+        play.run(1)
+
+    assert secure.final.model_bytes == plain.final.model_bytes
+
+
+def test_a_forest_whose_part_changes_hands_begins_the_sum_anew() -> None:
+    play, plain = Play(SECURE, **FOREST), Play({}, **FOREST)
+    while play.asks != "train" or play.phase < 8:
         play.step()
+    play.nodes[1] = play.node(1)
+    while not play.step().rejected:
+        pass
+    play.run(1)
+    plain.run(1)
+
+    assert play.final.model_bytes == plain.final.model_bytes
+
+
+def test_a_forest_is_never_grown_openly_where_secrecy_was_signed() -> None:
+    lying, play = Play({}, **FOREST), Play(SECURE, **FOREST)
+    while lying.asks != "train" or lying.phase < 1:
+        lying.step()
+
+    with pytest.raises(ExecutionFailed, match="asks for an update without it"):
+        play.nodes[0].answer("train", lying.base, number=1)
 
 
 def test_noise_is_added_and_epsilon_told_in_every_round() -> None:

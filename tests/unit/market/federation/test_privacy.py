@@ -21,6 +21,7 @@ from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.session import ShardTerms
 from parity_fl.settings import FlSettings
 from parity_fl.sharded import ShardedServer, ShardedTrainer
+from parity_fl.sharded.bodies import decode_base
 from parity_market import round_jobs
 from parity_market.domain.federation import new_session
 from parity_market.loops.training import Training
@@ -327,3 +328,48 @@ def straight(spec: Any, terms: Any, strategy: Any, key: bytes = b"") -> list[flo
 
 async def pieces(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+FOREST: dict[str, Any] = {
+    "model_type": "random_forest",
+    "model_config": {"num_trees": 3, "mode": "histogram", "max_depth": 2, "max_bins": 4},
+    "train_config": {},
+    "total_rounds": 1,
+    "holdout_fraction": 0.0,
+}
+
+
+@pytest.mark.parametrize("after", [2, 9, 33])
+async def test_a_forest_of_secure_sums_survives_a_kill_and_is_that_of_open_counts(
+    tmp_path: Path, clock: FakeClock, after: int
+) -> None:
+    chain = MemoryChain(clock, DEPLOYMENT)
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        await rig.bench.open(*NODES)
+        play = await Play.begin(rig, SECURE, **FOREST)
+        for _ in range(after):
+            await play.phase()
+    round_jobs._open.clear()
+    async with open_rig(tmp_path, chain, clock, offload=inline) as rig:
+        play.rig = rig
+        await Training(rig.state).start_up()
+        while (await play.show()).state == "running":
+            await play.phase()
+        folder = rig.state.rounds.folder(play.id)
+        known = rig.state.rounds.known(await play.group())
+        session = known.session
+        assert isinstance(session.partition, ShardTerms)
+        found = decode_base(max(folder.glob("model-2-*"), key=str).read_bytes()).tensors["forest"]
+
+    plain = replace(session.spec, privacy=PrivacyConfig())
+    server = ShardedServer(plain, session.partition, known.strategy)
+    nodes = [ShardedTrainer(plain, session.partition, shard(part), part, salt=bytes([part]) * 16) for part in range(4)]
+    base, state, asks, number, kept = server.first(), None, "summary", 0, b""
+    while number <= 1:
+        bodies = [node.answer(asks, base, number=number).update for node in nodes]
+        states = partial(bytes, kept) if kept else None
+        done = server.reduce(base, state, {part: partial(bytes, one) for part, one in enumerate(bodies)}, states=states)
+        assert isinstance(done, Reduced)
+        base, state, asks, number = done.model, done.state, done.asks, number + (not done.more_phases)
+        kept = kept + done.state if done.appends else done.state
+    assert found.tobytes() == decode_base(base).tensors["forest"].tobytes()
