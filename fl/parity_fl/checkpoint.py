@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +38,18 @@ _META: Final = "meta"
 _WEIGHTS: Final = "weights."
 _STATE: Final = "state."
 _KINDS: Final[Mapping[str, np.dtype[Any]]] = {_WEIGHTS: np.dtype("<f4"), _STATE: np.dtype("<f8"), _META: np.dtype("u1")}
+# What NumPy and zipfile raise for files that are none: a header is read as Python's tokens, keys included.
+_BROKEN: Final = (
+    zipfile.BadZipFile,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+)
 _MAX_ARRAYS: Final = 2048
 _MAX_HEADER_BYTES: Final = 4096
 _MAX_META_BYTES: Final = 1 << 20
@@ -112,7 +125,7 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         raise TooLarge(f"the checkpoint is {len(data)} bytes long, at most {_MAX_BYTES} are allowed")
     try:
         found = dict(_arrays(data))
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError) as exc:
+    except _BROKEN as exc:
         raise BadDocument(f"not a checkpoint: {exc}") from exc
     meta = _meta(found)
     try:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from statistics import median
+from statistics import median_low
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -255,9 +255,10 @@ class ShardPlan:
     def weight(self, part: int) -> float:
         """Return what an update of ``part`` weighs: its rows, but never over ten times the median part's.
 
-        Rows are what a node says of itself here, and one that lies must not own the model.
+        Rows are what a node says of itself here, and one that lies must not own the model. The low median: of two parts
+        the smaller one counts, so that one liar cannot raise it.
         """
-        middle = median(map(sum, self.counts))
+        middle = median_low(map(sum, self.counts))
         return float(min(self.part_size(part), _WEIGHT_CAP * middle))
 
     def to_dict(self) -> dict[str, object]:

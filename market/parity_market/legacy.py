@@ -78,7 +78,18 @@ class LegacyTier:
             return "a request that a proxy passed on must be signed (MARKET_LEGACY_PARITY=loopback)"
         if request.client is None or not is_loopback(request.client.host):
             return "a request from another machine must be signed (MARKET_LEGACY_PARITY=loopback)"
+        if not _is_here(request.url.hostname or ""):
+            return "a request for another host name must be signed (MARKET_LEGACY_PARITY=loopback)"
         return None
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a program on this machine would call the market by this name.
+
+    A proxy that says nothing of whom it speaks for may pass on the public name. A page that has its own name point here
+    sends its name, and a browser sends no ``Origin`` with what it takes for its own site. Such names have a dot.
+    """
+    return is_loopback(host) or ("." not in host and ":" not in host)
 
 
 def is_unsigned(request: Request) -> bool:

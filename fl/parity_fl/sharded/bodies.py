@@ -40,6 +40,7 @@ MAX_ANSWER_BYTES: Final = 4 << 20  # of a summary or a score, JSON
 
 _FORMAT: Final = "parity.shards/1"
 _PREFIX: Final = "agreed."
+_MOST_TARGET: Final = 1e150  # above, the square of a mean is no finite number
 _SCORE_MEMBERS: Final = {"rows", "loss", "right", "sse", "mean", "spread"}
 
 
@@ -186,8 +187,10 @@ class HoldoutScore:
         if classification and (type(right) is not int or not 0 <= right <= rows):
             _fail(f"right must be a whole number from 0 to {rows}")
         mean, spread = numbers["mean"], numbers["spread"]
-        if mean is None or spread is None or spread < 0 or (numbers["sse"] or 0.0) < 0:
+        if mean is None or spread is None or spread < 0 or abs(mean) > _MOST_TARGET:
             _fail("no rows have these targets")
+        if any((numbers[name] or 0.0) < 0 for name in ("loss", "sse")):
+            _fail("no model has an error below 0")
         if not classification:
             right = None
         return cls(rows, numbers["loss"], right if isinstance(right, int) else None, numbers["sse"], mean, spread)
@@ -206,7 +209,7 @@ def merged_scores(parts: Sequence[HoldoutScore], *, classification: bool) -> dic
     if len(losses) == sum(part.rows > 0 for part in parts):
         found["loss"] = sum(losses) / rows
     if classification:
-        return {**found, "accuracy": sum(part.right or 0 for part in parts) / rows}
+        return _finite_ones({**found, "accuracy": sum(part.right or 0 for part in parts) / rows})
     errors = [part.sse for part in parts if part.rows]
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
@@ -221,6 +224,10 @@ def merged_scores(parts: Sequence[HoldoutScore], *, classification: bool) -> dic
     found["mse"] = sum(known) / rows
     if rows >= 2 and spread > 0:
         found["r2"] = 1.0 - sum(known) / spread
+    return _finite_ones(found)
+
+
+def _finite_ones(found: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -169,6 +169,8 @@ class ShardedServer:
                 summary = ShardSummary.from_dict(decode_json(updates[part]()))
                 if summary.part != part:
                     raise BadDocument(f"it is of part {summary.part}")
+                if bool(summary.class_counts) != self._spec.is_classification:
+                    raise BadDocument("it counts classes" if summary.class_counts else "it counts no classes")
                 said[part] = summary
             except ParityError as exc:
                 rejected[part] = f"malformed: {exc.message}"

@@ -44,6 +44,7 @@ MAX_WAITING: Final = 100  # sessions of one account that were described and not 
 MAX_WAITING_UNPROVEN: Final = 1_000  # of all who did not sign, together
 MAX_RUNNING: Final = 20  # sessions of one account without an order
 MAX_RUNNING_UNPROVEN: Final = 100
+_MOST_LOSS: Final = 1e100  # what nodes say is any number, and its square must be one
 WAITS: Final = timedelta(days=7)  # then it is forgotten
 _STATUS: Final = {
     GroupState.RUNNING: "active",
@@ -204,7 +205,7 @@ def _metrics(tx: ReadTx, shown: Shown, number: int) -> tuple[dict[str, float], i
     }
     rows = tx.all(sql_rounds.FL_UPDATES_OF_ROUND, group_id=shown.id, round=number, phase=0)
     said = [json.loads(row.metrics_doc) for row in rows if row.state == UpdateState.ACCEPTED]
-    losses = [float(one["loss"]) for one in said if "loss" in one]
+    losses = [max(-_MOST_LOSS, min(_MOST_LOSS, float(one["loss"]))) for one in said if "loss" in one]
     scores = [float(one["accuracy"]) for one in said if "accuracy" in one]
     spread = variance(losses) if len(losses) > 1 else 0.0
     loss = fmean(losses) if losses else measured.get("loss", 0.0)

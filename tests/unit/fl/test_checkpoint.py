@@ -338,6 +338,10 @@ def header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
+def raw_header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
 def one_inside_another() -> bytes:
     """Return an archive whose array ``a`` is right, and has the right array ``b`` among its values."""
     inner = archive_of({"weights.b": np.zeros(2000, np.float32)})
@@ -376,6 +380,9 @@ HOSTILE = {
     "a negative round": archive_of({"meta": meta(round=-1)}),
     "a strategy that is not known": archive_of({"meta": meta(strategy={"strategy": "best"})}),
     "metrics of text": archive_of({"meta": meta(metrics={"a": "b"})}),
+    "a header without an end": archive_of({"meta": meta(), "weights.w.npy": raw_header(b"(" * 300)}),
+    "a header with other indents": archive_of({"meta": meta(), "weights.w.npy": raw_header(b"\n  x\n y")}),
+    "a header with a list as key": archive_of({"meta": meta(), "weights.w.npy": raw_header(b"{[]: 1}")}),
     "a session that is a number": archive_of({"meta": meta(session_id=1)}),
 }
 

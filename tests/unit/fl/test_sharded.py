@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -443,6 +444,9 @@ def test_a_node_does_not_answer_what_it_does_not_know() -> None:
         b'{"rows":3,"loss":"x","right":2,"sse":null,"mean":0.0,"spread":0.0}',
         b'{"rows":3,"loss":1e999,"right":2,"sse":null,"mean":0.0,"spread":0.0}',
         b'{"rows":3,"loss":1.0,"right":2,"sse":null,"mean":0.0,"spread":-1.0}',
+        b'{"rows":3,"loss":1.0,"right":2,"sse":null,"mean":-1e200,"spread":1.0}',
+        b'{"rows":3,"loss":-1e308,"right":2,"sse":null,"mean":0.0,"spread":1.0}',
+        b'{"rows":3,"loss":1.0,"right":2,"sse":-1.0,"mean":0.0,"spread":1.0}',
     ],
 )
 def test_a_score_that_no_rows_have_is_refused(bad: bytes) -> None:
@@ -456,3 +460,26 @@ def test_a_score_that_is_not_finite_is_left_out() -> None:
     assert merged_scores(parts, classification=True) == {"accuracy": 0.75}
     assert merged_scores([HoldoutScore(2, None, sse=None)], classification=False) == {}
     assert merged_scores([HoldoutScore(0, right=0)], classification=True) == {}
+    huge = [HoldoutScore(2, 1.7e308, right=1), HoldoutScore(2, 1.7e308, right=1)]
+    assert merged_scores(huge, classification=True) == {"accuracy": 0.5}
+
+
+def test_the_farthest_targets_that_are_taken_are_merged_without_an_error() -> None:
+    said = b'{"rows":3,"loss":1.7e308,"right":null,"sse":1.7e308,"mean":%s,"spread":1.7e308}'
+    parts = [HoldoutScore.decode(said % mean, rows=3, classification=False) for mean in (b"-1e150", b"1e150")]
+
+    assert merged_scores(parts, classification=False) == {}
+
+
+def test_a_part_that_counts_classes_of_a_regression_is_named_and_the_others_are_not() -> None:
+    features, target = regression()
+    shards = [csv(features[part::PARTS], target[part::PARTS]) for part in range(PARTS)]
+    play = Play(shards, model_type="linear_regression", model_config={"input_size": 4})
+    answers = play.answers()
+    said = json.loads(answers[1])
+    answers[1] = json.dumps({**said, "class_counts": {"1": said["n_rows"]}}).encode()
+
+    found = play.reduce(answers)
+
+    assert isinstance(found, Refused)
+    assert found.rejected == {1: "malformed: it counts classes"}

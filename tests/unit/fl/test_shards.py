@@ -99,6 +99,8 @@ def test_a_part_that_claims_many_rows_does_not_own_the_model() -> None:
     plan = planned([0.0, 1.0] * 10, [0.0, 1.0] * 10, [0.0, 1.0] * 5_000, holdout=0.0)
 
     assert [plan.weight(part) for part in range(3)] == [20.0, 20.0, 200.0]
+    two = planned([0.0, 1.0] * 10, [0.0, 1.0] * 5_000, holdout=0.0)
+    assert [two.weight(part) for part in range(2)] == [20.0, 200.0]
 
 
 def test_plans_are_named_by_a_hash_of_all_that_was_agreed() -> None:
