@@ -1,4 +1,4 @@
-"""Sessions that train in rounds: list, follow, pause, resume, stop, and the newest model."""
+"""Federated sessions: list, follow, pause, resume, stop, and the newest model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FlSessions:
             wait_s: Seconds to wait for that.
 
         Raises:
-            NotFound: There is no such session of yours, or it has not begun.
+            NotFound: There is no such session of yours.
         """
         query = {"from_round": str(from_round), "after_round": str(after_round)}
         query |= {"from_phase": str(from_phase)} if from_phase else {}

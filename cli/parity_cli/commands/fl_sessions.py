@@ -1,4 +1,4 @@
-"""``parity fl run|sessions|show|watch|pause|stop``: sessions that train in rounds."""
+"""``parity fl run|sessions|show|watch|pause|stop``: federated sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from parity_cli.output import Output
 from parity_cli.place import with_client
 from parity_cli.session_spec import check_free, checkpoint_of, privacy_of, read_spec, resumed, spec_of, stored_cid
 from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
-from parity_protocol.errors import NotFound
 
 if TYPE_CHECKING:
     from parity_client import Client
@@ -30,9 +29,6 @@ __all__ = [
     "submit_and_follow",
     "watch",
 ]
-
-_BEGIN_S = 0.5  # between two looks for a session that has not begun
-_BEGIN_TRIES = 240
 
 
 @click.command(
@@ -157,7 +153,7 @@ async def submit_and_follow(
 @click.option("--cursor", help="Where the next page begins, as the last one told.")
 @with_client
 async def sessions(out: Output, client: Client, limit: int, cursor: str | None) -> None:
-    """List your sessions that train in rounds, newest first."""
+    """List your sessions, newest first."""
     from parity_cli.screens.sessions import sessions_screen
 
     page = await client.sessions.list(limit=limit, cursor=cursor)
@@ -205,18 +201,8 @@ stop = _verb(
 
 async def follow(out: Output, client: Client, session_id: str) -> FlSessionReply:
     """Print rounds as they close; return the session when it has ended."""
-    import anyio
-
     from parity_cli.screens.sessions import round_line
 
-    for _ in range(_BEGIN_TRIES):
-        try:
-            await client.sessions.show(session_id)
-            break
-        except NotFound:
-            if (await client.group(session_id)).state != "running":
-                raise
-            await anyio.sleep(_BEGIN_S)
     last = None
     said = ""
     async for found, closed in client.sessions.follow(session_id):

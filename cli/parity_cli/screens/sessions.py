@@ -1,4 +1,4 @@
-"""The screens of sessions that train in rounds."""
+"""The screens of federated sessions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from parity_protocol.quantities import format_bytes
 __all__ = ["contributions_screen", "round_line", "session_screen", "sessions_screen"]
 
 _SCORES = ("accuracy", "r2", "loss")
+_ESTIMATES = ("oob_local_mean", "oob_federated")  # of a forest, on rows that trained
 _PRIVACY = {"epsilon": "EPSILON", "clip_norm": "CLIP"}  # of sessions with differential privacy
 _SHORT = 8
 
@@ -27,7 +28,7 @@ def round_line(one: FlRoundReply, *, total: int) -> str:
     scores += "".join(f"  {name} {_short(one.metrics[name])}" for name in _PRIVACY if name in one.metrics)
     taken = sum(update.state == "accepted" for update in one.updates)
     rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
-    phase = f" {printable(one.asks)}" if one.asks != "train" else f" phase {one.phase}" if one.phase else ""
+    phase = _phase(one)
     line = f"round {one.round}/{total}{phase}  {scores}  {taken} of {len(one.cohort)} updates"
     return printable("; ".join([line, *rejected]))
 
@@ -60,7 +61,10 @@ def session_screen(found: FlSessionReply) -> RenderableType:
     head += _origin(found)
     if found.result_cid:
         head.append(f"model    {found.result_cid}")
-    head += [f"{name:<8} {measure(found.metrics[name])}" for name in _SCORES if name in found.metrics]
+    told = [name for name in (*_SCORES, *_ESTIMATES) if found.metrics.get(name) is not None]
+    head += [f"{name:<8} {measure(found.metrics[name])}" for name in told]
+    if not found.rounds:
+        return Text(printable("\n".join(head)))
     table = Table(box=None, pad_edge=False)
     private = [name for name in _PRIVACY if any(name in one.metrics for one in found.rounds)]
     spent = [_PRIVACY[name] for name in private]
@@ -69,7 +73,7 @@ def session_screen(found: FlSessionReply) -> RenderableType:
     for one in found.rounds:
         taken = sum(update.state == "accepted" for update in one.updates)
         table.add_row(
-            str(one.round) if one.asks == "train" else cell(f"{one.round} {one.asks}"),
+            cell(f"{one.round}{_phase(one)}"),
             cell(one.state),
             *(_number(one.metrics.get(name)) for name in _SCORES),
             *(_short(one.metrics.get(name)) for name in private),
@@ -96,6 +100,11 @@ def contributions_screen(
     return Group(Text(printable("\n".join(head))), Text(""), table)
 
 
+def _phase(one: FlRoundReply) -> str:
+    """Return what is behind a round's number: what a phase asks for, or which one it is."""
+    return f" {printable(one.asks)}" if one.asks != "train" else f" phase {one.phase}" if one.phase else ""
+
+
 def _origin(found: FlSessionReply) -> list[str]:
     """Return what holds of the settings and who said it, and what the session goes on from."""
     lines = []
@@ -103,6 +112,8 @@ def _origin(found: FlSessionReply) -> list[str]:
     if isinstance(sources, dict) and sources:
         said = [f"{name} {entry[0]} ({entry[1]})" for name, entry in sources.items() if isinstance(entry, list)]
         lines.append(f"settings {', '.join(said)}")
+    if assignment := found.settings.get("assignment_hash"):
+        lines.append(f"cut      {printable(str(assignment))}")
     origin = found.settings.get("resumed_from")
     if isinstance(origin, dict):
         lines.append(f"resumed  after round {origin.get('round')} of {origin.get('session_id')}, {origin.get('cid')}")

@@ -323,8 +323,8 @@ class FakeMarket(httpx.AsyncBaseTransport):
         group_id = f"group-{len(self.groups) + 1}" if isinstance(spec, FederatedLearningSpec) else None
         if isinstance(spec, FederatedLearningSpec) and group_id is not None:
             self.groups[group_id] = {"id": group_id, "state": "running", "result_cid": None, "metrics": {}}
-            if is_in_rounds(spec.session()):
-                self.training.begin(group_id, account, json.loads(request.spec), parts)
+            told, in_rounds = json.loads(request.spec), is_in_rounds(spec.session())
+            self.training.begin(group_id, account, told, parts, in_rounds=in_rounds)
         made = []
         for part in range(parts):
             task_id = f"00000000-0000-4000-8000-{len(self.tasks):012d}"

@@ -1,4 +1,4 @@
-"""Sessions that train in rounds at the market in memory: nothing is learned, but rounds close and models move on."""
+"""Sessions at the market in memory: nothing is learned, but rounds close and models move on."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class FakeTraining:
         self._clock = clock
         self._node_id = node_id
 
-    def begin(self, session_id: str, creator: str, spec: dict[str, Any], parts: int) -> FakeSession:
-        """Begin a session; its first round is open."""
+    def begin(self, session_id: str, creator: str, spec: dict[str, Any], parts: int, *, in_rounds: bool) -> FakeSession:
+        """Begin a session; its first round is open. One that does not train in rounds has none."""
         rounds = spec.get("rounds_config", {})
-        total = spec.get("total_rounds", 3)
-        made = FakeSession(session_id, creator, spec, parts, total, self._clock.now())
+        total = spec.get("total_rounds", 3) if in_rounds else 1
+        made = FakeSession(session_id, creator, spec, parts, total, self._clock.now(), round=int(in_rounds))
         made.settings = {"rounds": rounds, "strategy": spec.get("strategy_config", {}), "warnings": []}
         self.sessions[session_id] = made
         return made
@@ -124,8 +124,13 @@ class FakeTraining:
 
     async def _polled(self, session: FakeSession, wait_s: float) -> None:
         self._clock.advance(wait_s)
-        if self.closes_rounds and session.state in ("running", "stopping"):
+        if not self.closes_rounds or session.state not in ("running", "stopping"):
+            return
+        if session.round:
             await self.close_round(session)
+        else:
+            session.round, session.state, session.metrics = 1, "completed", {"accuracy": 0.9, "oob_federated": 0.8}
+            session.result_cid = await self._storage.put(b"the merged model")
 
     def _shown(self, session: FakeSession) -> dict[str, Any]:
         return {
@@ -180,7 +185,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(session: FakeSession, found: dict[str, Any]) -> list[dict[str, Any]]:
-    if session.state in ENDED:
+    if session.state in ENDED or not session.round:
         return []
     named = {"base": sha256(session.model).hexdigest(), "base_size": len(session.model)}
     cohort = list(range(session.parts))

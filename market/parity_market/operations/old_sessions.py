@@ -16,8 +16,9 @@ from typing import Any, Final
 from parity_market.domain.rounds import LEGACY, UpdateState
 from parity_market.operations import groups
 from parity_market.operations.groups import Group
+from parity_market.operations.round_views import SESSION_KIND
 from parity_market.operations.tasks import NO_ORDER
-from parity_market.store import sql_legacy, sql_rounds
+from parity_market.store import sql, sql_legacy, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow, OldSessionRow, from_us, to_us
 from parity_protocol.errors import Conflict, NotFound, Overloaded
@@ -130,10 +131,10 @@ def find(tx: ReadTx, session_id: str) -> Shown:
 
 
 def listed(tx: ReadTx, creator: str) -> list[Shown]:
-    """Return a creator's newest sessions: those that were described in this form, and those that train in rounds."""
+    """Return a creator's newest sessions: those that were described in this form, and all others."""
     ids = {row.id for row in tx.all(sql_legacy.OLD_SESSIONS_OF_CREATOR, creator=creator, limit=MAX_LISTED)}
-    trained = tx.all(sql_rounds.FL_SESSIONS_OF_CREATOR, creator=creator, before="~", limit=MAX_LISTED)
-    ids |= {row.group_id for row in trained}
+    trained = tx.all(sql.GROUPS_OF_CREATOR, creator=creator, kind=SESSION_KIND, before="~", limit=MAX_LISTED)
+    ids |= {row.id for row in trained}
     return [find(tx, one) for one in sorted(ids, reverse=True)[:MAX_LISTED]]
 
 

@@ -1,4 +1,4 @@
-"""What people are shown of sessions that train in rounds."""
+"""What people are shown of sessions."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ from parity_protocol.api.rounds import FlRoundReply, FlSessionReply, FlSessionsR
 from parity_protocol.errors import NotFound
 from parity_protocol.task import GroupState
 
-__all__ = ["MAX_ROUNDS", "session", "sessions"]
+__all__ = ["MAX_ROUNDS", "SESSION_KIND", "session", "sessions"]
 
 MAX_ROUNDS = 200  # and phases, of one answer; the rest by ``from_round`` and ``from_phase``
+SESSION_KIND = "federated_learning"  # of a group
 _LAST_ID = "~"  # after every id
 
 
 def session(tx: ReadTx, group_id: str, *, first: int, first_phase: int = 0) -> FlSessionReply:
     """Return a session with at most ``MAX_ROUNDS`` rounds and phases, from a phase of round ``first`` on.
 
+    One that has not begun, or whose parts are merged without rounds, has none to list.
+
     Raises:
         NotFound: There is none with this id.
     """
     group = tx.one(sql.GROUP, id=group_id)
-    if group is None:
+    if group is None or group.kind != SESSION_KIND:
         raise NotFound(f"there is no session {group_id}")
     row = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
     if row is None:
-        raise NotFound(f"session {group_id} does not train in rounds, or has not begun")
+        return _without_rounds(group)
     found = tx.all(sql_rounds.FL_ROUNDS, group_id=group_id, first=first, first_phase=first_phase, limit=MAX_ROUNDS)
-    rounds = tuple(_round(tx, one) for one in found if json.loads(one.cohort_doc))  # the last one is the final model
+    assignment = json.loads(row.settings_doc).get("assignment_hash", "")
+    rounds = tuple(
+        _round(tx, one, assignment) for one in found if json.loads(one.cohort_doc)
+    )  # the last one is the final model
     return _session(row, group, rounds)
 
 
 def sessions(tx: ReadTx, creator: str, *, before: str, limit: int) -> FlSessionsReply:
     """Return a submitter's sessions, newest first, from before the id ``before``."""
-    rows = tx.all(sql_rounds.FL_SESSIONS_OF_CREATOR, creator=creator, before=before or _LAST_ID, limit=limit + 1)
+    rows = tx.all(sql.GROUPS_OF_CREATOR, creator=creator, kind=SESSION_KIND, before=before or _LAST_ID, limit=limit + 1)
     shown = []
-    for row in rows[:limit]:
-        group = tx.one(sql.GROUP, id=row.group_id)
-        if group is not None:
-            shown.append(_session(row, group))
-    return FlSessionsReply(sessions=tuple(shown), next_cursor=rows[limit - 1].group_id if len(rows) > limit else None)
+    for group in rows[:limit]:
+        row = tx.one(sql_rounds.FL_SESSION, group_id=group.id)
+        shown.append(_without_rounds(group) if row is None else _session(row, group))
+    return FlSessionsReply(sessions=tuple(shown), next_cursor=rows[limit - 1].id if len(rows) > limit else None)
 
 
 def _session(row: FlSessionRow, group: GroupRow, rounds: tuple[FlRoundReply, ...] = ()) -> FlSessionReply:
@@ -64,7 +69,27 @@ def _session(row: FlSessionRow, group: GroupRow, rounds: tuple[FlRoundReply, ...
     )
 
 
-def _round(tx: ReadTx, row: FlRoundRow) -> FlRoundReply:
+def _without_rounds(group: GroupRow) -> FlSessionReply:
+    """Return a session that has no row of its own: all that is known of it is its group's and its plan's."""
+    plan = json.loads(group.plan_doc or "{}")
+    sources = plan.get("settings", {})
+    total = sources.get("FL_NUM_ROUNDS", [1])[0]
+    return FlSessionReply(
+        id=group.id,
+        state=group.state,
+        round=total if group.state == GroupState.COMPLETED else 0,
+        phase=0,
+        total_rounds=total,
+        settings={"sources": sources, "assignment_hash": plan.get("partition", {}).get("assignment_hash", "")},
+        message=group.message,
+        result_cid=group.result_cid,
+        metrics=json.loads(group.metrics_doc),
+        created_at=from_us(group.created_us),
+        updated_at=from_us(group.completed_us or group.created_us),
+    )
+
+
+def _round(tx: ReadTx, row: FlRoundRow, assignment: str) -> FlRoundReply:
     updates = tx.all(sql_rounds.FL_UPDATES_OF_ROUND, group_id=row.group_id, round=row.round, phase=row.phase)
     return FlRoundReply(
         round=row.round,
@@ -74,6 +99,7 @@ def _round(tx: ReadTx, row: FlRoundRow) -> FlRoundReply:
         base=row.base_hash,
         base_size=row.base_size,
         cohort=tuple(json.loads(row.cohort_doc)),
+        assignment_hash=assignment,
         metrics=json.loads(row.metrics_doc),
         updates=tuple(
             FlUpdateReply(

@@ -63,12 +63,14 @@ async def _group(call: Call) -> Group:
     def read(tx: ReadTx) -> Group | None:
         group = groups.load(tx, group_id)
         if caller.is_node:
-            return group if rounds.holds_part(group.tasks, caller.id) else None
-        return group if group.row.creator == caller.id else None
+            is_theirs = rounds_of(group.value.spec) and rounds.holds_part(group.tasks, caller.id)
+        else:
+            is_theirs = group.row.kind == round_views.SESSION_KIND and group.row.creator == caller.id
+        return group if is_theirs else None
 
     with suppress(NotFound):
         group = await call.state.store.read(read)
-        if group is not None and rounds_of(group.value.spec):
+        if group is not None:
             return group
     raise NotFound(f"there is no session {group_id} of yours here")
 
@@ -206,7 +208,7 @@ async def show(call: Call) -> FlSessionReply:
 
 
 async def listing(call: Call) -> FlSessionsReply:
-    """Return the caller's sessions that train in rounds, newest first."""
+    """Return the caller's sessions, newest first."""
     before, limit, me = call.text("cursor"), call.limit(), call.caller.id
     return await call.state.store.read(lambda tx: round_views.sessions(tx, me, before=before, limit=limit))
 

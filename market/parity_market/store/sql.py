@@ -100,6 +100,19 @@ TASK_FREED = update(
 TASK_VERIFY_RETRY = update(t.task, ["id"], *_STEP, "verify_attempts")
 
 GROUP = find(rows.GroupRow, t.task_group, "id")
+GROUPS_OF_CREATOR = select_rows(
+    rows.GroupRow,
+    t.task_group,
+    lambda s: (
+        s.where(
+            t.task_group.c.creator == bind("creator"),
+            t.task_group.c.kind == bind("kind"),
+            t.task_group.c.id < bind("before"),
+        )
+        .order_by(t.task_group.c.id.desc())
+        .limit(whole("limit"))
+    ),
+)
 GROUP_INSERT = insert(t.task_group)
 GROUPS_IN_STATE = select_rows(
     rows.GroupRow,

@@ -14,16 +14,6 @@ TASK_OF_PART = find(rows.TaskRow, t.task, "group_id", "part")
 FL_SESSION = find(rows.FlSessionRow, t.fl_session, "group_id")
 FL_SESSION_INSERT = upsert(t.fl_session, keys=["group_id"], update=[])
 FL_SESSION_MOVED = update(t.fl_session, ["group_id"], "state", "round", "phase", "deadline_us", "message", "updated_us")
-FL_SESSIONS_OF_CREATOR = select_rows(
-    rows.FlSessionRow,
-    t.fl_session,
-    lambda s: (
-        s.select_from(t.fl_session.join(t.task_group, t.task_group.c.id == t.fl_session.c.group_id))
-        .where(t.task_group.c.creator == bind("creator"), t.fl_session.c.group_id < bind("before"))
-        .order_by(t.fl_session.c.group_id.desc())
-        .limit(whole("limit"))
-    ),
-)
 FL_DEADLINES_FORGOTTEN = Command(
     sa.update(t.fl_session)
     .where(t.fl_session.c.deadline_us.is_not(None), t.fl_session.c.deadline_us < whole("until_us"))

@@ -86,6 +86,7 @@ class FlRoundReply(_Reply):
     base: str
     base_size: int
     cohort: tuple[int, ...]
+    assignment_hash: str = ""  # of the cut that every part's rows come from; empty where each has rows of its own
     metrics: dict[str, JsonValue] = {}
     updates: tuple[FlUpdateReply, ...] = ()
     opened_at: WireTime
@@ -102,7 +103,10 @@ class FlCheckpointReply(_Reply):
 
 
 class FlSessionReply(_Reply):
-    """``GET …/sessions/{id}``. ``state`` is the group's once that has ended."""
+    """``GET …/sessions/{id}``. ``state`` is the group's once that has ended.
+
+    One that has not begun, or whose parts are merged at once, has no rounds to list.
+    """
 
     id: str
     state: str

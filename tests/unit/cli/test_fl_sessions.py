@@ -108,6 +108,32 @@ def test_with_json_there_is_one_document_and_it_names_the_file(parity: Parity, j
     assert done.json["result_cid"].startswith("baf")
 
 
+def test_a_session_whose_parts_are_merged_at_once_is_followed_shown_and_kept_like_every_other(
+    parity: Parity, joined: FakeMarket, tmp_path: Path
+) -> None:
+    forest = {name: SPEC[name] for name in ("dataset_cid", "data_format", "partition_config")}
+    (tmp_path / "forest.json").write_text(json.dumps({**forest, "model_type": "random_forest"}))
+
+    done = parity("fl", "run", "forest.json", "--reward", "1", "-o", "forest.safetensors")
+    shown, listed = parity("fl", "show", "group-1"), parity("fl", "sessions", "--json")
+
+    assert done.code == 0, done.err
+    assert done.out == shown.out
+    assert done.out.splitlines()[1] == "state    completed, round 1/1"
+    assert done.out.splitlines()[-2:] == ["accuracy 0.9", "oob_federated 0.8"]
+    assert (tmp_path / "forest.safetensors").read_bytes() == b"the merged model"
+    assert [one["id"] for one in listed.json["sessions"]] == ["group-1"]
+
+
+def test_what_shards_agreed_on_is_listed_from_round_0(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 1)
+    session.rounds.insert(0, {**session.rounds[0], "round": 0, "asks": "summary"})
+
+    assert "0 summary" in parity("fl", "show", session.id, "--from-round", "0").out
+    assert "0 summary" not in parity("fl", "show", session.id).out
+
+
 def test_a_session_that_fails_ends_with_status_70_and_says_why(parity: Parity, joined: FakeMarket, spec: Path) -> None:
     session = begun(parity, joined, spec)
     session.state, session.message = "failed", "round 1: only 1 of 2 needed updates can come: lost parts 1"
