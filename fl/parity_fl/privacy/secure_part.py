@@ -22,6 +22,7 @@ from parity_protocol.errors import BadDocument, ParityError
 __all__ = ["SumPart", "SumTerms", "absent", "update_part"]
 
 _MAX_REQUEST_BYTES: Final = 16 << 20
+_BOUNDS: Final = {"number": (0, 1 << 53), "clip": (1e-12, 1e12), "full_weight": (1, 1 << 62)}
 _MARGIN: Final = 1 + 1e-6  # of float32, in which a clipped update may be longer by a little
 
 
@@ -51,13 +52,13 @@ class SumTerms:
         Raises:
             BadDocument: A member is unknown, or no number in its range.
         """
-        names = {"number", "clip", "full_weight"}
-        if not isinstance(raw, Mapping) or not set(raw) <= names or "number" not in raw:
-            raise BadDocument(f"the terms of a secure sum are {', '.join(sorted(names))}")
+        if not isinstance(raw, Mapping) or not set(raw) <= set(_BOUNDS) or "number" not in raw:
+            raise BadDocument(f"the terms of a secure sum are {', '.join(sorted(_BOUNDS))}")
         for name, value in raw.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or value < 0 or (value == 0 and name != "number"):
-                raise BadDocument(f"{name} of a secure sum must be a number above 0")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            low, high = _BOUNDS[name]
+            if not (is_number and low <= value <= high):
+                raise BadDocument(f"{name} of a secure sum must be a number from {low:g} to {high:g}")
         clip, weight = raw.get("clip"), raw.get("full_weight")
         return cls(int(raw["number"]), None if clip is None else float(clip), None if weight is None else float(weight))
 

@@ -277,8 +277,9 @@ class ShardedServer:
                 scores[part] = HoldoutScore.decode(updates[part](), rows=rows, classification=classification)
             except ParityError as exc:
                 rejected[part] = f"malformed: {exc.message}"
-        if not scores:
+        if updates and not scores:
             return Refused("no part could score the model", rejected)
+        # Without a single answer nobody was asked: by Poisson sampling a round may have drawn no part at all.
         parts = sorted(scores)
         found = merged_scores([scores[part] for part in parts], classification=classification)
         metrics = {**found, **at.metrics}

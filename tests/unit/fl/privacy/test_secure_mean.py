@@ -283,7 +283,20 @@ def test_a_node_that_lost_its_keys_or_is_asked_nonsense_says_so() -> None:
         SumTerms.from_dict({"number": 0, "clip": -1.0})
 
 
-@pytest.mark.parametrize("raw", [None, {}, {"number": "1"}, {"number": 1, "more": 2}, {"number": 1, "full_weight": 0}])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        {},
+        {"number": "1"},
+        {"number": 1, "more": 2},
+        {"number": 1, "full_weight": 0},
+        {"number": 1, "clip": 1e-300},
+        {"number": 1, "clip": 1e300},
+        {"number": True},
+        {"number": 1, "clip": None},
+    ],
+)
 def test_terms_of_something_else_are_refused(raw: object) -> None:
     with pytest.raises(BadDocument):
         SumTerms.from_dict(raw)

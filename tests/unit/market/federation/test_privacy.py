@@ -16,6 +16,7 @@ import pytest
 
 from parity_contracts.chain.memory import MemoryChain
 from parity_fl.averaging import Reduced
+from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
 from parity_fl.privacy.config import PrivacyConfig
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.session import ShardTerms
@@ -25,7 +26,7 @@ from parity_fl.sharded.bodies import decode_base
 from parity_market import round_jobs
 from parity_market.domain.federation import new_session
 from parity_market.loops.training import Training
-from parity_market.operations import groups, round_steps, round_views
+from parity_market.operations import groups, round_closing, round_steps, round_views
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
@@ -142,10 +143,8 @@ class Play:
         sealed = [seal_shard(source, bytes([part]) * 16) for part, source in enumerate(sources)]
         spec = order(
             shards=[shard_digest(one) for one in sealed],
-            rounds_config={"round_timeout_s": TIMEOUT_S},
-            strategy_config={"strategy": "FedAvg"},
+            **{"rounds_config": {"round_timeout_s": TIMEOUT_S}, "strategy_config": {"strategy": "FedAvg"}, **changes},
             privacy=privacy,
-            **changes,
         )
         submitted = spec.session() | {"engine": "parity"}
         play = cls(rig, (await rig.submit_session(submitted, shards=sealed)).id)
@@ -186,7 +185,7 @@ class Play:
             )
         )
 
-    async def phase(self, *parts: int) -> RoundStep:
+    async def phase(self, *parts: int) -> None:
         """Have parts (default: all that are asked) answer the open phase, and close it."""
         for part in parts or range(len(NODES)):
             step, lease = await self.next(part), self.leases[part]
@@ -196,13 +195,11 @@ class Play:
             body = self.trainers[part].answer(step.asks, path.read_bytes(), number=step.round).update
             new = NewUpdate(step.round, step.phase, part, lease.lease_id, lease.fence, step.base, "", 0, {})
             await self.rig.state.rounds.intake.take(await self.group(), lease.node_id, new, pieces(body))
-            asked = step
         if parts:
             assert not await self.step()  # the round's clock runs from here
             assert isinstance(self.rig.state.clock, FakeClock)
             self.rig.state.clock.jump_wall(timedelta(seconds=TIMEOUT_S + 1))
         assert await self.step()
-        return asked
 
     async def until(self, number: int, phase: int = 0) -> None:
         while (now := (await self.show()).rounds[-1]) and (now.round, now.phase) != (number, phase):
@@ -247,6 +244,22 @@ async def test_epsilon_and_clip_norm_of_every_round_are_shown(rig: Rig) -> None:
     assert len(epsilons) == 2
     assert 0 < epsilons[0] < epsilons[1]
     assert told(shown, "clip_norm") == [1.0, 1.0]
+
+
+async def test_parts_are_drawn_by_secret_coins_and_a_round_may_draw_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coins = iter([0, 9, 9, 0, 9, 9, 9, 9, 9, 0, 9, 9])  # parts 0 and 3; nobody; part 1
+    monkeypatch.setattr(round_closing, "token_bytes", lambda size: bytes([25 * next(coins)]) + bytes(size - 1))
+    drawn = {"round_timeout_s": TIMEOUT_S, "fraction": 0.5, "sampling": "poisson"}
+    play = await Play.begin(rig, {**NOISY, "delta": 1e-3}, rounds_config=drawn, total_rounds=3)
+
+    shown = await play.run()
+
+    asked = {one.round: one.cohort for one in shown.rounds if one.round}
+    assert asked == {1: (0, 3), 3: (1,)}
+    whole = epsilon_of([3 * one for one in rdp_of_gaussian(1.0)], 1e-3)
+    assert 0 < told(shown, "epsilon")[-1] < whole / 1.4
 
 
 async def test_the_noises_key_is_read_by_nobody_and_in_nothing_that_leaves(rig: Rig) -> None:
