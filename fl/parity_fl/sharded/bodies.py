@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
@@ -218,7 +219,8 @@ def merged_scores(parts: Sequence[HoldoutScore], *, classification: bool) -> dic
     for part in parts:
         if part.rows:
             total, step = n + part.rows, part.mean - mean
-            spread += part.spread + step**2 * (n * part.rows / total)
+            # Not a power: a product overflows to infinity, a power raises.
+            spread += part.spread + step * step * (n * part.rows / total)
             mean += step * part.rows / total
             n = total
     found["mse"] = sum(known) / rows
@@ -238,7 +240,8 @@ def _finite(value: float) -> float | None:
 def _number(value: object, name: str) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    # A whole number may be longer than any float; it is compared as it is.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         _fail(f"{name} must be a finite number")
     return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 
@@ -447,11 +451,19 @@ def test_a_node_does_not_answer_what_it_does_not_know() -> None:
         b'{"rows":3,"loss":1.0,"right":2,"sse":null,"mean":-1e200,"spread":1.0}',
         b'{"rows":3,"loss":-1e308,"right":2,"sse":null,"mean":0.0,"spread":1.0}',
         b'{"rows":3,"loss":1.0,"right":2,"sse":-1.0,"mean":0.0,"spread":1.0}',
+        b'{"rows":3,"loss":1' + b"0" * 310 + b',"right":2,"sse":null,"mean":0.0,"spread":0.0}',
     ],
 )
 def test_a_score_that_no_rows_have_is_refused(bad: bytes) -> None:
     with pytest.raises(ParityError):
         HoldoutScore.decode(bad, rows=3, classification=True)
+
+
+def test_scores_that_are_too_large_together_end_nothing() -> None:
+    parts = [HoldoutScore(2, 1e299, sse=9e299, mean=sign * 9e299, spread=9e299) for sign in (1, -1)]
+
+    assert merged_scores(parts, classification=False)["loss"] == 5e298
+    assert merged_scores([HoldoutScore(1, 1.7e308, right=1)] * 2, classification=True) == {"accuracy": 1.0}
 
 
 def test_a_score_that_is_not_finite_is_left_out() -> None:
@@ -483,3 +495,38 @@ def test_a_part_that_counts_classes_of_a_regression_is_named_and_the_others_are_
 
     assert isinstance(found, Refused)
     assert found.rejected == {1: "malformed: it counts classes"}
+
+
+_NUMBERS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just([]), st.just({})
+)
+
+
+@functools.cache
+def _at(phase: str) -> tuple[Play, dict[int, bytes]]:
+    play = Play(digits(120))
+    while play.asks != phase:
+        play.step()
+    return play, play.answers()
+
+
+@settings_of_hypothesis(max_examples=60, deadline=None)
+@given(data=st.data(), phase=st.sampled_from(["summary", "moments", "train", "score"]))
+def test_whatever_a_node_answers_only_errors_of_ours_come_of_it(data: st.DataObject, phase: str) -> None:
+    play, answers = _at(phase)
+    honest = answers[1]
+    if phase in ("summary", "score") and data.draw(st.booleans()):
+        document = json.loads(honest)
+        document[data.draw(st.sampled_from(sorted(document)))] = data.draw(_NUMBERS)
+        bad = json.dumps(document).encode()
+    else:
+        at = data.draw(st.integers(0, len(honest) - 1))
+        bad = honest[:at] + data.draw(st.binary(max_size=9)) + honest[at + data.draw(st.integers(0, 9)) :]
+
+    try:
+        done = play.reduce({**answers, 1: bad})
+    except ParityError:
+        return
+
+    if isinstance(done, Reduced):
+        assert all(np.isfinite(value) for value in done.metrics.values())
