@@ -37,6 +37,7 @@ __all__ = [
 
 _HEADER_BYTES = 4096
 _NODE_BYTES = 24  # of a forest's tensors, without values
+_CONSTANT_WEIGHT = 1e-6  # of a tree that has one leaf, beside 1 of one that splits
 
 
 def encode_trees(request: bytes, forest: Forest) -> bytes:
@@ -156,11 +157,14 @@ def refitted(forest: Forest, sums: NDArray[np.float64], *, classification: bool)
         tree = int(np.searchsorted(forest.tree_starts, np.argmin(rows), side="right")) - 1
         _fail(f"no row ends in a leaf of tree {tree}: it did not grow on the parts' rows")
     value = sums / rows[:, None] if classification else sums[:, 1:] / rows[:, None]
+    # A part with a single class grows trees without a split. Refitted, they all say what is common among all rows, and
+    # would outvote those that know something: they decide only where nobody else does.
+    weight = np.where(np.diff(forest.tree_starts.astype(np.int64)) > 1, 1.0, _CONSTANT_WEIGHT)
     return replace(
         forest,
         value=value.astype(np.float32),
         n=rows.astype(np.uint32),
-        tree_weight=np.full(forest.n_trees, 1 / forest.n_trees, dtype=np.float64),
+        tree_weight=weight / weight.sum(),
     )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -103,6 +105,20 @@ def test_parts_with_one_class_each_still_learn_together():
     forest = run_local(CONFIG, skewed).forest
 
     guess = predict(forest, as_forest_features(CANCER.data), classification=True)
+    assert np.mean(guess == CANCER.target) > 0.9
+
+
+def test_trees_of_parts_with_one_class_do_not_outvote_one_that_knows_both():
+    by_class = np.argsort(CANCER.target, kind="stable")
+    mixed, rest = by_class[::4], np.setdiff1d(by_class, by_class[::4])
+    ones = np.array_split(rest[CANCER.target[rest] == 1], 9)
+    parts = shards(CANCER.data, CANCER.target, [mixed, *ones], ("0", "1"))
+
+    forest = run_local(replace(CONFIG, num_trees=30), parts).forest
+
+    is_constant = np.diff(forest.tree_starts.astype(np.int64)) == 1
+    guess = predict(forest, as_forest_features(CANCER.data), classification=True)
+    assert is_constant.sum() > len(is_constant) / 2
     assert np.mean(guess == CANCER.target) > 0.9
 
 
