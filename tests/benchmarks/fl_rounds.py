@@ -18,6 +18,7 @@ import anyio.to_thread
 from sklearn.datasets import load_digits
 
 from benchmarks.figures import Aim, Figure, NotAvailable, percentile
+from benchmarks.fl_flower import flowers_own
 from benchmarks.proc import forget_peak, peak_bytes, program_of, tree_of
 from benchmarks.stage import TOKEN, Stage, open_stage
 from parity_cli.demo.stack import PARITY, StackSettings
@@ -47,7 +48,7 @@ async def rounds(*, quick: bool) -> list[Figure]:
     note = f"{note} {percentile(took_ms, 0.9):.1f} ms; a round is on disk before the next begins"
     found = [
         Figure("a round with next to nothing to train", median(took_ms), "ms", Aim(20, "at most"), note),
-        await _by_flower(),
+        *await _by_flower(),
     ]
     if quick:  # ten nodes with a large model take minutes where two processors are shared
         return found
@@ -62,15 +63,16 @@ async def rounds(*, quick: bool) -> list[Figure]:
     return found
 
 
-async def _by_flower() -> Figure:
-    """Return the same round with Flower's SuperLink and SuperNodes between the market and the nodes."""
+async def _by_flower() -> list[Figure]:
+    """Return the same round with Flower between the market and the nodes, and by Flower alone."""
     name = "  the same, carried by Flower"
     engines = await anyio.to_thread.run_sync(_flower_home)
     if engines is None:
-        return Figure(name, None, "ms", note="not installed: parity fl engine install flower")
+        return [Figure(name, None, "ms", note="not installed: parity fl engine install flower")]
     async with _stage(NODES, {"PARITY_ENGINES": engines}) as stage:
         took_ms = await _session(stage, {**_settings(SMALL, NODES, FLOWER_ROUNDS), "engine": "flower"})
-    return Figure(name, median(took_ms), "ms", note=f"{FLOWER_ROUNDS} rounds, flwr {FLWR_VERSION}")
+    note = f"{FLOWER_ROUNDS} rounds, flwr {FLWR_VERSION}, TLS, registered keys, sandboxed SuperNodes"
+    return [Figure(name, median(took_ms), "ms", note=note), await flowers_own(engines)]
 
 
 def _flower_home() -> str | None:

@@ -26,7 +26,7 @@ from parity_fl.strategy import StrategyConfig
 from parity_protocol.api.tasks import GroupReply
 from parity_protocol.needs import CidInput
 
-pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(300)]
 
 ROUNDS = 3
 

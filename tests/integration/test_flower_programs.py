@@ -32,7 +32,7 @@ from parity_protocol.api.rounds import RoundStep, UpdateTaken
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import ExecutionFailed, ParityError
 
-pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(100)]
+pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(200)]
 
 MODEL = b"m" * 5_000
 UPDATE = b"u" * 3_000
