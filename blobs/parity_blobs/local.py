@@ -34,7 +34,7 @@ from parity_blobs.base import BlobStat, Scope
 from parity_blobs.cid import CODEC_RAW, Block, Cid
 from parity_blobs.export import iter_dag, iter_file, measure_dag
 from parity_blobs.importer import DEFAULT_OPTIONS, AddOptions, FileImporter
-from parity_blobs.local_evict import Evictor, StoredEntry, StoreUsage
+from parity_blobs.local_evict import Evictor, StoredEntry, StoreRoom, StoreUsage
 from parity_blobs.local_index import LocalIndex, Transaction
 from parity_blobs.local_read import Source, StoredObject, locate, pack_path, roots_around
 from parity_blobs.local_threads import Batches, Worker, settled, submit, translate_os, wait
@@ -44,7 +44,7 @@ from parity_blobs.verify import DEFAULT_LIMITS, DagLimits, DagSummary, DagVerifi
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import Conflict, NotFound, TooLarge, Unavailable
 
-__all__ = ["LocalBlobStore", "StoreUsage", "StoredEntry"]
+__all__ = ["LocalBlobStore", "StoreRoom", "StoreUsage", "StoredEntry"]
 
 T = TypeVar("T")
 
@@ -260,6 +260,11 @@ class LocalBlobStore:
     async def entries(self) -> list[StoredEntry]:
         """Return what is here, what would be evicted first at the head; as many as ``local_evict.MAX_ENTRIES``."""
         return await settled(self._index.submit(self._evictor.entries))
+
+    async def room(self, wanted: Iterable[Cid] = ()) -> StoreRoom:
+        """Return how many bytes may go and how many must stay, ``wanted`` among these; looks at every object."""
+        keys = frozenset(cid.key for cid in wanted)
+        return await settled(self._index.submit(lambda transaction: self._evictor.room(transaction, keys)))
 
     async def evict(
         self, wanted_bytes: int, *, unused_since: float | None = None, dry_run: bool = False

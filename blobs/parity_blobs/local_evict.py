@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from parity_blobs.local_index import LocalIndex, Transaction
 from parity_blobs.local_read import locate, pack_path
 from parity_protocol.errors import BadCid, StorageFull
 
-__all__ = ["Evictor", "StoreUsage", "StoredEntry"]
+__all__ = ["Evictor", "StoreRoom", "StoreUsage", "StoredEntry"]
 
 MAX_ENTRIES = 10_000  # of one listing
 
@@ -27,6 +27,21 @@ class StoreUsage:
     used: int
     pinned: int
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRoom:
+    """What of a store may go for something new, in bytes; of all that it holds, however much that is.
+
+    Attributes:
+        kept: Of what is pinned, in use or wanted.
+        evictable: Of the rest.
+        here: Of what is wanted.
+    """
+
+    kept: int
+    evictable: int
+    here: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,18 @@ class Evictor:
     def entries(self, transaction: Transaction) -> list[StoredEntry]:
         """Return what is here, what goes first at the head; at most ``MAX_ENTRIES``."""
         return [entry for _, entry in self._listed(transaction, MAX_ENTRIES)]
+
+    def room(self, transaction: Transaction, wanted: Collection[tuple[int, int, bytes]] = ()) -> StoreRoom:
+        """Return what may go, and what of ``wanted`` (keys of CIDs) is here."""
+        kept = evictable = here = 0
+        for _, entry in self._listed(transaction):
+            is_wanted = entry.cid.key in wanted
+            here += entry.footprint if is_wanted else 0
+            if is_wanted or entry.is_pinned or entry.is_held:
+                kept += entry.footprint
+            else:
+                evictable += entry.footprint
+        return StoreRoom(kept, evictable, here)
 
     def _evictable(self, transaction: Transaction) -> Iterator[tuple[int, StoredEntry]]:
         return (item for item in self._listed(transaction) if not (item[1].is_pinned or item[1].is_held))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from parity_blobs.local import LocalBlobStore, StoredEntry, StoreUsage
+from parity_blobs.cid import Cid
+from parity_blobs.local import LocalBlobStore, StoredEntry, StoreRoom, StoreUsage
 from parity_node.cache.uses import Uses
 from parity_protocol.clock import Clock
 
@@ -74,6 +76,11 @@ class DataCache:
         """Return what is there, what would be evicted first at the head."""
         store = await self.existing()
         return await store.entries() if store is not None else []
+
+    async def room(self, wanted: Iterable[Cid] = ()) -> StoreRoom:
+        """Return what may go and what must stay; as ``LocalBlobStore.room``."""
+        store = await self.existing()
+        return await store.room(wanted) if store is not None else StoreRoom(0, 0, 0)
 
     async def evict(
         self, wanted_bytes: int, *, unused_since: float | None = None, dry_run: bool = False

@@ -13,7 +13,7 @@ import structlog
 
 from parity_blobs.base import BlobStat
 from parity_blobs.cid import Cid
-from parity_blobs.local import StoredEntry
+from parity_blobs.local import StoredEntry, StoreRoom
 from parity_node.cache.data import DataCache
 from parity_node.cache.images import ImageCache, ImageRow
 from parity_node.cache.results import ResultEntry, ResultFolder
@@ -142,6 +142,7 @@ class NodeCache:
             kind: sum(item.size_bytes for item in items if item.kind is kind and (item.is_pinned or item.is_used))
             for kind in CacheKind
         }
+        kept[CacheKind.DATA] = (await self.data.room()).kept  # also of what a listing has no room for
         results = sum(item.size_bytes for item in items if item.kind is CacheKind.RESULT)
         return {
             CacheKind.DATA: CacheTotal(usage.used, kept[CacheKind.DATA], usage.limit),
@@ -230,16 +231,11 @@ class NodeCache:
         results_left = max(0, self.results.max_bytes - self._results_used)
         names = names_of(spec)
         try:
-            entries = await self.data.entries()
+            room = await self.data.room(cid for cid in map(_parse, names) if cid is not None)
         except ParityError:
-            entries = []
-        keys = {cid.key for cid in map(_parse, names) if cid is not None}
-        here = [entry for entry in entries if entry.cid.key in keys]
-        kept = [entry for entry in entries if entry.is_pinned or entry.is_held or entry in here]
-        evictable = sum(entry.footprint for entry in entries) - sum(entry.footprint for entry in kept)
-        left = self.data.max_bytes - sum(entry.footprint for entry in kept)
-        cached = sum(entry.footprint for entry in here)
-        return DiskRoom(volumes, disk.floor_bytes, evictable, max(0, left), results_left, cached)
+            room = StoreRoom(0, 0, 0)
+        left = max(0, self.data.max_bytes - room.kept)
+        return DiskRoom(volumes, disk.floor_bytes, room.evictable, left, results_left, room.here)
 
     async def aclose(self) -> None:
         """Close the store; idempotent."""

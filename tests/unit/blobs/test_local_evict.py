@@ -12,7 +12,7 @@ import pytest
 from parity_blobs.cid import Cid
 from parity_blobs.files import add_path
 from parity_blobs.importer import AddOptions, cid_of_bytes
-from parity_blobs.local import LocalBlobStore
+from parity_blobs.local import LocalBlobStore, StoreRoom
 from parity_blobs.testing import deterministic_bytes
 from parity_protocol.errors import NotFound, StorageFull
 from parity_protocol.testing.clock import FakeClock
@@ -203,3 +203,18 @@ async def test_what_a_crash_left_is_counted_right_at_the_next_start(
     assert usage.used == sum(entry.footprint for entry in entries)
     assert len(list((tmp_path / "store").glob("packs/*/*"))) == 2
     assert not list((tmp_path / "store" / "tmp").iterdir())
+
+
+async def test_room_counts_everything_also_beyond_what_a_listing_shows(
+    store: LocalBlobStore, clock: FakeClock, in_use: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, held, pinned, wanted = await fill(store, clock, 4)
+    in_use.add(str(held))
+    await store.pin(pinned)
+    size = {entry.cid: entry.footprint for entry in await store.entries()}
+    monkeypatch.setattr("parity_blobs.local_evict.MAX_ENTRIES", 1)
+
+    found = await store.room([wanted, cid_of_bytes(b"not here")])
+
+    assert len(await store.entries()) == 1
+    assert found == StoreRoom(size[held] + size[pinned] + size[wanted], size[free], size[wanted])
