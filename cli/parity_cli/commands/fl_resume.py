@@ -12,6 +12,7 @@ from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
 from parity_cli.session_spec import resumed
+from parity_cli.shard_sources import read_shards, sources_of
 from parity_protocol.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _ENDED = frozenset({"completed", "failed", "cancelled"})
     parity fl resume 3f0c…
     parity fl resume 3f0c… --reward 5 -o model.safetensors
     parity fl resume 3f0c… --reward 5 --rounds 40 --from-round 20
+    parity fl resume 3f0c… --reward 5 --shard local:hospital-a --shard local:hospital-b
     """,
 )
 @click.argument("session_id")
@@ -40,6 +42,13 @@ _ENDED = frozenset({"completed", "failed", "cancelled"})
     help="Rounds, counted from the first of all. Default: as many as the ended one was to have.",
 )
 @click.option("--from-round", type=click.IntRange(1), help="The checkpoint after this round. Default: the newest.")
+@click.option(
+    "--shard",
+    "shards",
+    metavar="SOURCE",
+    multiple=True,
+    help="Of a sharded session: each part's data again, in the same order, as of `parity fl run`.",
+)
 @click.option("--no-wait", is_flag=True, help="Submit only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
 @with_client
@@ -50,6 +59,7 @@ async def resume(
     reward: str | None,
     rounds: int | None,
     from_round: int | None,
+    shards: tuple[str, ...],
     no_wait: bool,
     output: Path | None,
 ) -> None:
@@ -77,8 +87,17 @@ async def resume(
     if reward is None:
         raise click.UsageError(f"session {session_id} is {found.state}: going on is a new session, give it a --reward")
     spec = await _spec_of(client, found, checkpoint, total)
+    read, sealed = read_shards(shards), spec.pop("shards", [])
+    if len(read) != len(sealed):
+        raise InvalidInput(
+            f"session {session_id} has {len(sealed)} shards, {len(read)} are given: where its data lie is sealed, only you"
+            " know it",
+            hint=f"parity fl resume {session_id} --reward {reward} --shard … for each part, in the same order",
+            field="shard",
+        )
+    sources = await sources_of(out, client, read)
     out.say(f"goes on after round {checkpoint.round} of session {session_id} ({checkpoint.cid})")
-    await submit_and_follow(out, client, spec, reward, no_wait=no_wait, output=output)
+    await submit_and_follow(out, client, spec, reward, no_wait=no_wait, output=output, shards=sources)
 
 
 async def _session(client: Client, session_id: str) -> FlSessionReply:
@@ -106,10 +125,5 @@ async def _spec_of(client: Client, found: FlSessionReply, checkpoint: FlCheckpoi
     """Return what was signed for the ended session, with the rule that it had: the market's variables may have changed."""
     group = await client.group(found.id)
     spec = resumed(dict(group.tasks[0].spec), checkpoint.cid)
-    if spec.get("data_mode") == "sharded":
-        raise InvalidInput(
-            "where its parts' data lie is sealed: only you know it",
-            hint=f"parity fl run SPEC --shard … --resume-from {checkpoint.cid}",
-        )
     rule = found.settings.get("strategy")
     return {**spec, "total_rounds": total, **({"strategy_config": rule} if isinstance(rule, dict) else {})}

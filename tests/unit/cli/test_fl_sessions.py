@@ -15,6 +15,8 @@ from parity_client.testing import FakeMarket, FakeSession
 from parity_fl.checkpoint import Checkpoint, CheckpointFolder
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import read_strategy
+from parity_protocol.needs import ShardInput
+from parity_protocol.shards import open_shards
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.testing.keys import deterministic_evm_key
 
@@ -410,13 +412,23 @@ def test_a_sharded_session_is_gone_on_with_by_who_knows_its_shards(
     cid = checkpoint(joined, session, 2)
     session.state = "failed"
     for task in joined.tasks.values():
-        sharded = {**json.loads(task.request.spec), "data_mode": "sharded"}
+        sharded = {**json.loads(task.request.spec), "data_mode": "sharded", "shards": ["0" * 64] * 2}
+        for name in ("dataset_cid", "partition_config"):
+            del sharded[name]
         task.request = task.request.model_copy(update={"spec": json.dumps(sharded)})
 
-    done = parity("fl", "resume", session.id, "--reward", "1")
+    without = parity("fl", "resume", session.id, "--reward", "1")
+    given = parity(
+        *("fl", "resume", session.id, "--reward", "1", "--no-wait"), *("--shard", "local:a", "--shard", "local:b")
+    )
 
-    assert done.code == 20
-    assert f"--shard … --resume-from {cid}" in done.err
+    assert without.code == 20
+    assert "has 2 shards, 0 are given" in without.err
+    assert given.code == 0, given.err
+    went_on = list(joined.training.sessions.values())[-1].spec
+    assert went_on["rounds_config"]["resume_from"] == cid
+    sources = [shard.source for shard in open_shards(joined.sealed, went_on["shards"])]
+    assert sources == [ShardInput(shard="a"), ShardInput(shard="b")]
 
 
 def write_checkpoint(folder: Path) -> Path:
