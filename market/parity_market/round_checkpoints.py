@@ -104,6 +104,8 @@ class RoundCheckpoints:
             return known
         if _SESSION_ID.fullmatch(session_id):
             for folder in self._folders():
+                if not await on_disk((folder / session_id).is_dir):  # no process is started for a name that is none
+                    continue
                 job = {"do": "latest", "folder": str(folder.absolute() / session_id), "round": number}
                 found = await self._work(session_id, job)
                 if found.get("path") and found["owner"] == account:

@@ -293,6 +293,9 @@ class FederatedLearningSpec(_Spec):
 
     In data mode ``partitioned`` every node cuts its part out of one data set. In ``sharded`` each part has a source of its
     own, which only the node that trains it is told: see ``parity_protocol.shards``.
+
+    What a neural network leaves open of ``total_rounds``, ``strategy_config`` and ``rounds_config`` the market fills in
+    (``FL_NUM_ROUNDS``, else 3, …); other models that name no rounds train once.
     """
 
     type: Literal["federated_learning"] = "federated_learning"

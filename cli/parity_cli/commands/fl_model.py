@@ -72,11 +72,18 @@ async def model(
     out.emit(document, f"{output}  {format_bytes(got.size)}, {after}" if got.is_new else f"{output} is {after} already")
 
 
+def _beside(output: Path) -> Path:
+    """Return where a file lies until it takes the place of ``output``; nothing is there."""
+    place = output.with_name(f".{output.name}.new")
+    place.unlink(missing_ok=True)
+    return place
+
+
 async def _finished(
     client: Client, found: FlSessionReply, cid: str, output: Path, form: Form, *, force: bool, show: OnProgress
 ) -> None:
     """Write a finished model; with ``force`` over what is there, once it is here."""
-    place = output.with_name(f".{output.name}.new") if force else output
+    place = _beside(output) if force else output
     if form == "safetensors":
         await client.data.get(cid, place, progress=show)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from parity_market.operations.blobs import small_blob
 from parity_market.operations.steps import load_task
-from parity_market.operations.vouchers import Paid, payout_of_task
+from parity_market.operations.vouchers import Paid, earnings_of_task, payout_of_task
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import GroupRow, LogChunkRow, SubmissionRow, TaskRow, from_us, maybe_time
@@ -254,7 +254,12 @@ def reward(tx: ReadTx, task_id: str, unfunded: Unfunded = None) -> RewardReply:
         NotFound: There is none with this id.
     """
     row = load_task(tx, task_id)
-    return RewardReply(task_id=task_id, reward=row.reward, payout=payout_of_task(tx, task_id, unfunded))
+    return RewardReply(
+        task_id=task_id,
+        reward=row.reward,
+        payout=payout_of_task(tx, task_id, unfunded),
+        earnings=earnings_of_task(tx, task_id, unfunded),
+    )
 
 
 def proof(tx: ReadTx, task_id: str) -> ProofReply:

@@ -17,6 +17,7 @@ from parity_protocol.signing.eip712 import EMPTY_RECEIPTS_HEAD, account_key, ext
 __all__ = [
     "Paid",
     "earnings",
+    "earnings_of_task",
     "last_nonce",
     "make_vouchers",
     "mark_tx",
@@ -212,9 +213,14 @@ def _in_flight(tx: ReadTx, key: Paid, earning: EarningRow) -> str | None:
 
 
 def payout_of_task(tx: ReadTx, task_id: str, unfunded: Mapping[Paid, str] | None = None) -> PayoutState | None:
-    """Return where a task's pay is, or None when it has earned none."""
-    earning = tx.one(sql.EARNING_OF_TASK, task_id=task_id)
-    return None if earning is None else payout_of(tx, earning, unfunded)
+    """Return where a task's pay is, of several nodes' the one that is least far; None when it has earned none."""
+    found = [payout_of(tx, earning, unfunded) for earning in tx.all(sql.EARNING_OF_TASK, task_id=task_id)]
+    return next((payout for payout in found if payout.state != "confirmed"), found[0] if found else None)
+
+
+def earnings_of_task(tx: ReadTx, task_id: str, unfunded: Mapping[Paid, str] | None = None) -> tuple[Earning, ...]:
+    """Return who has earned what of a task: a training part may have had several holders."""
+    return tuple(_shown(tx, row, unfunded) for row in tx.all(sql.EARNING_OF_TASK, task_id=task_id))
 
 
 def earnings(
@@ -236,20 +242,21 @@ def earnings(
         node_id=node_id,
         earned=earned,
         confirmed=confirmed,
-        earnings=tuple(
-            Earning(
-                task_id=row.task_id,
-                node_id=row.solver,
-                creator=row.creator,
-                kind=row.kind,
-                amount=row.amount,
-                earned_at=from_us(row.earned_us),
-                payout=payout_of(tx, row, unfunded),
-            )
-            for row in shown
-        ),
+        earnings=tuple(_shown(tx, row, unfunded) for row in shown),
         vouchers=tuple(wire_voucher(row) for row in vouchers),
         next_cursor=str(shown[-1].id) if len(found) > limit else None,
+    )
+
+
+def _shown(tx: ReadTx, row: EarningRow, unfunded: Mapping[Paid, str] | None) -> Earning:
+    return Earning(
+        task_id=row.task_id,
+        node_id=row.solver,
+        creator=row.creator,
+        kind=row.kind,
+        amount=row.amount,
+        earned_at=from_us(row.earned_us),
+        payout=payout_of(tx, row, unfunded),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
-from parity_protocol.api.nodes import PayoutState, Refusal
+from parity_protocol.api.nodes import Earning, PayoutState, Refusal
 from parity_protocol.order import Order
 from parity_protocol.quantities import WireTokenAmount
 from parity_protocol.receipt import Receipt
@@ -213,6 +213,9 @@ class RewardReply(_Reply):
     task_id: str
     reward: WireTokenAmount
     payout: PayoutState | None = None
+    earnings: tuple[
+        Earning, ...
+    ] = ()  # a training part that changed hands has several; they are never above the reward
 
 
 class ProofReply(_Reply):

@@ -146,6 +146,18 @@ def test_a_session_that_fails_ends_with_status_70_and_says_why(parity: Parity, j
     assert "lost parts 1" in done.err
 
 
+def test_a_session_is_watched_to_its_end_by_who_comes_later(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 1)
+
+    done = parity("fl", "watch", session.id)
+    again = parity("fl", "watch", session.id, "--json")
+
+    assert done.code == again.code == 0
+    assert [line.split()[:2] for line in done.err.splitlines()] == [["round", f"{number}/3"] for number in (1, 2, 3)]
+    assert (again.json["state"], len(again.json["rounds"])) == ("completed", 3)
+
+
 def test_what_no_option_says_is_left_to_the_market(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("a,label\n1,2\n")
 
@@ -504,6 +516,7 @@ def test_the_finished_model_is_the_one_that_its_cid_names(
     session = begun(parity, joined, spec)
     close_rounds(joined, session, 3)
     (tmp_path / "m.bin").write_bytes(b"older")
+    (tmp_path / ".m.bin.new").write_bytes(b"left by somebody who was killed")
 
     refused = parity("fl", "model", session.id, "-o", "m.bin")
     done = parity("fl", "model", session.id, "-o", "m.bin", "--force", "--json")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity_market.loops.rounds import Rounds
-from parity_market.operations import groups, leases, round_control, tasks, vouchers
+from parity_market.operations import groups, leases, round_control, tasks, views, vouchers
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import EarningRow
@@ -106,6 +106,10 @@ async def test_what_first_holders_earn_comes_under_a_voucher_like_any_other_pay(
     made = await rig.store.write(partial(vouchers.make_vouchers, chain=rig.state.market.chain, now=clock.now()))
 
     rows = await Ledger(rig).rows(play)
+    task_id = (await play.group()).tasks[0].id
+    shown = await rig.store.read(partial(views.reward, task_id=task_id))
+    assert [(one.node_id, one.kind) for one in shown.earnings] == [(ID["n2"], "execution"), (ID["n1"], "rounds")]
+    assert sum(one.amount for one in shown.earnings) == shown.reward
     assert made
     assert all(row.voucher_count is not None for row in rows)
     assert len({row.receipt_digest for row in rows}) == len(rows) == 6
