@@ -85,10 +85,9 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
         if _is_over(session, update.round):
             updates.setdefault(update.fence, []).append(update)
     for fence in [fence for fence in updates if fence != accepted]:
-        if (
-            updates[fence][0].node_id.startswith(LEGACY)
-            or tx.one(sql.RECEIPT, task_id=task.id, fence=fence) is not None
-        ):  # its owner has proved nothing, and is paid nothing
+        # Who reported listed other updates than these; the owner of an old device has proved nothing.
+        is_legacy = updates[fence][0].node_id.startswith(LEGACY)
+        if is_legacy or tx.one(sql.RECEIPT, task_id=task.id, fence=fence) is not None:
             del updates[fence]
     earned = shares_of(
         task.reward,

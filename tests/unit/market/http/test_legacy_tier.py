@@ -541,6 +541,22 @@ async def test_a_late_update_is_refused_with_the_cause(old: Old) -> None:
     assert late.json()["error"].startswith("late: round 1")
 
 
+async def test_a_device_that_has_sent_its_part_counts_as_there_when_the_rounds_clock_is_started(old: Old) -> None:
+    session_id = await old.session(min_participants=3)
+    await old.register("one", "two", "three")
+    assert (await old.update(await old.started(session_id, "one", 0), "one")).status_code == 200
+    configs = [await old.started(session_id, device, part) for part, device in ((1, "two"), (2, "three"))]
+    await old.step(session_id)
+    assert (await old.update(configs[0], "two")).status_code == 200
+
+    await old.served.clock.advance(timedelta(minutes=10, seconds=1))
+    await old.step(session_id)
+
+    shown = (await old.call("GET", paths.fl_session_path(session_id))).json()
+    assert shown["current_round"] == 1
+    assert (await old.call("GET", paths.fl_session_path(session_id, "rounds/1"))).json()["status"] == "completed"
+
+
 async def test_a_task_is_of_its_round_alone(old: Old) -> None:
     session_id = await old.session(total_rounds=2)
     await old.register("one", "two", "three")
