@@ -147,6 +147,7 @@ async def old(tmp_path: Path) -> AsyncIterator[Old]:
         ("loopback", "127.0.0.1", {"Host": "this-machine:8080"}, True),
         ("loopback", "127.0.0.1", {"Host": "[::1]:8080"}, True),
         ("loopback", "127.0.0.1", {"Host": "market.example"}, False),
+        ("loopback", "127.0.0.1", {"Host": "127.0.0.1.example:8080"}, False),
         ("loopback", "127.0.0.1", {"Host": "192.0.2.7:8080"}, False),
         ("loopback", "127.0.0.1", {"Host": "[2001:db8::1]:8080"}, False),
         ("on", "192.0.2.7", {"Host": "market.example"}, True),
