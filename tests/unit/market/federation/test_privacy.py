@@ -301,6 +301,24 @@ async def test_a_part_that_another_node_takes_over_in_a_sum_joins_the_next(rig: 
     assert told(shown, "summed") == [3, 4]
 
 
+async def test_a_sum_that_cannot_be_opened_asks_every_part_again(rig: Rig) -> None:
+    play = await Play.begin(rig, {**SECURE, "threshold": 3})
+    await play.until(1, 2)
+    session = rig.state.rounds.known(await play.group()).session
+    assert isinstance(session.partition, ShardTerms)
+    for part in (0, 3):
+        play.trainers[part] = ShardedTrainer(
+            session.spec, session.partition, shard(part), part, salt=bytes([part]) * 16, randomness=token_bytes
+        )
+
+    shown = await play.run()
+
+    cohorts = {one.phase: one.cohort for one in shown.rounds if one.round == 1}
+    assert cohorts[3] == (0, 1, 2, 3)
+    assert next(one for one in shown.rounds if (one.round, one.phase) == (1, 2)).metrics["restarted"] == 1
+    assert told(shown, "summed") == [4, 4]
+
+
 @pytest.mark.parametrize("phase", range(6))
 async def test_a_market_that_is_killed_in_a_private_round_ends_with_the_same_bits(
     tmp_path: Path, clock: FakeClock, phase: int
