@@ -147,6 +147,8 @@ class ShardedTrainer:
         update_format: UpdateFormat,
     ) -> TrainedRound:
         spec, rows = self._spec, cut.training
+        if SECURE in found.tensors:
+            return self._later(found, rows)
         features, truth = self._data.features[rows], cut.truth[rows]
         if isinstance(spec.model, ForestConfig):
             if spec.privacy.secure_aggregation:
@@ -180,9 +182,7 @@ class ShardedTrainer:
         number: int,
         proximal_mu: float,
     ) -> TrainedRound:
-        """Answer one phase of a secure sum; nothing else ever leaves this part."""
-        if SECURE in found.tensors:
-            return self._later(found, rows)
+        """Train, and begin the secure sum of the round's updates; nothing else ever leaves this part."""
         terms = _terms_of(found)
         assert self._random is not None
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
@@ -216,9 +216,7 @@ class ShardedTrainer:
         features: NDArray[np.float64],
         truth: NDArray[np.float64],
     ) -> TrainedRound:
-        """Answer one phase of the secure sum of an exact line's statistics."""
-        if SECURE in found.tensors:
-            return self._later(found, truth)
+        """Begin the secure sum of an exact line's statistics."""
         terms, parts = _terms_of(found), agreed.total_parts
         assert self._random is not None
         setup = line_setup(self._spec.privacy, terms, scaling, session_id=self._spec.session_id, parts=parts)
@@ -233,9 +231,7 @@ class ShardedTrainer:
     def _counted(
         self, config: ForestConfig, found: Base, agreed: ShardAgreement, rows: NDArray[np.uint32]
     ) -> TrainedRound:
-        """Answer one phase of the secure sum of a forest's table; only the agreement on classes is answered openly."""
-        if SECURE in found.tensors:
-            return self._later(found, rows)
+        """Begin the secure sum of a forest's table; only the agreement on classes is answered openly."""
         if config.mode != "histogram":
             contradiction(f"a forest of mode {config.mode} hands over whole trees: they cannot be hidden in a sum")
         assert self._cut is not None
@@ -261,6 +257,7 @@ class ShardedTrainer:
         return _said(self._secure[1].keys(), rows)
 
     def _later(self, found: Base, rows: Sized) -> TrainedRound:
+        """Answer a later phase of a secure sum."""
         if self._secure is None:
             return _said(absent("the part came to this node in the middle of the sum"), rows)
         return _said(self._secure[1].answer(raw_bytes(found.tensors, SECURE)), rows)
