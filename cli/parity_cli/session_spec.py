@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,29 @@ if TYPE_CHECKING:
     from parity_client import Client
     from parity_fl.settings import FlSettings
 
-__all__ = ["check_free", "checkpoint_of", "privacy_of", "read_spec", "resumed", "spec_of", "stored_cid"]
+__all__ = [
+    "SECTIONS",
+    "changed",
+    "check_free",
+    "checkpoint_of",
+    "privacy_of",
+    "read_changes",
+    "read_spec",
+    "resumed",
+    "spec_of",
+    "stored_cid",
+]
 
 MAX_SPEC_BYTES = 65_536
+SECTIONS = {
+    "model": "model_config",
+    "train": "train_config",
+    "partition": "partition_config",
+    "strategy": "strategy_config",
+    "rounds": "rounds_config",
+    "privacy": "privacy",
+}
+"""What ``--set SECTION.NAME=VALUE`` may change, with the member of a spec that it is."""
 MAX_CHECKPOINT_BYTES = 1 << 30
 
 
@@ -32,6 +54,36 @@ def read_spec(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise InvalidInput(f"{path} must hold one JSON object", field="spec")
     return {"type": "federated_learning", **spec}
+
+
+def read_changes(changes: Sequence[str], sections: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Read every ``SECTION.NAME=VALUE`` of ``--set``; a value that is no JSON is a text. Every section is there.
+
+    Raises:
+        BadParameter: It is none of these sections, or not of this form.
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for change in changes:
+        name, is_given, text = change.partition("=")
+        section, _, member = name.strip().partition(".")
+        if not is_given or section not in found or not member:
+            raise click.BadParameter(
+                f"{change!r} is not SECTION.NAME=VALUE with one of {', '.join(sections)}", param_hint="--set"
+            )
+        try:
+            found[section][member] = json.loads(text)
+        except ValueError:
+            found[section][member] = text.strip()
+    return found
+
+
+def changed(spec: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a spec with what ``--set`` says, by section."""
+    model = {name: value for name, value in (spec.get("model_config") or {}).items() if name != "hidden_layers"}
+    if "hidden_size" in changes["model"]:  # says the same thing
+        spec = {**spec, "model_config": model}
+    asked = {SECTIONS[name]: members for name, members in changes.items() if members}
+    return spec | {name: {**(spec.get(name) or {}), **members} for name, members in asked.items()}
 
 
 def privacy_of(given: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +114,8 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--alpha cuts one data set: with --shard every part has its own")
     if given["model_type"] == "neural_network" and not given["hidden"]:
         raise click.UsageError("a neural network needs --hidden")
+    _check_kind(given)
     defaults = load_fl_settings()
-    strategy = _strategy(defaults, given)
     path: Path | None = given["data"]
     cid = given["dataset"] if path is None or given["dry_run"] else (await client.data.add(path)).cid
     if path is None and given["shards"]:
@@ -72,6 +124,7 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     training = {name: given[name] for name in ("epochs", "batch_size", "learning_rate") if given[name] is not None}
     cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
     model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
+    model_settings |= {name: given[name] for name in ("mode", "task") if given[name] is not None}
     if given["model_type"] == "linear_regression" and path is not None:
         model_settings["input_size"] = len(_first_line(path).split(",")) - 1
     return {
@@ -80,13 +133,30 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "dataset_cid": cid,
         "data_format": data_format,
         "model_config": model_settings,
-        "train_config": training,
         "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
-        "strategy_config": strategy,
-        **_rounds(defaults, given),
+        **(
+            {}
+            if given["model_type"] == "random_forest"
+            else {"train_config": training, "strategy_config": _strategy(defaults, given), **_rounds(defaults, given)}
+        ),
         "seed": given["seed"],
         **({} if given["engine"] == "parity" else {"engine": given["engine"]}),
     }
+
+
+def _check_kind(given: dict[str, Any]) -> None:
+    """Refuse options that mean nothing to the model.
+
+    Raises:
+        UsageError: One of them is given.
+    """
+    kind, of = given["model_type"], {"mode": ("random_forest",), "task": ("neural_network", "random_forest")}
+    of |= dict.fromkeys(
+        ("strategy", "rounds", "epochs", "batch_size", "learning_rate"), ("neural_network", "linear_regression")
+    )
+    for name, kinds in {**of, "hidden": ("neural_network",)}.items():
+        if given[name] not in (None, ()) and kind not in kinds:
+            raise click.UsageError(f"--{name.replace('_', '-')} means nothing to a {kind}")
 
 
 def _strategy(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:

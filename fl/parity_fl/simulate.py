@@ -16,7 +16,7 @@ import numpy as np
 
 from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
 from parity_fl.attacks import Attack
-from parity_fl.finishing import finish
+from parity_fl.finishing import finish, forest_scores, indexed_importance
 from parity_fl.histogram import part_rows, run_local
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights, weights_digest
@@ -30,7 +30,6 @@ from parity_fl.privacy.simulated import SimulatedSums
 from parity_fl.round_bodies import decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
-from parity_fl.scoring import scores as holdout_scores
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import client_learning_rate
@@ -97,6 +96,7 @@ class SimulationReport:
         warnings: What people should be told about their choices.
         model_hash: SHA-256, hex, of the last model: of its weights, or of a forest's file.
         model: The last model's file, to predict with; see ``decode_model``.
+        feature_importance: Of a forest: each column's share by its number, summing to 1.
     """
 
     model_type: str
@@ -108,6 +108,7 @@ class SimulationReport:
     warnings: tuple[str, ...]
     model_hash: str
     model: bytes = field(repr=False)
+    feature_importance: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -126,6 +127,7 @@ class SimulationReport:
             "model_type": self.model_type,
             "strategy": self.strategy,
             **self.scores,
+            **({"feature_importance": dict(self.feature_importance)} if self.feature_importance else {}),
             "assignment_hash": plan.assignment_hash,
             "model_hash": self.model_hash,
             "seed": plan.seed,
@@ -406,7 +408,16 @@ def _in_one_round(
         for name, value in done.metrics.items()
         if name in _NAMED and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return _reported(spec, plan, done.model_bytes, scores, {"bytes_up_max": float(max(map(len, updates)))}, on_round)
+    importance = done.metrics.get("feature_importance")
+    return _reported(
+        spec,
+        plan,
+        done.model_bytes,
+        scores,
+        {"bytes_up_max": float(max(map(len, updates)))},
+        on_round,
+        importance if isinstance(importance, dict) else {},
+    )
 
 
 def _in_phases(
@@ -422,7 +433,7 @@ def _in_phases(
     held = table.assignment.holdout
     inputs = as_forest_features(table.dataset.features[held])
     guess = predict(run.forest, inputs, classification=spec.is_classification)
-    found = holdout_scores(table.truth[held], guess, classification=spec.is_classification)
+    found = forest_scores(table.truth[held], guess, classification=spec.is_classification)
     if run.out_of_bag is not None:
         found["oob_federated"] = run.out_of_bag.score
     model = encode_model(TrainedModel(run.forest, run.class_names, plan.n_features, table.dataset.feature_names))
@@ -432,7 +443,7 @@ def _in_phases(
         "bytes_up_max": float(max(run.bytes_up)),
     }
     scores = {name: value for name, value in found.items() if value is not None}
-    return _reported(spec, plan, model, scores, told, on_round)
+    return _reported(spec, plan, model, scores, told, on_round, indexed_importance(run.forest))
 
 
 def _reported(
@@ -442,6 +453,7 @@ def _reported(
     scores: dict[str, float],
     metrics: dict[str, float],
     on_round: Callable[[RoundRecord], None] | None,
+    importance: Mapping[str, float],
 ) -> SimulationReport:
     """Return the report of a model that all parts made together in one round."""
     everybody = tuple(range(plan.total_parts))
@@ -458,4 +470,5 @@ def _reported(
         warnings=(),
         model_hash=sha256(model).hexdigest(),
         model=model,
+        feature_importance=importance,
     )

@@ -91,6 +91,7 @@ def simulate_shards(
     assert state is not None
     final = server.final(base, state, rounds=rounds)
     scores = {name: float(value) for name, value in final.metrics.items() if isinstance(value, float)}
+    importance = final.metrics.get("feature_importance")
     name = spec.model.mode if isinstance(spec.model, ForestConfig) else "exact" if once else STRATEGIES[rule.strategy]
     return SimulationReport(
         model_type=spec.model_type,
@@ -102,6 +103,7 @@ def simulate_shards(
         warnings=tuple(warnings),
         model_hash=sha256(final.model_bytes).hexdigest(),
         model=final.model_bytes,
+        feature_importance=importance if isinstance(importance, dict) else {},
     )
 
 

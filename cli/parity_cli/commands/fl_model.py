@@ -63,8 +63,15 @@ async def model(
         raise InvalidInput("a running session's model is safetensors only", field="format")
     with transferring(out, f"fetching {output.name}", shown=progress) as show:
         if found.result_cid is not None:
-            await _finished(client, found, found.result_cid, output, form, force=force, show=show)
-            out.emit({**document, "cid": found.result_cid}, f"{output}, verified against {found.result_cid}")
+            is_new = not (form == "safetensors" and await _is(found.result_cid, output))
+            if is_new:
+                await _finished(client, found, found.result_cid, output, form, force=force, show=show)
+            said = (
+                f"{output}, verified against {found.result_cid}"
+                if is_new
+                else f"{output} is {found.result_cid} already"
+            )
+            out.emit({**document, "cid": found.result_cid, "is_new": is_new}, said)
             return
         got = await client.sessions.model(session_id, output, replace=force, on_progress=show)
     after = f"the global model after round {found.round - 1}"
@@ -77,6 +84,13 @@ def _beside(output: Path) -> Path:
     place = output.with_name(f".{output.name}.new")
     place.unlink(missing_ok=True)
     return place
+
+
+async def _is(cid: str, output: Path) -> bool:
+    """Return whether a file has this content already."""
+    from parity_blobs.files import cid_of_path
+
+    return output.is_file() and str((await cid_of_path(output, cid_version=1)).cid) == cid
 
 
 async def _finished(

@@ -11,7 +11,18 @@ import click
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
-from parity_cli.session_spec import check_free, checkpoint_of, privacy_of, read_spec, resumed, spec_of, stored_cid
+from parity_cli.session_spec import (
+    SECTIONS,
+    changed,
+    check_free,
+    checkpoint_of,
+    privacy_of,
+    read_changes,
+    read_spec,
+    resumed,
+    spec_of,
+    stored_cid,
+)
 from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
 
 if TYPE_CHECKING:
@@ -40,6 +51,7 @@ __all__ = [
     parity fl run --data digits.csv --model neural_network --hidden 64 --parts 5 --rounds 20 --reward 10 \\
         --epochs 5 --batch-size 32 --learning-rate 0.1 --strategy FedAdam --partition non_iid --alpha 0.5
     parity fl run session.json --reward 5 --resume-from ~/.parity/checkpoints/3f0c…
+    parity fl run --data cancer.csv --model random_forest --mode histogram --set model.num_trees=200 --parts 3 --reward 5
     parity fl run --shard north.csv --shard south.csv --model neural_network --hidden 64 --reward 10 \\
         --epochs 5 --batch-size 32 --learning-rate 0.1
     parity fl run session.json --shard local:hospital-a --shard local:hospital-b --reward 10 --dry-run
@@ -57,13 +69,17 @@ __all__ = [
     help="Data of one part, which no other node is told of; repeat per part. A file, cid:CID, local:NAME, https://…#sha256=…",
 )
 @click.option("--eval", "evaluation", metavar="CID|FILE", help="With --shard: data that the market scores models with.")
-@click.option("--model", "model_type", type=click.Choice(["neural_network", "linear_regression"]))
+@click.option("--model", "model_type", type=click.Choice(["neural_network", "linear_regression", "random_forest"]))
 @click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat for more.")
+@click.option("--mode", type=click.Choice(["union", "leaf_refit", "histogram"]), help="Of a forest. Default: union.")
+@click.option("--task", type=click.Choice(["classification", "regression"]), help="Default: classification.")
 @click.option("--parts", type=click.IntRange(1), default=2, show_default=True, help="Parts of the data, each a task.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds. Default: FL_NUM_ROUNDS, or 3.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes of a node over its rows in a round; required.")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows of a step; required.")
-@click.option("--learning-rate", type=float, help="Of the nodes; required, unless FL_CLIENT_LR is it.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Passes of a node over its rows in a round; required, but of a forest."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a step; as --epochs.")
+@click.option("--learning-rate", type=float, help="Of the nodes; as --epochs, unless FL_CLIENT_LR is it.")
 @click.option("--strategy", help="FedAvg, FedProx, FedAdam, Krum … Default: FL_STRATEGY, or FedAvg.")
 @click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
@@ -81,6 +97,13 @@ __all__ = [
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="SECTION.NAME=VALUE",
+    help="Any other setting, also over SPEC: model., train., partition., strategy., rounds., privacy.",
+)
+@click.option(
     "--resume-from",
     metavar="CID|FOLDER|FILE",
     help="Go on from a checkpoint, in the round after it; --rounds counts from the first round of all.",
@@ -94,10 +117,11 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
 
     SPEC is a JSON file; without it the options say what to train.
     """
-    shards = read_shards(given["shards"])
+    shards, changes = read_shards(given["shards"]), read_changes(given["changes"], SECTIONS)
     if given["evaluation"] and not shards:
         raise click.UsageError("--eval belongs to --shard: a partitioned session scores with a part of its data")
     spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)
+    spec = changed(spec, changes)
     if switches := privacy_of(given):
         spec = {**spec, "privacy": {**spec.get("privacy", {}), **switches}}
     if shards:

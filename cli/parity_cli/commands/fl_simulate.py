@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -116,7 +115,7 @@ def simulate(
         os.environ.setdefault(name, "1")
     from parity_cli.charts import html_page, panels_of, png_image, terminal_chart
     from parity_cli.model_files import ModelFacts, form_of, save_model
-    from parity_cli.session_spec import privacy_of
+    from parity_cli.session_spec import privacy_of, read_changes
     from parity_cli.tables import read_table
     from parity_fl.attacks import parse_attack
     from parity_fl.privacy import read_privacy
@@ -130,7 +129,7 @@ def simulate(
     if any(each != data_format for _, each in tables):
         raise click.UsageError("all shards have one form, CSV or JSON")
     given["nodes"] = len(shards) or given["nodes"]
-    sections = _sections(given["changes"])
+    sections = read_changes(given["changes"], _SECTIONS)
     chosen = {"strategy": given["strategy"]} if given["strategy"] else {}
     strategy = read_strategy({**chosen, **sections["strategy"]}, place="strategy")
     privacy = read_privacy({**privacy_of(given), **sections["privacy"]})
@@ -247,23 +246,6 @@ def _settings(
     }
 
 
-def _sections(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Read every ``SECTION.NAME=VALUE``; a value that is no JSON is a text."""
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
-    for change in changes:
-        name, is_given, text = change.partition("=")
-        section, _, member = name.strip().partition(".")
-        if not is_given or section not in sections or not member:
-            raise click.BadParameter(
-                f"{change!r} is not SECTION.NAME=VALUE with one of {', '.join(_SECTIONS)}", param_hint="--set"
-            )
-        try:
-            sections[section][member] = json.loads(text)
-        except ValueError:
-            sections[section][member] = text.strip()
-    return sections
-
-
 def _seed(text: str) -> str:
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text
@@ -309,6 +291,9 @@ def _facts(document: dict[str, Any]) -> dict[str, str]:
     scores = ("accuracy", "r2", "mse", "loss", "oob_federated", "oob_local_mean")
     facts = {name: f"{document[name]:.4f}" for name in scores if isinstance(document.get(name), float)}
     sizes = partition["part_sizes"]
+    if shares := document.get("feature_importance"):
+        most = sorted(shares, key=shares.__getitem__, reverse=True)[:3]
+        facts["importance"] = ", ".join(f"column {each} {shares[each]:.3f}" for each in most)
     facts["strategy"] = f"{document['strategy']}, {len(rounds)} round{'s' * (len(rounds) != 1)}"
     rows = f"{min(sizes)} rows" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} rows"
     facts["parts"] = f"{partition['total_parts']} {partition['strategy']}, {rows}"

@@ -361,6 +361,7 @@ class ShardedServer:
                 "mode": self._spec.model.mode,
                 "tree_count": fitted.n_trees,
                 "node_count": len(fitted.feature),
+                "holdout": at.metrics.get("accuracy", at.metrics.get("r2")),
                 "feature_importance": indexed_importance(fitted),
             }
         return FinalModel(encode_model(document), metrics)

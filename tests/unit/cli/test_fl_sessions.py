@@ -127,6 +127,42 @@ def test_a_session_whose_parts_are_merged_at_once_is_followed_shown_and_kept_lik
     assert [one["id"] for one in listed.json["sessions"]] == ["group-1"]
 
 
+def test_a_forest_is_asked_for_by_options_and_has_nothing_of_rounds(
+    parity: Parity, joined: FakeMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.csv").write_text("a,label\n1,2\n")
+    monkeypatch.setenv("FL_NUM_ROUNDS", "7")
+    monkeypatch.setenv("FL_STRATEGY", "FedAdam")
+    forest = ("fl", "run", "--data", "d.csv", "--model", "random_forest", "--mode", "histogram", "--reward", "1")
+
+    done = parity(*forest, "--set", "model.num_trees=20", "--set", "model.criterion=entropy", "--no-wait")
+    wrong = parity(*forest, "--epochs", "3")
+
+    assert done.code == 0, done.err
+    sent = only(joined).spec
+    assert sent["model_config"] == {"mode": "histogram", "num_trees": 20, "criterion": "entropy"}
+    assert not {"train_config", "strategy_config", "rounds_config", "total_rounds"} & set(sent)
+    assert wrong.code == 2
+    assert "--epochs means nothing to a random_forest" in wrong.err
+
+
+def test_settings_without_an_option_go_over_those_of_the_spec(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    changes = ("strategy.strategy=Krum", "rounds.quorum=2", "partition.min_samples=5")
+    asked = [word for each in changes for word in ("--set", each)]
+
+    done = parity("fl", "run", str(spec), "--reward", "1", "--no-wait", *asked)
+    sent = only(joined).spec
+    wrong = parity("fl", "run", str(spec), "--reward", "1", "--no-wait", "--set", "quorum=2")
+
+    assert done.code == 0, done.err
+    assert (sent["strategy_config"], sent["rounds_config"]) == ({"strategy": "Krum"}, {"quorum": 2})
+    assert sent["partition_config"] == {**SPEC["partition_config"], "min_samples": 5}
+    assert sent["model_config"] == SPEC["model_config"]
+    assert wrong.code == 2
+    assert "is not SECTION.NAME=VALUE with one of model, train, partition, strategy, rounds, privacy" in wrong.err
+    assert len(joined.training.sessions) == 1
+
+
 def test_what_shards_agreed_on_is_listed_from_round_0(parity: Parity, joined: FakeMarket, spec: Path) -> None:
     session = begun(parity, joined, spec)
     close_rounds(joined, session, 1)
@@ -524,6 +560,23 @@ def test_the_finished_model_is_the_one_that_its_cid_names(
     assert refused.code == 20
     assert done.json["cid"] == session.result_cid
     assert (tmp_path / "m.bin").read_bytes() == b"the finished model"
+
+
+def test_a_file_that_holds_the_finished_model_is_left_and_another_is_not_written_over(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 3)
+    (tmp_path / "m.bin").write_bytes(b"the finished model")
+
+    again = parity("fl", "model", session.id, "-o", "m.bin")
+    (tmp_path / "m.bin").write_bytes(b"another model")
+    over = parity("fl", "model", session.id, "-o", "m.bin")
+
+    assert again.code == 0, again.err
+    assert again.out.endswith("already\n")
+    assert over.code == 20
+    assert (tmp_path / "m.bin").read_bytes() == b"another model"
 
 
 def test_a_large_model_whose_transfer_breaks_is_taken_up_again(

@@ -171,6 +171,8 @@ def test_a_forest_is_what_nodes_and_market_make_of_it() -> None:
 
     assert report.accuracy == made.metrics["accuracy"]
     assert report.scores["oob_federated"] == made.metrics["oob_federated"]
+    assert report.scores["holdout"] == report.scores["accuracy"] == made.metrics["holdout"]
+    assert report.to_dict()["feature_importance"] == made.metrics["feature_importance"]
     assert report.strategy == "union"
     assert len(report.rounds) == 1
 
@@ -199,6 +201,7 @@ def test_counting_leaves_again_repairs_a_forest_of_unlike_parts() -> None:
     assert refit.strategy == "leaf_refit"
     assert refit.accuracy > union.accuracy
     assert refit.rounds[0].metrics["phases"] == 3
+    assert sum(refit.feature_importance.values()) == pytest.approx(1)
 
 
 def test_the_exact_solver_is_least_squares_on_all_training_rows(diabetes: bytes) -> None:
