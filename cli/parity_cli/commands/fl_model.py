@@ -88,9 +88,11 @@ def _beside(output: Path) -> Path:
 
 async def _is(cid: str, output: Path) -> bool:
     """Return whether a file has this content already."""
+    import anyio
+
     from parity_blobs.files import cid_of_path
 
-    return output.is_file() and str((await cid_of_path(output, cid_version=1)).cid) == cid
+    return await anyio.Path(output).is_file() and str((await cid_of_path(output, cid_version=1)).cid) == cid
 
 
 async def _finished(
