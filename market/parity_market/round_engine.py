@@ -125,7 +125,7 @@ class RoundEngine:
             store,
             clock,
             folder=self.folder,
-            is_phased=lambda group: self.known(group).is_phased or self.known(group).session.spec.is_sharded,
+            is_phased=lambda group: self.known(group).is_phased,
             make_id=market.make_id,
             wake=self.wake,
         )

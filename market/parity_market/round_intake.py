@@ -25,6 +25,7 @@ from parity_protocol.errors import NotFound
 
 __all__ = ["EXTRA_BYTES", "RoundIntake"]
 
+ANSWER_BYTES = 4 << 20  # of what is said of a shard: names of columns and classes, moments, a score
 EXTRA_BYTES = 1 << 16  # of an update beyond its model's size: names and metadata
 MODEL_LOOKS = 3  # for the newest model
 
@@ -115,7 +116,7 @@ class RoundIntake:
             Overloaded: Another body of the part is on its way under the same lease; try again.
         """
         group_id, is_phased = group.value.id, self._is_phased(group)
-        most = MAX_UPDATE_BYTES if is_phased else (await self._row(group_id)).base_size + EXTRA_BYTES
+        most = MAX_UPDATE_BYTES if is_phased else _most_bytes(await self._row(group_id))
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
         with self._bodies.only(f"part {new.part} of session {group_id} with fence {new.fence}"):
@@ -153,3 +154,8 @@ def _read_small(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     return data if len(data) <= SMALL_BYTES else b""
+
+
+def _most_bytes(row: FlRoundRow) -> int:
+    """Return the longest answer to a phase: an update is as long as its model, what is said of data is not."""
+    return EXTRA_BYTES + (row.base_size if row.asks == "train" else ANSWER_BYTES)

@@ -25,6 +25,7 @@ from parity_market.loops.training import Training
 from parity_market.operations import blobs, groups, leases, round_control, round_steps, round_views
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
+from parity_market.round_intake import EXTRA_BYTES
 from parity_market.routes.leases import make_manifest
 from parity_market.testing.builders import final_report, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
@@ -482,9 +483,14 @@ async def test_a_session_that_is_stopped_while_it_agrees_fails_with_a_reason(rig
     assert "before its first round" in shown.message
 
 
-async def test_an_answer_longer_than_any_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parity_market.round_intake.MAX_UPDATE_BYTES", 1_000)
+@pytest.mark.parametrize(("phases", "most"), [(0, 1_000 + EXTRA_BYTES), (2, EXTRA_BYTES + 4_096)])
+async def test_an_answer_longer_than_any_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, phases: int, most: int
+) -> None:
+    monkeypatch.setattr("parity_market.round_intake.ANSWER_BYTES", 1_000)
     play = await Play.begin(rig)
+    for _ in range(phases):
+        await play.phase()
 
     with pytest.raises(TooLarge):
-        await play.send(0, b"x" * 1_001)
+        await play.send(0, b"x" * (most + 1))
