@@ -258,8 +258,7 @@ class RoundEngine:
             "rounds": known.config.to_dict(),
             "strategy": known.strategy.to_dict(),
             "warnings": list(known.warnings),
-            "sources": {name: list(entry) for name, entry in known.session.settings.items()},
-            "assignment_hash": known.session.assignment,
+            **known.session.told(),
         }
         if isinstance(group.value.spec, FederatedLearningSpec) and group.value.spec.engine != "parity":
             settings["engine"] = group.value.spec.engine

@@ -129,7 +129,7 @@ class FakeTraining:
         if session.round:
             await self.close_round(session)
         else:
-            session.round, session.state, session.metrics = 1, "completed", {"accuracy": 0.9, "oob_federated": 0.8}
+            session.round, session.state, session.metrics = 2, "completed", {"accuracy": 0.9, "oob_federated": 0.8}
             session.result_cid = await self._storage.put(b"the merged model")
 
     def _shown(self, session: FakeSession) -> dict[str, Any]:

@@ -169,6 +169,15 @@ class Session:
         """The hash that names the cut; empty while the shards are the nodes' own."""
         return "" if isinstance(self.partition, ShardTerms) else self.partition.assignment_hash
 
+    def told(self) -> dict[str, object]:
+        """Return what people are shown of its settings, every documented default filled in."""
+        members = self.spec.to_dict()
+        return {
+            "sources": {name: list(entry) for name, entry in self.settings.items()},
+            "assignment_hash": self.assignment,
+            **{name: members[name] for name in ("model_config", "train_config", "partition_config") if name in members},
+        }
+
 
 def open_session(
     submitted: CommandSpec | DockerSpec | LlmSpec | FederatedLearningSpec, plan_doc: str | None

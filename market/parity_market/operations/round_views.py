@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+from parity_market.domain.federation import open_session
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import FlRoundRow, FlSessionRow, GroupRow, from_us, maybe_time
 from parity_protocol.api.rounds import FlRoundReply, FlSessionReply, FlSessionsReply, FlUpdateReply
 from parity_protocol.errors import NotFound
-from parity_protocol.task import GroupState
+from parity_protocol.task import GroupState, parse_spec
 
 __all__ = ["MAX_ROUNDS", "SESSION_KIND", "session", "sessions"]
 
@@ -31,7 +32,7 @@ def session(tx: ReadTx, group_id: str, *, first: int, first_phase: int = 0) -> F
         raise NotFound(f"there is no session {group_id}")
     row = tx.one(sql_rounds.FL_SESSION, group_id=group_id)
     if row is None:
-        return _without_rounds(group)
+        return _without_rounds(tx, group)
     found = tx.all(sql_rounds.FL_ROUNDS, group_id=group_id, first=first, first_phase=first_phase, limit=MAX_ROUNDS)
     assignment = json.loads(row.settings_doc).get("assignment_hash", "")
     rounds = tuple(
@@ -46,7 +47,7 @@ def sessions(tx: ReadTx, creator: str, *, before: str, limit: int) -> FlSessions
     shown = []
     for group in rows[:limit]:
         row = tx.one(sql_rounds.FL_SESSION, group_id=group.id)
-        shown.append(_without_rounds(group) if row is None else _session(row, group))
+        shown.append(_without_rounds(tx, group) if row is None else _session(row, group))
     return FlSessionsReply(sessions=tuple(shown), next_cursor=rows[limit - 1].id if len(rows) > limit else None)
 
 
@@ -69,18 +70,20 @@ def _session(row: FlSessionRow, group: GroupRow, rounds: tuple[FlRoundReply, ...
     )
 
 
-def _without_rounds(group: GroupRow) -> FlSessionReply:
-    """Return a session that has no row of its own: all that is known of it is its group's and its plan's."""
-    plan = json.loads(group.plan_doc or "{}")
-    sources = plan.get("settings", {})
-    total = sources.get("FL_NUM_ROUNDS", [1])[0]
+def _without_rounds(tx: ReadTx, group: GroupRow) -> FlSessionReply:
+    """Return a session that has no row of its own, from what was submitted and planned."""
+    submission = tx.one(sql.SUBMISSION, id=group.id)
+    assert submission is not None  # written in the same commit
+    opened = open_session(parse_spec(submission.spec), group.plan_doc)
+    total = opened.members.get("total_rounds")
+    total = total if isinstance(total, int) else 1
     return FlSessionReply(
         id=group.id,
         state=group.state,
-        round=total if group.state == GroupState.COMPLETED else 0,
+        round=total + 1 if group.state == GroupState.COMPLETED else 0,
         phase=0,
         total_rounds=total,
-        settings={"sources": sources, "assignment_hash": plan.get("partition", {}).get("assignment_hash", "")},
+        settings=opened.told(),
         message=group.message,
         result_cid=group.result_cid,
         metrics=json.loads(group.metrics_doc),

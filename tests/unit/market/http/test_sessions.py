@@ -58,6 +58,22 @@ async def test_a_session_without_rounds_is_shown_and_listed_but_has_none_to_paus
 
     assert (found.state, found.round, found.total_rounds, found.rounds) == ("running", 0, 1, ())
     assert len(str(found.settings["assignment_hash"])) == 64
+    assert found.settings["model_config"] == {
+        "num_trees": 4,
+        "max_depth": 10,
+        "min_samples_split": 2,
+        "min_samples_leaf": 1,
+        "max_features": 0,
+        "subsample": 1.0,
+        "bootstrap_samples": True,
+        "oob_score": True,
+        "num_classes": 0,
+        "random_state": 42,
+        "criterion": "gini",
+        "mode": "union",
+        "task": "classification",
+        "max_bins": 32,
+    }
     assert FlSessionsReply.model_validate_json(page.content).sessions == (found,)
     assert (pause.status_code, theirs.status_code) == (404, 404)
     assert "trains in rounds" in pause.text
@@ -74,6 +90,9 @@ async def test_the_round_record_names_the_cut_that_all_parts_were_made_by(tmp_pa
 
     assert (before.state, before.round, before.total_rounds, before.rounds) == ("running", 0, 2, ())
     assert [one.assignment_hash for one in found.rounds] == [before.settings["assignment_hash"]]
+    assert found.settings["model_config"] == before.settings["model_config"]
+    assert found.settings["model_config"] | NETWORK["model_config"] == found.settings["model_config"]
+    assert found.settings["train_config"] == {**NETWORK["train_config"], "optimizer": "sgd", "momentum": 0.9}
 
 
 async def test_a_task_of_another_kind_is_no_session(served: Served) -> None:
