@@ -14,7 +14,7 @@ import pytest
 
 from parity_cli.testing.town import Town
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
 
 WALLET = "0x" + "52" * 20
 DEVICES = ("4b08d22912d9a747", "007145d4a09365c9")
