@@ -122,7 +122,9 @@ async def train_one_round(rounds: FlowerRounds) -> RoundStep:
     """Be the trainer for one question."""
     step = await rounds.next_step(PLACE, wait_s=60.0)
     assert await rounds.model(PLACE, step, max_bytes=len(MODEL)) == MODEL
-    taken: UpdateTaken = await rounds.send(PLACE, step, UPDATE, {"loss": 0.5, "samples": 7.0})
+    taken: UpdateTaken = await rounds.send(
+        PLACE, step, UPDATE, {"loss": 0.5, "samples": 7.0}, digest=sha256(UPDATE).digest()
+    )
     assert taken.size == len(UPDATE)
     return step
 
@@ -133,7 +135,7 @@ async def test_a_round_goes_down_and_its_update_comes_up(tmp_path: Path, is_sand
         node = made_node(tmp_path / "exec", link.fleet)
         node = node if is_sandboxed else replace(node, bwrap=None)
         link.session.node_id = await registered(link, node)
-        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK)  # type: ignore[arg-type]
+        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK, market_host="127.0.0.1")  # type: ignore[arg-type]
         steps: list[RoundStep] = []
 
         async def take_part() -> None:
@@ -154,7 +156,7 @@ async def test_another_bundle_is_refused_before_anything_of_it_runs(tmp_path: Pa
     async with super_link(tmp_path, sends=_changed_bundle()) as link:
         node = made_node(tmp_path / "exec", link.fleet)
         link.session.node_id = await registered(link, node)
-        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK)  # type: ignore[arg-type]
+        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK, market_host="127.0.0.1")  # type: ignore[arg-type]
         found: list[ParityError] = []
 
         async def take_part() -> None:
@@ -174,7 +176,7 @@ async def test_a_key_that_nobody_registered_gets_nowhere(tmp_path: Path, monkeyp
     monkeypatch.setattr("parity_node.executors.flower.MAX_STARTS", 1)
     async with super_link(tmp_path) as link:
         node = made_node(tmp_path / "exec", link.fleet)
-        rounds = FlowerRounds(AlwaysRegistered("17"), PLACE, node, clock=CLOCK)  # type: ignore[arg-type]
+        rounds = FlowerRounds(AlwaysRegistered("17"), PLACE, node, clock=CLOCK, market_host="127.0.0.1")  # type: ignore[arg-type]
         link.session.node_id = "17"
         found: list[str] = []
 
@@ -196,7 +198,7 @@ async def test_a_superlink_with_another_root_is_not_talked_to(tmp_path: Path, mo
         impostor = make_certificates("127.0.0.1", "session", now=CLOCK.now()).root
         node = made_node(tmp_path / "exec", replace(link.fleet, root_ca_pem=impostor))
         link.session.node_id = await registered(link, node)
-        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK)  # type: ignore[arg-type]
+        rounds = FlowerRounds(AlwaysRegistered(link.session.node_id), PLACE, node, clock=CLOCK, market_host="127.0.0.1")  # type: ignore[arg-type]
         found: list[str] = []
 
         async def take_part() -> None:

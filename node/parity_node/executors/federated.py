@@ -78,12 +78,20 @@ class FederatedExecutor:
     Args:
         exec_dir: Where the trial's log is written.
         rounds: Where rounds are asked for; without it sessions that train in rounds are refused.
+        market_host: The market's; see ``FlowerRounds``.
     """
 
     def __init__(
-        self, *, exec_dir: Path, inputs: InputSource, clock: Clock, rounds: RoundsMarket | None = None
+        self,
+        *,
+        exec_dir: Path,
+        inputs: InputSource,
+        clock: Clock,
+        rounds: RoundsMarket | None = None,
+        market_host: str = "",
     ) -> None:
         self._rounds = rounds
+        self._market_host = market_host
         self._exec_dir = exec_dir
         self._inputs = inputs
         self._clock = clock
@@ -258,7 +266,9 @@ class FederatedExecutor:
         place, market, flower = place_of(members), self._rounds, None
         if "flower" in members:
             super_node = make_super_node(folder.path, Fleet.from_dict(members["flower"]), limits)
-            market = flower = FlowerRounds(self._rounds, place, super_node, clock=self._clock)
+            market = flower = FlowerRounds(
+                self._rounds, place, super_node, clock=self._clock, market_host=self._market_host
+            )
         loop = RoundLoop(market, place, ours, folder.path, clock=self._clock)
         return _Run(child, limits, self._clock.monotonic(), loop, flower)
 

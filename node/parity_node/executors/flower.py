@@ -10,6 +10,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -17,7 +18,7 @@ import anyio
 import structlog
 from pydantic import ValidationError
 
-from parity_node.executors.flower_links import Asked, relay, serve_trainer
+from parity_node.executors.flower_links import Asked, relay, serve_trainer, superlink_address
 from parity_node.executors.flower_process import REFUSED, SuperNode
 from parity_node.executors.folder import printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog
@@ -31,6 +32,7 @@ from parity_protocol.errors import (
     FailureReason,
     NotFound,
     ParityError,
+    PolicyDenied,
     StaleFence,
     TaskCancelled,
     TooLarge,
@@ -55,13 +57,17 @@ class FlowerRounds(RoundsMarket):
     Args:
         market: Where the lease, the key's registration and the session's end are asked for.
         super_node: Of this lease.
+        market_host: A SuperLink there is talked to wherever that is, one elsewhere at a public address.
     """
 
-    def __init__(self, market: RoundsMarket, place: Place, super_node: SuperNode, *, clock: Clock) -> None:
+    def __init__(
+        self, market: RoundsMarket, place: Place, super_node: SuperNode, *, clock: Clock, market_host: str = ""
+    ) -> None:
         self._market = market
         self._place = place
         self._super_node = super_node
         self._clock = clock
+        self._market_host = market_host
         self._inbox: deque[Asked | RoundStep | ParityError] = deque()
         self._came = Signal()
         self._current: Asked | None = None
@@ -89,7 +95,9 @@ class FlowerRounds(RoundsMarket):
             group.start_soon(serve_trainer, self._super_node.trainer, self._take)
             if self._super_node.bwrap is not None:
                 fleet = self._super_node.fleet
-                group.start_soon(relay, self._super_node.link, fleet.host, fleet.port)
+                group.start_soon(
+                    partial(relay, self._super_node.link, fleet.host, fleet.port, market_host=self._market_host)
+                )
             group.start_soon(self._follow)
             group.start_soon(self._keep_running)
             await rounds()
@@ -210,6 +218,13 @@ class FlowerRounds(RoundsMarket):
 
     async def _one_life(self) -> Exit | None:
         """Run the SuperNode; return how it ended, or None when it was ended because its key was registered anew."""
+        fleet = self._super_node.fleet
+        try:
+            await superlink_address(fleet.host, fleet.port, market_host=self._market_host)
+        except PolicyDenied as exc:
+            raise ExecutionFailed(FailureReason.NETWORK_FAULT, f"the SuperLink is refused: {exc.message}") from exc
+        except ParityError:  # the SuperNode says itself that it finds nobody
+            log.info("superlink_not_found", superlink=fleet.superlink)
         argv, env = self._super_node.command()
         output = OutputLog(self._log, MAX_LOG_BYTES)
         try:

@@ -17,9 +17,12 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from parity_blobs.public_address import Resolver, resolve_public, system_resolver
 from parity_fl.limits import MAX_UPDATE_BYTES
+from parity_protocol.errors import ParityError
+from parity_protocol.join import is_loopback
 
-__all__ = ["Asked", "relay", "serve_trainer"]
+__all__ = ["Asked", "relay", "serve_trainer", "superlink_address"]
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_CONNECTIONS = 64  # of a SuperNode to its SuperLink at once
@@ -74,15 +77,29 @@ async def _question(reader: BufferedByteReceiveStream) -> Asked:
     return Asked(header, await reader.receive_exactly(size))
 
 
-async def relay(path: Path, host: str, port: int) -> None:
-    """Carry connections to one address until cancelled; the bytes are TLS between others."""
+async def superlink_address(host: str, port: int, *, market_host: str, resolver: Resolver = system_resolver) -> str:
+    """Return what to connect to: the market's own host as it is, any other one by an address that is public.
+
+    A manifest must not make a node knock on the doors of its operator's network.
+
+    Raises:
+        PolicyDenied: The host is another one, and not public.
+        Unreachable: It has no address.
+    """
+    if host.lower() == market_host.lower() or (is_loopback(host) and is_loopback(market_host)):
+        return host
+    return (await resolve_public(host, port, resolver=resolver))[0]
+
+
+async def relay(path: Path, host: str, port: int, *, market_host: str) -> None:
+    """Carry connections to one SuperLink until cancelled; the bytes are TLS between others."""
     room = anyio.CapacityLimiter(MAX_CONNECTIONS)
 
     async def carry(inner: SocketStream) -> None:
         async with inner, room:
-            with suppress(*_BROKEN, TimeoutError):
+            with suppress(*_BROKEN, TimeoutError, ParityError):
                 with anyio.fail_after(CONNECT_S):
-                    outer = await anyio.connect_tcp(host, port)
+                    outer = await anyio.connect_tcp(await superlink_address(host, port, market_host=market_host), port)
                 async with outer:
                     await _both_ways(inner, outer)
 

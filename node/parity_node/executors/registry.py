@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from parity_node.data import MarketInputs
 from parity_node.executors.base import Executor
@@ -96,7 +97,13 @@ def build_executors(services: NodeServices) -> ExecutorSet:
                 hidden=hidden,
                 on_egress_refused=services.metrics.egress_refused,
             ),
-            FederatedExecutor(exec_dir=exec_dir, inputs=inputs, clock=services.clock, rounds=HttpRounds(market)),
+            FederatedExecutor(
+                exec_dir=exec_dir,
+                inputs=inputs,
+                clock=services.clock,
+                rounds=HttpRounds(market),
+                market_host=urlsplit(market.url).hostname or "",
+            ),
         ],
         (by_cid, inputs),
         docker,

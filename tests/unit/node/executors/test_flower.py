@@ -16,11 +16,19 @@ from parity_fl.engines.flower import FLWR_VERSION, Fleet, bundle_digest
 from parity_node.executors import flower_process
 from parity_node.executors.base import Limits
 from parity_node.executors.flower import FlowerRounds
-from parity_node.executors.flower_links import Asked
+from parity_node.executors.flower_links import Asked, superlink_address
 from parity_node.executors.flower_process import SuperNode, make_super_node
 from parity_node.executors.rounds import Place
 from parity_protocol.api.rounds import RoundStep
-from parity_protocol.errors import DigestMismatch, ExecutionFailed, ParityError, TaskCancelled, TooLarge, Unreachable
+from parity_protocol.errors import (
+    DigestMismatch,
+    ExecutionFailed,
+    ParityError,
+    PolicyDenied,
+    TaskCancelled,
+    TooLarge,
+    Unreachable,
+)
 from parity_protocol.testing.clock import FakeClock
 
 PLACE = Place("group", 1, "lease", 3)
@@ -153,6 +161,33 @@ async def advance_until_step(found: FlowerRounds, clock: FakeClock) -> RoundStep
     if errors:
         raise errors[0]
     return steps[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "market", "found"),
+    [
+        ("fl.example.org", "market.example.org", "8.8.8.8"),
+        ("market.example.org", "Market.example.org", "market.example.org"),
+        ("127.0.0.1", "localhost", "127.0.0.1"),
+        ("10.0.0.7", "10.0.0.7", "10.0.0.7"),
+    ],
+)
+async def test_a_superlink_is_at_the_markets_own_host_or_at_a_public_address(
+    host: str, market: str, found: str
+) -> None:
+    async def resolver(_host: str, _port: int) -> list[str]:
+        return ["8.8.8.8"]
+
+    assert await superlink_address(host, 9400, market_host=market, resolver=resolver) == found
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "127.0.0.1", "169.254.169.254", "router.example.org"])
+async def test_a_manifest_cannot_make_a_node_knock_on_its_operators_doors(host: str) -> None:
+    async def resolver(_host: str, _port: int) -> list[str]:
+        return ["192.168.1.1"]
+
+    with pytest.raises(PolicyDenied, match="not a public address"):
+        await superlink_address(host, 9400, market_host="market.example.org", resolver=resolver)
 
 
 # -- the process ----------------------------------------------------------------------------------------------------
