@@ -172,6 +172,20 @@ def test_what_shards_agreed_on_is_listed_from_round_0(parity: Parity, joined: Fa
     assert "0 summary" not in parity("fl", "show", session.id).out
 
 
+def test_epsilon_and_clip_norm_are_shown_by_round(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 1)
+    plain = parity("fl", "show", session.id).out
+    session.rounds[0]["metrics"] |= {"epsilon": 12.3456, "clip_norm": 0.25}
+
+    shown, watched = parity("fl", "show", session.id).out, parity("fl", "watch", session.id).err
+
+    assert "EPSILON" not in plain
+    assert "EPSILON" in shown
+    assert "12.35" in shown
+    assert "epsilon 12.35  clip_norm 0.25" in watched
+
+
 def test_a_session_that_fails_ends_with_status_70_and_says_why(parity: Parity, joined: FakeMarket, spec: Path) -> None:
     session = begun(parity, joined, spec)
     session.state, session.message = "failed", "round 1: only 1 of 2 needed updates can come: lost parts 1"
