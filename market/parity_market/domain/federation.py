@@ -114,12 +114,7 @@ def new_session(spec: FederatedLearningSpec, order_hash: str, settings: FlSettin
         raise BadField(
             f"{exc.message} (this market sets {', '.join(by_market)} where a session says nothing)", field=exc.field
         ) from exc
-    privacy, _ = session_privacy(session, parts=resolved.partition.total_parts, rounds=rounds, strategy=strategy)
-    if privacy.is_on and spec.engine != "parity":
-        raise BadField(
-            f"privacy is made by this market and its nodes: engine {spec.engine} carries plain updates",
-            field="spec.privacy",
-        )
+    session_privacy(session, parts=resolved.partition.total_parts, rounds=rounds, strategy=strategy)
     if not rounds.resume_from:
         return NewSession(resolved, found)
     job: dict[str, object] = {"strategy": strategy.to_dict(), "total_rounds": rounds.total_rounds}

@@ -70,6 +70,7 @@ def order(parts: int = 4, **members: Any) -> FederatedLearningSpec:
         ({"privacy": SECURE, "strategy_config": {"strategy": "Krum"}}, "Krum compares single updates"),
         ({"privacy": NOISY, "strategy_config": {"strategy": "FedMedian"}}, "needs a rule that is a mean"),
         ({"privacy": NOISY, "rounds_config": {"fraction": 0.5}}, "needs fraction 1"),
+        ({"privacy": SECURE, "engine": "flower"}, "secure_aggregation needs the engine parity"),
         ({"privacy": {"noise_multiplier": 1.0}}, "does nothing while differential_privacy is off"),
         (
             {
