@@ -98,7 +98,7 @@ async def test_masked_and_noisy_updates_make_a_model_and_every_part_is_paid(trai
 
 async def test_a_market_that_is_killed_in_a_secure_sum_goes_on(trainers: Town) -> None:
     town = trainers
-    session_id = await submitted(town, privacy=SECURE, total_rounds=12, rounds_config={"round_timeout_s": 20.0})
+    session_id = await submitted(town, privacy=SECURE, total_rounds=6, rounds_config={"round_timeout_s": 20.0})
 
     async def is_at(number: int) -> bool:
         return {one.id: one.round for one in (await town.market.sessions.list()).sessions}.get(session_id, 0) >= number
