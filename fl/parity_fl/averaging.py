@@ -27,7 +27,17 @@ from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.training import round_seed
 from parity_protocol.errors import BadDocument, ParityError, TooFewUpdates, Unprocessable
 
-__all__ = ["Averaged", "Bodies", "PartTrainer", "Reduced", "Refused", "TrainedRound", "average", "decode_state"]
+__all__ = [
+    "Averaged",
+    "Bodies",
+    "PartTrainer",
+    "Reduced",
+    "Refused",
+    "TrainedRound",
+    "average",
+    "credited",
+    "decode_state",
+]
 
 Bodies = Mapping[int, Callable[[], bytes | memoryview]]
 """By part, what reads or maps its answer; called several times, one in memory at a time."""
@@ -170,15 +180,7 @@ def average(
     except TooFewUpdates as exc:
         return Refused(exc.message, {**bad, **exc.rejected})
     scores = score(done.weights)
-    contributions: dict[int, float] = {}
-    spent: dict[str, float] = {}
-    if credit is not None and 1 < len(done.accepted) <= _MAX_SCORED_PARTS and "loss" in scores:
-        if credit.method == "leave_one_out":
-            for part, without in rule_before().without_each(weights, of, done.accepted):
-                contributions[part] = score(without).get("loss", scores["loss"]) - scores["loss"]
-        else:
-            known = {frozenset(done.accepted): -scores["loss"]}
-            contributions, spent = _shapley_of(rule_before, weights, of, done.accepted, score, known, credit)
+    contributions, spent = credited(credit, rule_before, weights, of, done.accepted, score, scores)
     return Averaged(
         weights=done.weights,
         state=encode_tensors(rule.state(), {}),
@@ -187,6 +189,36 @@ def average(
         metrics={**scores, **done.metrics, **spent},
         contributions=contributions,
     )
+
+
+def credited(
+    credit: Credit | None,
+    rule_before: Callable[[], Strategy],
+    weights: Weights,
+    of: UpdatesOf,
+    parts: Sequence[int],
+    score: Callable[[Weights], dict[str, float]],
+    scores: Mapping[str, float],
+) -> tuple[dict[int, float], dict[str, float]]:
+    """Return what each part gave to a round, and what people should know of how that was found out.
+
+    Args:
+        credit: None scores nobody.
+        rule_before: Makes the rule as it was before the round.
+        weights: The model that the round started from.
+        of: Gives the updates of some parts.
+        parts: Those whose updates are in the round's model.
+        score: As of ``average``.
+        scores: Of the round's model.
+    """
+    if credit is None or not 1 < len(parts) <= _MAX_SCORED_PARTS or "loss" not in scores:
+        return {}, {}
+    if credit.method == "shapley":
+        return _shapley_of(rule_before, weights, of, parts, score, {frozenset(parts): -scores["loss"]}, credit)
+    found = {}
+    for part, without in rule_before().without_each(weights, of, parts):
+        found[part] = score(without).get("loss", scores["loss"]) - scores["loss"]
+    return found, {}
 
 
 def _shapley_of(

@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
 from parity_fl.attacks import Attack
+from parity_fl.averaging import credited
+from parity_fl.contribution import Credit, Method
 from parity_fl.finishing import finish, forest_scores, indexed_importance
 from parity_fl.histogram import part_rows, run_local
 from parity_fl.model import TrainedModel, encode_model
@@ -155,7 +159,7 @@ def simulate(
     fraction: float = 1.0,
     attack: Attack | None = None,
     update_format: UpdateFormat = "fp32",
-    leave_one_out: bool = False,
+    contribution: Method | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
     privacy: PrivacyConfig | None = None,
     randomness: Callable[[int], bytes] | None = None,
@@ -171,7 +175,7 @@ def simulate(
         fraction: Share of the parts that is asked in a round, in (0, 1].
         attack: What some of the parts do.
         update_format: How updates travel; ``fp32`` loses nothing.
-        leave_one_out: Score every part in every round by the round without it.
+        contribution: How every part is scored in every round; None scores none.
         on_round: Called after every round.
         privacy: Its switches. With differential privacy and a fraction below 1 parts are drawn by secret coins.
         randomness: Gives so many random bytes; needed with privacy, which no seed can give.
@@ -209,7 +213,7 @@ def simulate(
         fraction=fraction,
         attack=attack,
         update_format=update_format,
-        leave_one_out=leave_one_out,
+        contribution=contribution,
         privacy=privacy,
         randomness=randomness,
     ).run(rounds, on_round)
@@ -226,7 +230,7 @@ class _Federation:
         fraction: float,
         attack: Attack | None,
         update_format: UpdateFormat,
-        leave_one_out: bool,
+        contribution: Method | None,
         privacy: PrivacyConfig,
         randomness: Callable[[int], bytes] | None,
     ) -> None:
@@ -234,7 +238,7 @@ class _Federation:
         self._session, self._strategy, self._attack = session, strategy, attack
         self._plan = session.plan
         self._format: UpdateFormat = update_format
-        self._leave_one_out = leave_one_out
+        self._contribution = contribution
         rate = client_learning_rate(strategy, session.spec.train.learning_rate)
         self._train = session.spec.train if rate is None else replace(session.spec.train, learning_rate=rate)
         parts = self._plan.total_parts
@@ -245,7 +249,7 @@ class _Federation:
             min_available_clients=needed,
             quorum=privacy.shares(parts) if privacy.secure_aggregation else needed,
             fraction=fraction,
-            contribution="leave_one_out" if leave_one_out else "none",
+            contribution=contribution or "none",
             update_format=update_format,
             sampling="poisson" if privacy.differential_privacy and fraction < 1 else "seed",
         )
@@ -346,12 +350,15 @@ class _Federation:
         else:
             done = self._secure.aggregate(base, updates)
         scores = self._scores(done.weights)
-        contributions: dict[int, float] = {}
-        if self._leave_one_out and "loss" in scores:
-            earlier = make_strategy(self._strategy)
-            earlier.restore(before)
-            for part, without in earlier.without_each(base, lambda parts: _of(updates, parts), done.accepted):
-                contributions[part] = self._scores(without).get("loss", scores["loss"]) - scores["loss"]
+        contributions, spent = credited(
+            self._credit(number),
+            partial(self._rule_at, before),
+            base,
+            partial(_of, updates),
+            done.accepted,
+            self._scores,
+            scores,
+        )
         return done.weights, RoundRecord(
             number=number,
             cohort=cohort,
@@ -359,9 +366,18 @@ class _Federation:
             rejected=dict(sorted({**rejected, **done.rejected}.items())),
             scores=scores,
             train_loss=None if self._private or self._secure else _mean(losses),  # it would tell what the noise hides
-            metrics=done.metrics,
+            metrics={**done.metrics, **spent},
             contributions=contributions,
         )
+
+    def _credit(self, number: int) -> Credit | None:
+        seed = bytes.fromhex(self._plan.seed) + number.to_bytes(4, "big")
+        return None if self._contribution is None else Credit(self._contribution, seed)
+
+    def _rule_at(self, state: Mapping[str, NDArray[np.float64]]) -> Strategy:
+        rule = make_strategy(self._strategy)
+        rule.restore(state)
+        return rule
 
     def _update(self, base: Weights, number: int, part: int) -> tuple[Weights, float]:
         """Train one part; return what the market reads of its update, and its loss on its own rows."""

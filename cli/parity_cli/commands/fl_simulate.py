@@ -75,7 +75,13 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option("--learning-rate", type=float, help="Default: 0.1 for a network, 0.01 for a linear regression.")
 @click.option("--attack", metavar="NAME:COUNT", help="What some nodes do: sign_flip, noise, label_flip, nan, scale, …")
 @click.option("--update-format", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
-@click.option("--contributions", is_flag=True, help="Score every node by each round without it.")
+@click.option(
+    "--contributions",
+    type=click.Choice(["leave_one_out", "shapley"]),
+    is_flag=False,
+    flag_value="leave_one_out",
+    help="Score every node by each round without it, or by its Shapley value.",
+)
 @click.option("--dp-noise", type=float, metavar="Z", help="Differential privacy: noise in units of the clip norm.")
 @click.option("--dp-clip", type=float, metavar="C", help="Its clip norm. Without it the norm adapts to the updates.")
 @click.option("--dp-delta", type=float, metavar="DELTA", help="Of which epsilon is told. Default: 0.00001.")
@@ -157,7 +163,7 @@ def simulate(
                 **common,
                 attack=None if given["attack"] is None else parse_attack(given["attack"]),
                 update_format=given["update_format"],
-                leave_one_out=given["contributions"],
+                contribution=given["contributions"],
                 on_round=on_round,
                 privacy=privacy,
                 randomness=secrets.token_bytes,

@@ -140,9 +140,12 @@ def test_attackers_are_named_and_their_updates_counted(parity: Parity, digits: P
 
 
 def test_contributions_come_with_every_round(parity: Parity, digits: Path) -> None:
-    done = small(parity, digits, "--contributions", "--json")
+    left_out = small(parity, digits, "--contributions", "--json")
+    shared = small(parity, digits, "--contributions", "shapley", "--json")
 
-    assert all(len(each["contributions"]) == 4 for each in done.json["rounds"])
+    for done in (left_out, shared):
+        assert all(len(each["contributions"]) == 4 for each in done.json["rounds"])
+    assert shared.json["rounds"][0]["contributions"] != left_out.json["rounds"][0]["contributions"]
 
 
 def test_a_bad_choice_is_warned_about(parity: Parity, digits: Path) -> None:

@@ -15,6 +15,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LinearRegression
 
 from parity_fl.attacks import ATTACKS, Attack, parse_attack
+from parity_fl.contribution import Method
 from parity_fl.models import weights_digest
 from parity_fl.partition import rows_of_part
 from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
@@ -256,8 +257,9 @@ def test_averaging_does_not_outlive_a_fivefold_opposite() -> None:
     assert report.accuracy < 0.6
 
 
-def test_a_malicious_node_contributes_less_than_any_honest_one() -> None:
-    report = simulate(network(5), DIGITS, seed=SEED, rounds=3, attack=Attack("sign_flip"), leave_one_out=True)
+@pytest.mark.parametrize("method", ["leave_one_out", "shapley"])
+def test_a_malicious_node_contributes_less_than_any_honest_one(method: Method) -> None:
+    report = simulate(network(5), DIGITS, seed=SEED, rounds=3, attack=Attack("sign_flip"), contribution=method)
 
     (bad,) = report.malicious
     for record in report.rounds:
