@@ -16,8 +16,10 @@ import httpx
 import pytest
 
 from parity_fl.rounds import RoundTrainer
+from parity_market.loops.rounds import Rounds
 from parity_market.operations import groups
 from parity_market.operations.groups import Group
+from parity_market.round_engine import LAST_REPORTS
 from parity_market.round_intake import EXTRA_BYTES
 from parity_market.testing.rig import inline
 from parity_market.testing.served import TOKEN, Served, Signer, serve_in_process
@@ -288,3 +290,23 @@ async def test_a_model_is_given_in_parts_and_not_again_to_who_has_it(training: T
     assert (other.status_code, other.content) == (200, whole.content)
     assert (known.status_code, known.content) == (304, b"")
     assert beyond.status_code == 416
+
+
+async def test_nodes_that_say_the_largest_loss_there_is_do_not_hide_the_model(training: Training) -> None:
+    served = training.served
+    await served.call("POST", paths.fl_session_path(training.id, "stop"), raw=b"", by=training.submitter)
+    for part in (0, 1):
+        sent = await training.put(
+            training.where(part, loss=1.7e308), await training.honest(part), by=training.nodes[part]
+        )
+        assert sent.status_code == 200, sent.text
+    assert await served.state.rounds.step(await training.group())
+    await served.clock.advance(LAST_REPORTS)
+    await Rounds(served.state).step()
+
+    found = await served.call(
+        "GET", f"{paths.fl_session_path(training.id, 'model')}?form=parity", by=training.submitter
+    )
+
+    assert found.status_code == 200, found.text
+    assert found.json()["model_data"]["global_metrics"]["average_loss"] == pytest.approx(1e100)

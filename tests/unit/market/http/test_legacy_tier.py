@@ -654,20 +654,6 @@ async def test_gradients_alone_are_differences_to_the_rounds_model(old: Old) -> 
     assert found["weights"]["layer_weights"] == pytest.approx([2.0, 4.0, 1.0])
 
 
-async def test_devices_that_say_the_largest_loss_there_is_do_not_hide_the_model(old: Old) -> None:
-    session_id = await old.session()
-    await old.register("one", "two")
-    for part, device in enumerate(("one", "two")):
-        config = await old.started(session_id, device, part)
-        assert (await old.update(config, device, loss=1.7e308)).status_code == 200
-    await old.step(session_id)
-
-    found = await old.call("GET", paths.fl_session_path(session_id, "model"))
-
-    assert found.status_code == 200, found.text
-    assert found.json()["global_metrics"]["average_loss"] == pytest.approx(1e100)
-
-
 async def test_a_model_that_a_program_has_is_not_sent_again(old: Old) -> None:
     session_id = await old.session()
     await old.register("one", "two")
