@@ -124,7 +124,7 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     training = {name: given[name] for name in ("epochs", "batch_size", "learning_rate") if given[name] is not None}
     cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
     model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
-    model_settings |= {name: given[name] for name in ("mode", "task") if given[name] is not None}
+    model_settings |= {name: given[name] for name in ("solver", "mode", "task") if given[name] is not None}
     if given["model_type"] == "linear_regression" and path is not None:
         model_settings["input_size"] = len(_first_line(path).split(",")) - 1
     return {
@@ -151,6 +151,7 @@ def _check_kind(given: dict[str, Any]) -> None:
         UsageError: One of them is given.
     """
     kind, of = given["model_type"], {"mode": ("random_forest",), "task": ("neural_network", "random_forest")}
+    of |= {"solver": ("linear_regression",)}
     of |= dict.fromkeys(
         ("strategy", "rounds", "epochs", "batch_size", "learning_rate"), ("neural_network", "linear_regression")
     )
@@ -173,6 +174,8 @@ def _strategy(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
 def _rounds(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
     """Return the number of rounds and of clients as far as they are said; a line trains in rounds only if it is."""
     total = given["rounds"]
+    if given["solver"] == "exact":  # solved once, whatever the variables say
+        return {} if total is None else {"total_rounds": total}
     if total is None and ("fl_num_rounds" in defaults.model_fields_set or given["model_type"] == "linear_regression"):
         total = defaults.fl_num_rounds
     rounds: dict[str, Any] = {}

@@ -71,6 +71,7 @@ __all__ = [
 @click.option("--eval", "evaluation", metavar="CID|FILE", help="With --shard: data that the market scores models with.")
 @click.option("--model", "model_type", type=click.Choice(["neural_network", "linear_regression", "random_forest"]))
 @click.option("--hidden", type=click.IntRange(1), multiple=True, help="Width of a hidden layer; repeat for more.")
+@click.option("--solver", type=click.Choice(["sgd", "exact"]), help="Of a linear regression. Default: sgd.")
 @click.option("--mode", type=click.Choice(["union", "leaf_refit", "histogram"]), help="Of a forest. Default: union.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="Default: classification.")
 @click.option("--parts", type=click.IntRange(1), default=2, show_default=True, help="Parts of the data, each a task.")
@@ -118,6 +119,7 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
     SPEC is a JSON file; without it the options say what to train.
     """
     shards, changes = read_shards(given["shards"]), read_changes(given["changes"], SECTIONS)
+    given["solver"] = changes["model"].get("solver", given["solver"])
     if given["evaluation"] and not shards:
         raise click.UsageError("--eval belongs to --shard: a partitioned session scores with a part of its data")
     spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)

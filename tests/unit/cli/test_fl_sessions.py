@@ -146,6 +146,20 @@ def test_a_forest_is_asked_for_by_options_and_has_nothing_of_rounds(
     assert "--epochs means nothing to a random_forest" in wrong.err
 
 
+@pytest.mark.parametrize("how", [("--solver", "exact"), ("--set", "model.solver=exact")])
+def test_the_exact_solver_is_not_asked_for_rounds(
+    parity: Parity, joined: FakeMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, str]
+) -> None:
+    (tmp_path / "d.csv").write_text("a,b,label\n1,2,3\n")
+    monkeypatch.setenv("FL_NUM_ROUNDS", "7")
+
+    done = parity("fl", "run", "--data", "d.csv", "--model", "linear_regression", *how, "--reward", "1", "--no-wait")
+
+    assert done.code == 0, done.err
+    assert only(joined).spec["model_config"] == {"input_size": 2, "solver": "exact"}
+    assert not {"total_rounds", "rounds_config"} & set(only(joined).spec)
+
+
 def test_settings_without_an_option_go_over_those_of_the_spec(parity: Parity, joined: FakeMarket, spec: Path) -> None:
     changes = ("strategy.strategy=Krum", "rounds.quorum=2", "partition.min_samples=5")
     asked = [word for each in changes for word in ("--set", each)]
