@@ -14,7 +14,7 @@ from parity_protocol.errors import Overloaded, TooLarge
 
 __all__ = ["Bodies", "Received", "receive"]
 
-HELD_BYTES = 1 << 20  # of an update in memory before it is written
+HELD_BYTES = 512 << 10  # of an update in memory before it is written
 RETRY_S = 1.0  # that a second sender is asked to wait
 
 

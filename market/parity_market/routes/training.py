@@ -49,7 +49,7 @@ SAID = {
 class _LargeFile(FileResponse):
     """A file in pieces that are worth a thread's while."""
 
-    chunk_size = 512 << 10
+    chunk_size = 128 << 10
 
 
 async def _group(call: Call) -> Group:
