@@ -61,10 +61,12 @@ async def _capped(response: httpx.Response, max_bytes: int, peer: str) -> bytes:
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise BadDocument(f"the answer of {peer} is compressed ({encoding[:32]!r}), which nobody asked for")
-    data = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     assert isinstance(response.stream, httpx.AsyncByteStream)
     async for chunk in response.stream:
-        data += chunk
-        if len(data) > max_bytes:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
             raise TooLarge(f"the answer of {peer} is over {max_bytes} bytes")
-    return bytes(data)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

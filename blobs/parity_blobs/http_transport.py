@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import monotonic
 from typing import NamedTuple, cast
 
@@ -23,6 +23,7 @@ __all__ = ["Connect", "KeepAliveTransport", "TakenOver"]
 
 MAX_HEAD_BYTES = 65_536  # of a response
 LARGE_CHUNK_BYTES = 1 << 16  # handed out as it is rather than copied into a larger one
+WRITE_BYTES = 1 << 18  # of a large body at once: what the socket does not take is copied
 HIGH_WATER_BYTES = 1 << 20  # of a body that nobody has read yet; the peer then waits
 
 Origin = tuple[str, str, int]
@@ -245,20 +246,21 @@ class _Connection(asyncio.Protocol):
         async for piece in request.stream:
             if not piece:
                 continue
-            pending += b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece
-            self._write(pending)
+            framed = b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece
+            for part in _parts(pending, framed):
+                self._write(part)
+                while not self._can_write and not self._has_head and not self._is_lost:
+                    await self._wait(limit_s, httpx.WriteTimeout)
+                if self._has_head:
+                    self._keeps_alive = False
+                    return
             pending = b""
-            while not self._can_write and not self._has_head and not self._is_lost:
-                await self._wait(limit_s, httpx.WriteTimeout)
-            if self._has_head:
-                self._keeps_alive = False
-                return
         if is_chunked:
             pending += b"0\r\n\r\n"
         if pending:
             self._write(pending)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._is_lost and not self._has_head:
             raise httpx.WriteError("the connection was closed while the request was sent") from self._error
         if self._transport is not None:
@@ -450,3 +452,15 @@ def _head(request: httpx.Request) -> bytes:
     if head.count(b"\r") != len(lines) - 1 or head.count(b"\n") != len(lines) - 1 or b"\0" in head:
         raise httpx.LocalProtocolError("the request's line or headers hold a line break or NUL")
     return head + b"\r\n\r\n"
+
+
+def _parts(head: bytes, body: bytes) -> Iterator[bytes | memoryview]:
+    """Yield what to write: together where that is one packet, else views, of which a socket takes what it can."""
+    if len(body) <= WRITE_BYTES:
+        yield head + body
+        return
+    if head:
+        yield head
+    view = memoryview(body)
+    for begin in range(0, len(view), WRITE_BYTES):
+        yield view[begin : begin + WRITE_BYTES]

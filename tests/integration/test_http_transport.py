@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from parity_blobs.http_transport import MAX_HEAD_BYTES, KeepAliveTransport
+from parity_blobs.http_transport import MAX_HEAD_BYTES, WRITE_BYTES, KeepAliveTransport
 from parity_market.keys import CERTIFICATE, CERTIFICATE_KEY, make_certificate
 from parity_protocol.clock import SystemClock
 
@@ -122,6 +122,22 @@ async def test_a_large_body_arrives_whole_however_slowly_it_is_read() -> None:
             await asyncio.sleep(0)
 
     assert got == body
+
+
+@pytest.mark.parametrize("size", [1, WRITE_BYTES, WRITE_BYTES + 1, 9 * WRITE_BYTES + 7])
+async def test_an_upload_of_any_size_arrives_whole_at_a_server_that_takes_its_time(size: int) -> None:
+    body, came = bytes(range(251)) * (size // 251 + 1), []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        came.append((await request_of(reader))[1])
+        writer.write(OK)
+
+    async with peer(talk) as server, client(server) as http:
+        answer = await http.put("/", content=body[:size])
+
+    assert answer.content == b"ok"
+    assert came == [body[:size]]
 
 
 async def test_a_streamed_body_is_sent_in_chunks() -> None:
