@@ -73,6 +73,13 @@ class HalfTensor:
     def __getitem__(self, at: slice) -> Flat:
         return _from_half(self._halves[at], self._scale)
 
+    def part(self, begin: int, end: int) -> HalfTensor:
+        """Return some values of the flat tensor without decoding them: whoever reads them does, a little at a time."""
+        return HalfTensor(self._halves[begin:end], self._scale)
+
+    def __array__(self, *_: object, **__: object) -> Flat:  # NumPy's wishes: it is new and float32 whatever they are
+        return _from_half(self._halves, self._scale)
+
 
 class CodedTensor:
     """A tensor in 8 bits that rules read a slice at a time: decoding all of it for every slice would cost seconds."""

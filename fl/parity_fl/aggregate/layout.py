@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +82,10 @@ def pieces(size: int, rows: int = 1) -> Iterator[slice]:
 
 
 def take_block(update: Update, block: Block) -> NDArray[np.float32]:
-    """Return one block of an update, shape ``(block.size,)``; a view, of float32 or float16."""
-    return update.delta[block.name].reshape(-1)[block.begin : block.end]
+    """Return one block of an update, shape ``(block.size,)``: a view of float32 or float16, or what decodes slices."""
+    flat = update.delta[block.name].reshape(-1)
+    part = getattr(flat, "part", None)  # of one that decodes what is read of it: pieces of a block stay near the core
+    return flat[block.begin : block.end] if part is None else cast("NDArray[np.float32]", part(block.begin, block.end))
 
 
 def load_block(updates: Updates, parts: Collection[int], block: Block) -> NDArray[np.float32]:

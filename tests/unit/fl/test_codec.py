@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from parity_fl.aggregate import Update
+from parity_fl.aggregate.layout import Block, take_block
 from parity_fl.codec import (
     decode_delta,
     decode_weights,
@@ -291,3 +293,15 @@ def test_eight_bits_of_a_large_tensor_are_those_of_each_block_alone(size: int) -
         block = weights[begin : begin + 1024]
         alone = decode_weights(encode_weights({"w": block}, "int8"), {"w": block.shape})["w"]
         np.testing.assert_array_equal(whole[begin : begin + 1024], alone)
+
+
+def test_a_part_of_sixteen_bits_is_decoded_by_whoever_reads_it() -> None:
+    weights = {"w": np.random.default_rng(0).normal(scale=1e-7, size=5000).astype(np.float32)}
+    body = encode_weights(weights, "fp16")
+    whole = decode_delta(body, {"w": (5000,)})["w"]
+
+    part = take_block(Update(0, 1.0, mapped_delta(memoryview(body), {"w": (5000,)})), Block("w", 100, 1900))
+
+    assert not isinstance(part, np.ndarray)
+    np.testing.assert_array_equal(part[10:20], whole[110:120])
+    np.testing.assert_array_equal(np.asarray(part), whole[100:1900])
