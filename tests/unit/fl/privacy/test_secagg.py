@@ -66,7 +66,7 @@ class Sum:
 
 @st.composite
 def drop_outs(draw: st.DrawFn) -> tuple[SumSetup, dict[Phase, set[int]]]:
-    parts = draw(st.integers(3, 9))
+    parts = draw(st.integers(3, 7))
     setup = make_setup(parts, draw(st.integers(fewest_shares(parts), parts)))
     lost = draw(st.lists(st.integers(0, parts - 1), unique=True, max_size=parts - setup.threshold))
     gone: dict[Phase, set[int]] = {phase: set() for phase in PHASES}
@@ -75,7 +75,7 @@ def drop_outs(draw: st.DrawFn) -> tuple[SumSetup, dict[Phase, set[int]]]:
     return setup, gone
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(drop_outs(), st.sampled_from([32, 64]))
 def test_the_sum_of_masked_vectors_is_the_plain_sum_of_those_that_are_in(
     case: tuple[SumSetup, dict[Phase, set[int]]], bits: int
@@ -90,8 +90,8 @@ def test_the_sum_of_masked_vectors_is_the_plain_sum_of_those_that_are_in(
     assert (total == run.plain(parts)).all()
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(3, 9), st.sampled_from(PHASES), st.data())
+@settings(max_examples=12, deadline=None)
+@given(st.integers(3, 7), st.sampled_from(PHASES), st.data())
 def test_below_the_threshold_it_fails_with_a_reason_and_there_is_no_sum(
     parts: int, phase: Phase, data: st.DataObject
 ) -> None:
@@ -362,7 +362,7 @@ def test_phases_cannot_be_skipped() -> None:
         client.confirm(b"")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PHASES[1:]), st.binary(max_size=300), st.integers(0, 400))
 def test_no_request_makes_a_part_do_anything_but_refuse(phase: Phase, noise: bytes, at: int) -> None:
     run = FROM_PHASE[phase]

@@ -268,7 +268,7 @@ def test_an_exact_line_that_misses_a_part_begins_anew_before_anything_is_opened(
 
 FOREST: dict[str, object] = {
     "model_type": "random_forest",
-    "model_config": {"num_trees": 4, "mode": "histogram", "max_depth": 3, "max_bins": 8, "max_features": 4},
+    "model_config": {"num_trees": 3, "mode": "histogram", "max_depth": 2, "max_bins": 4, "max_features": 4},
     "train_config": {},
 }
 
@@ -283,15 +283,8 @@ def test_a_forest_of_secure_sums_is_the_same_forest_bit_for_bit(forgets: bool) -
     assert found["accuracy"] == expected["accuracy"]
     openly = [body for number, asks, body in secure.sent if asks == "train" and number and not is_message(body)]
     assert len(openly) == PARTS
+    assert sum(map(len, secure.states)) < 100_000  # what sums kept between their phases is dropped
     assert all(body.startswith(b"{") for body in openly)  # which classes there are, as the summary said before
-
-
-def test_what_a_sum_keeps_between_its_phases_is_dropped_when_it_is_over() -> None:
-    play = Play(SECURE, **FOREST)
-    play.run(1)
-
-    assert len(play.sent) > 100
-    assert sum(map(len, play.states)) < 100_000
 
 
 def test_a_regression_forest_has_sums_of_64_bits() -> None:
