@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from parity_fl.aggregate import Update
+from parity_fl.averaging import Averaged, average
 from parity_fl.models.base import Weights
 from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
 from parity_fl.privacy.config import read_privacy
-from parity_fl.privacy.dp import PrivateMean
+from parity_fl.privacy.dp import NoiseSetup, PrivateMean
 from parity_fl.privacy.noise import GaussianNoise, KeyStream
+from parity_fl.round_bodies import encode_delta
+from parity_fl.rounds_config import UpdateFormat
 from parity_fl.strategy import read_strategy
 from parity_protocol.errors import BadDocument, BadField, TooFewUpdates
 
@@ -229,3 +232,26 @@ def test_a_noisy_value_lies_on_a_grid_that_does_not_depend_on_the_value() -> Non
 def test_the_key_stream_is_chacha20() -> None:
     # RFC 8439, appendix A.1, test vector 1: a key and a nonce of zeros.
     assert KeyStream(bytes(32)).words(2).tobytes().hex() == "76b8e0ada0f13d90"
+
+
+@pytest.mark.parametrize("update_format", ["fp32", "fp16", "int8"])
+def test_updates_are_read_in_every_format_that_they_travel_in(update_format: UpdateFormat) -> None:
+    updates = [update(0, 0.5), update(1, 3.0)]
+    bodies = {one.part: encode_delta(one.delta, update_format)[0].__bytes__ for one in updates}
+    config = read_privacy({"differential_privacy": True, "noise_multiplier": TINY, "l2_norm_clip": 1.0})
+
+    done = average(
+        read_strategy("FedAvg"),
+        SHAPES,
+        model(),
+        None,
+        bodies,
+        weight=lambda _: 1.0,
+        score=lambda _: {},
+        private=NoiseSetup(config, 2.0, KEY),
+    )
+
+    assert isinstance(done, Averaged)
+    found = np.concatenate([done.weights[name].reshape(-1) for name in SHAPES])
+    assert np.abs(found - (flat(updates[0]) + flat(updates[1]) / 3) / 2).max() < 3e-3
+    assert done.metrics["epsilon"] > 0
