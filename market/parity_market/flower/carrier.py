@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from parity_market.flower.bridge import Body, serve_bridge
 from parity_market.flower.fleets import Fleets
 from parity_market.flower.processes import Control, Processes, SuperLinkLost, Talker
-from parity_market.operations import groups, round_steps
+from parity_market.operations import groups, round_steps, rounds
 from parity_market.operations.context import Signals
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
-from parity_market.round_engine import RoundEngine
-from parity_market.store.base import MarketStore, ReadTx
+from parity_market.round_engine import AFTER_RESTART, RoundEngine
+from parity_market.store.base import MarketStore, ReadTx, Tx
+from parity_market.store.rows import to_us
 from parity_protocol.api.rounds import RoundStep
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadField, Conflict, NotFound, StaleFence, TaskCancelled, Unavailable
@@ -178,6 +179,7 @@ class FlowerSessions:
         if fleet is None:
             raise Unavailable(f"the files of session {group_id}'s SuperLink are gone")
         port = str(fleet.port)
+        await self._put_off(group_id)
         carried = _Carried(self._store, self._rounds, self._clock, group_id, carriage)
         async with serve_bridge(folder, carried) as bridge, Processes(folder) as processes:
             host = self.fleets.listen_host
@@ -190,6 +192,7 @@ class FlowerSessions:
                         turn.create_task(self._serve(group_id, carriage, control, str(bridge.path))),
                     )
                     await _within(bridge.connected, CONNECT_S, superlink)
+                    await self._put_off(group_id)
                     log.info("superlink_started", group_id=group_id, superlink=fleet.superlink)
                     await bridge.hung_up.wait()
                     if not carriage.ended:
@@ -201,6 +204,18 @@ class FlowerSessions:
                 if lost is None:
                     raise
                 raise lost.exceptions[0] from failed
+
+    async def _put_off(self, group_id: str) -> None:
+        """Give the open round time from now on: nodes could not be reached while there was no SuperLink."""
+        now = self._clock.now()
+        later = now + AFTER_RESTART
+
+        def write(tx: Tx) -> None:
+            session = rounds.session_of(tx, group_id) if rounds.has_session(tx, group_id) else None
+            if session is not None and session.deadline_us is not None and session.deadline_us < to_us(later):
+                rounds.set_clock(tx, group_id, later, session.message, now)
+
+        await self._store.write(write)
 
     async def _serve(self, group_id: str, carriage: _Carriage, control: Control, bridge: str) -> None:
         """Start the run, then register keys as they come."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from parity_market.flower import Holder, public_key_of
 from parity_market.flower.carrier import _Carriage, _Carried
 from parity_market.flower.processes import SuperLinkLost
 from parity_market.loops.training import Training
-from parity_market.testing.playing import Play, pieces
+from parity_market.testing.playing import TIMEOUT_S, Play, pieces
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import RoundStep
 from parity_protocol.errors import BadField, Conflict, NotFound, Unavailable, Unprocessable
@@ -197,6 +198,21 @@ async def test_a_key_that_the_superlink_refuses_ends_nobody_elses_session_and_ol
     assert control.asked[-1] == {"do": "unregister", "node_id": "77"}
     assert carriage.ids == {"key 0": "2", "key 1": "", "key 2": "4"}
     assert [node["part"] for node in (await stage.carried.next())["nodes"]] == [0, 2]
+
+
+async def test_a_round_has_time_again_when_its_superlink_is_back(rig: Rig, clock: FakeClock) -> None:
+    play = (await Stage.open(rig)).play
+    assert not await play.step()  # the round's clock runs: sixty seconds
+    await clock.advance(timedelta(seconds=TIMEOUT_S - 1))
+
+    await rig.state.flower._put_off(play.id)
+    await clock.advance(timedelta(seconds=50))
+    assert not await play.step()
+    assert (await play.show()).state == "running"
+
+    await clock.advance(timedelta(seconds=11))
+    await play.step()
+    assert (await play.group()).value.state == "failed"
 
 
 async def test_a_session_whose_superlink_cannot_start_fails_with_the_reason(
