@@ -18,7 +18,7 @@ from parity_fl.rounds import Reduced, Refused, TrainedRound
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
-from parity_fl.table import Table, contradiction
+from parity_fl.table import Table, check_part, contradiction
 from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.trees import Forest, forest_from_tensors, forest_tensors
 from parity_protocol import strict_json
@@ -174,8 +174,7 @@ class ForestTrainer:
     """
 
     def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes, part: int) -> None:
-        if not 0 <= part < plan.total_parts:
-            contradiction(f"there is no part {part} of {plan.total_parts}")
+        check_part(part, plan.total_parts)
         rows = part_rows(Table.load(spec, plan, dataset), plan, part)
         self._part = HistogramPart(rows, _config_of(spec))
         self._rows = len(rows.truth)

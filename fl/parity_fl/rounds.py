@@ -30,7 +30,7 @@ from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
-from parity_fl.table import contradiction
+from parity_fl.table import check_part, required_training
 from parity_fl.tensors import encode_tensors
 from parity_fl.training import SessionModel
 
@@ -186,12 +186,10 @@ class RoundTrainer:
     """
 
     def __init__(self, spec: FlSpec, plan: PartitionPlan, dataset: bytes, part: int) -> None:
-        if not 0 <= part < plan.total_parts:
-            contradiction(f"there is no part {part} of {plan.total_parts}")
-        if spec.train is None:
-            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        check_part(part, plan.total_parts)
+        train = required_training(spec.train)
         made = SessionModel.load(spec, plan, dataset)
-        self._trainer = PartTrainer(made.model, spec.train, *made.rows(part), seed=plan.seed, part=part)
+        self._trainer = PartTrainer(made.model, train, *made.rows(part), seed=plan.seed, part=part)
 
     def train(
         self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"

@@ -27,7 +27,7 @@ from parity_fl.plan import PartitionPlan
 from parity_fl.prng import derive_key
 from parity_fl.scoring import scores
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig, NeuralConfig
-from parity_fl.table import Table, contradiction
+from parity_fl.table import Table, check_part, contradiction, required_training
 from parity_fl.trees import as_forest_features, forest_tensors, predict
 from parity_fl.update import FlUpdate, encode_update
 from parity_protocol.errors import BadField
@@ -104,8 +104,7 @@ def train(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, part: int) ->
         ExecutionFailed: ``spec_invalid`` if settings, plan and part contradict each other; ``data_invalid`` if the
             data cannot be used or are not those of the plan; ``numerical_instability`` if training diverges.
     """
-    if not 0 <= part < plan.total_parts:
-        contradiction(f"there is no part {part} of {plan.total_parts}")
+    check_part(part, plan.total_parts)
     if spec.part_index not in {None, part}:
         contradiction(f"the task says part {spec.part_index}, asked to train part {part}")
     table = Table.load(spec, plan, dataset_bytes)
@@ -143,11 +142,10 @@ def train(spec: FlSpec, plan: PartitionPlan, dataset_bytes: bytes, part: int) ->
     elif spec.model.solver == "exact":
         tensors, said = exact_part(spec.model, table, part)
     else:
-        if spec.train is None:
-            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        train = required_training(spec.train)
         scale = feature_scale(table.dataset.features[table.training_rows()], standardize=spec.model.standardize)
         seed = derive_key("sgd", bytes.fromhex(plan.seed), part.to_bytes(4, "big"))
-        model = train_linear(features, truth, spec.train, scale=scale, seed=int.from_bytes(seed, "big"))
+        model = train_linear(features, truth, train, scale=scale, seed=int.from_bytes(seed, "big"))
         tensors = linear_tensors(model)
         said = scores(truth, model.predict(features), classification=False)
 

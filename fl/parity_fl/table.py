@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from parity_fl.data import Dataset, label_classes, load_dataset, targets
 from parity_fl.partition import Assignment, assign
 from parity_fl.plan import PartitionPlan
-from parity_fl.spec import FlSpec, ForestConfig
+from parity_fl.spec import FlSpec, ForestConfig, TrainConfig
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
-__all__ = ["Table", "contradiction"]
+__all__ = ["Table", "check_part", "contradiction", "required_training"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +60,16 @@ class Table:
 def contradiction(message: str) -> NoReturn:
     """Raise ``ExecutionFailed`` with ``spec_invalid``."""
     raise ExecutionFailed(FailureReason.SPEC_INVALID, message)
+
+
+def check_part(part: int, total_parts: int) -> None:
+    """Refuse a part that a session does not have, as ``contradiction`` does."""
+    if not 0 <= part < total_parts:
+        contradiction(f"there is no part {part} of {total_parts}")
+
+
+def required_training(train: TrainConfig | None) -> TrainConfig:
+    """Return the settings of training of a model that cannot do without, as ``contradiction`` refuses."""
+    if train is None:
+        contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+    return train

@@ -19,7 +19,7 @@ from parity_fl.neural_config import NeuralConfig
 from parity_fl.plan import PartitionPlan
 from parity_fl.prng import derive_key
 from parity_fl.spec import FlSpec, TrainConfig
-from parity_fl.table import Table, contradiction
+from parity_fl.table import Table, check_part, required_training
 
 __all__ = ["RoundUpdate", "SessionModel", "first_model", "first_seed", "round_seed", "train_seed"]
 
@@ -116,11 +116,8 @@ class SessionModel:
             BadField: ``base`` is not this session's model.
             ExecutionFailed: ``spec_invalid``: there is no such part; ``numerical_instability``: training diverges.
         """
-        if not 0 <= part < self.plan.total_parts:
-            contradiction(f"there is no part {part} of {self.plan.total_parts}")
-        chosen = config or self.spec.train
-        if chosen is None:
-            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        check_part(part, self.plan.total_parts)
+        chosen = required_training(config or self.spec.train)
         features, truth = self.rows(part)
         seed = train_seed(self.plan, part, round_number)
         trained = self.model.train(base, features, truth, chosen, seed=seed, proximal_mu=proximal_mu)

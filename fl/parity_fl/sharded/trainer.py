@@ -28,7 +28,7 @@ from parity_fl.sharded.bodies import SECURE, Base, HoldoutScore, decode_base, ra
 from parity_fl.sharded.scoring import evaluate
 from parity_fl.shards import ShardAgreement, ShardCut, cut_shard, fingerprint_of, summarize
 from parity_fl.spec import FlSpec, ForestConfig, LinearConfig
-from parity_fl.table import contradiction
+from parity_fl.table import check_part, contradiction, required_training
 from parity_fl.tensors import encode_tensors
 from parity_fl.trees import as_forest_features, forest_tensors
 from parity_protocol.errors import BadDocument, Internal
@@ -63,8 +63,7 @@ class ShardedTrainer:
     ) -> None:
         if spec.privacy.secure_aggregation and randomness is None:
             raise Internal("secure aggregation needs randomness that nobody knows")
-        if not 0 <= part < terms.total_parts:
-            contradiction(f"there is no part {part} of {terms.total_parts}")
+        check_part(part, terms.total_parts)
         if spec.partition.total_parts != terms.total_parts:
             contradiction(f"the session has {spec.partition.total_parts} shards, the market plans {terms.total_parts}")
         self._spec, self._terms, self._part = spec, terms, part
@@ -159,11 +158,10 @@ class ShardedTrainer:
                 return self._summed_line(found, scaling, agreed, features, truth)
             sums = linear_statistics(features, truth, FeatureScale(scaling.mean, scaling.deviation))
             return _said(encode_tensors(statistics_tensors(sums), {}), rows)
-        if spec.train is None:
-            contradiction("training configuration is incomplete: epochs, batch_size, learning_rate are required")
+        train = required_training(spec.train)
         if self._trainer is None:
             model = round_model(spec, n_features=agreed.n_features, n_classes=len(agreed.class_names), scaling=scaling)
-            self._trainer = PartTrainer(model, spec.train, features, truth, seed=agreed.seed, part=self._part)
+            self._trainer = PartTrainer(model, train, features, truth, seed=agreed.seed, part=self._part)
         if spec.privacy.secure_aggregation:
             return self._summed(self._trainer, found, agreed, rows, number=number, proximal_mu=proximal_mu)
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
