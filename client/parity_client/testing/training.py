@@ -61,7 +61,9 @@ class FakeTraining:
         self._clock = clock
         self._node_id = node_id
 
-    def begin(self, session_id: str, creator: str, spec: dict[str, Any], parts: int, *, in_rounds: bool) -> FakeSession:
+    def begin(
+        self, session_id: str, creator: str, spec: dict[str, Any], parts: int, *, in_rounds: bool = True
+    ) -> FakeSession:
         """Begin a session; its first round is open. One that does not train in rounds has none."""
         rounds = spec.get("rounds_config", {})
         total = spec.get("total_rounds", 3) if in_rounds else 1
