@@ -14,7 +14,7 @@ from parity_market.domain.dispatch import Needs
 from parity_market.store.rows import TaskRow
 from parity_protocol.ids import Address
 
-__all__ = ["Market", "NoSignals", "Signals", "new_id"]
+__all__ = ["Market", "Signals", "new_id"]
 
 
 class Signals(Protocol):
@@ -43,29 +43,6 @@ class Signals(Protocol):
     def other_can_run(self, needs: Needs, excluded: AbstractSet[str]) -> bool:
         """Return whether an online node outside ``excluded`` could run such a task; asked inside operations."""
         ...
-
-
-class NoSignals:
-    """Nobody waits and nobody else can run anything: for tools and tests."""
-
-    def task_pending(self, task: TaskRow) -> None:
-        """Do nothing."""
-
-    def task_taken(self, task_id: str, node_id: str) -> None:
-        """Do nothing."""
-
-    def task_gone(self, task_id: str) -> None:
-        """Do nothing."""
-
-    def task_changed(self, task_id: str) -> None:
-        """Do nothing."""
-
-    def lease_ended(self, task_id: str, node_id: str) -> None:
-        """Do nothing."""
-
-    def other_can_run(self, needs: Needs, excluded: AbstractSet[str]) -> bool:  # noqa: ARG002  # the port's signature
-        """Return False."""
-        return False
 
 
 def new_id() -> str:
