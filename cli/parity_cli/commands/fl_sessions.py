@@ -205,7 +205,8 @@ async def watch(out: Output, client: Client, session_id: str) -> None:
     """Print each round as it closes, until the session has ended. Exit status 70 if it failed."""
     found = await follow(out, client, session_id)
     _raise_unless_completed(found)
-    out.emit(found.model_dump(mode="json"))
+    # Its rounds have been printed; one that had none would end without a word.
+    out.emit(found.model_dump(mode="json"), None if found.rounds else lambda: _screen(found))
 
 
 def _verb(name: str, short: str, text: str) -> click.Command:

@@ -118,9 +118,10 @@ def test_a_session_whose_parts_are_merged_at_once_is_followed_shown_and_kept_lik
 
     done = parity("fl", "run", "forest.json", "--reward", "1", "-o", "forest.safetensors")
     shown, listed = parity("fl", "show", "group-1"), parity("fl", "sessions", "--json")
+    watched = parity("fl", "watch", "group-1")
 
     assert done.code == 0, done.err
-    assert done.out == shown.out
+    assert done.out == shown.out == watched.out
     assert done.out.splitlines()[1] == "state    completed, round 1/1"
     assert done.out.splitlines()[-2:] == ["accuracy 0.9", "oob_federated 0.8"]
     assert (tmp_path / "forest.safetensors").read_bytes() == b"the merged model"
