@@ -68,6 +68,8 @@ def _place(header: list[str], column: str) -> int:
         raise BadField(f"the header has {header.count(column)} columns {column!a}", field="label")
     if column.isascii() and column.isdecimal() and 1 <= int(column[:9]) <= len(header):
         return int(column) - 1
+    if not any(header):
+        raise BadField("the data are empty: expected a CSV table with a header line", field="data")
     near = get_close_matches(column, header, n=1)
     meant = f"; did you mean {near[0]!a}?" if near else f" (it has {', '.join(header)[:200]})"
     raise BadField(f"the header has no column {column[:64]!a}{meant}", field="label")

@@ -21,6 +21,8 @@ from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
 
 __all__ = ["Moments", "merged_scaling", "moments_from_tensors", "moments_of", "moments_tensors"]
 
+_MOST_MEAN = 1e140
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
@@ -110,6 +112,9 @@ def moments_from_tensors(tensors: Mapping[str, Tensor], *, n_features: int, rows
         _refuse(f"the part has {rows} rows, the moments say {n[0]:g}")
     if (spread < 0).any() or (rows == 1 and spread.any()):
         _refuse("no rows have this spread")
+    # Merged, the squares of such numbers would be none, and one part would end the session of all.
+    if (np.abs(mean) > _MOST_MEAN).any() or (spread > _MOST_MEAN**2).any():
+        _refuse(f"a column whose mean or deviation is above {_MOST_MEAN:g} cannot be standardized")
     return Moments(rows, mean, spread)
 
 

@@ -210,6 +210,17 @@ def test_what_cannot_be_is_refused_in_words(parity: Parity, digits: Path, option
     assert words in done.err
 
 
+def test_an_empty_file_is_called_empty(parity: Parity, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+
+    done = parity(
+        "fl", "simulate", "--data", str(tmp_path / "empty.csv"), "--label", "x", "--model", "neural_network", "--nodes", "2"
+    )  # fmt: skip
+
+    assert done.code != 0
+    assert "the data are empty" in done.err
+
+
 # -- the label's column ---------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,8 @@ def test_moments_survive_their_tensors():
         ("mean", np.array([0, np.inf, 0]), "NaN or Inf"),
         ("spread", np.array([1.0, -1.0, 0]), "no rows have this spread"),
         ("spread", np.zeros(3, dtype=np.float32), "F64"),
+        ("mean", np.array([0, -1e141, 0]), "cannot be standardized"),
+        ("spread", np.array([0, 1e281, 0]), "cannot be standardized"),
     ],
 )
 def test_hostile_moments_are_refused(name, value, words):
@@ -95,6 +97,18 @@ def test_hostile_moments_are_refused(name, value, words):
 
     with pytest.raises(BadDocument, match=words):
         moments_from_tensors(tensors, n_features=2, rows=9)
+
+
+def test_the_farthest_moments_that_are_taken_can_be_merged():
+    said = {"n": np.array([9.0]), "spread": np.full(3, 1e280)}
+    far = [
+        moments_from_tensors({**said, "mean": np.full(3, side * 1e140)}, n_features=2, rows=9) for side in (-1.0, 1.0)
+    ]
+
+    scaling = merged_scaling(spec_of(), far)
+
+    assert np.isfinite(scaling.mean).all()
+    assert np.isfinite(scaling.deviation).all()
 
 
 def test_one_row_has_no_spread_no_rows_have_no_moments_and_too_large_is_named():
