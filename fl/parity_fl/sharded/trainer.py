@@ -74,7 +74,8 @@ class ShardedTrainer:
         self._forest: HistogramPart | None = None
         self._random = randomness
         self._secure: tuple[str, SumPart] | None = None  # with what names its sum
-        self._round = 0  # that it belongs to
+        self._summand = ""  # what this part adds to it
+        self._opened: set[str] = set()  # summands of sums that this part has helped to open before
 
     def answer(
         self,
@@ -186,10 +187,8 @@ class ShardedTrainer:
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in found.tensors.items()}
         place = f"{number} {weights_digest(weights)} {terms}"
         if self._secure is None or self._secure[0] != place:
-            if self._secure is not None and self._secure[1].has_opened and self._round == number:
-                # Two sums of the same updates over different parts would tell those that are in one of them alone.
+            if not self._may_sum(f"round {number}"):
                 return _said(absent("this part has opened a sum of this round already"), rows)
-            self._round = number
             trained = trainer.train_from(weights, number=number, proximal_mu=proximal_mu)
             shapes = {name: tensor.shape for name, tensor in weights.items()}
             made = update_part(
@@ -220,7 +219,7 @@ class ShardedTrainer:
         setup = line_setup(self._spec.privacy, terms, scaling, session_id=self._spec.session_id, parts=parts)
         place = f"line {setup.context.hex()}"
         if self._secure is None or self._secure[0] != place:
-            if self._secure is not None and self._secure[1].has_opened:
+            if not self._may_sum("line"):
                 return _said(absent("this part has opened a sum of its rows already"), truth)
             vector = line_vector(features, truth, scaling, line_point(terms, parts=parts))
             self._secure = (place, SumPart(setup, self._part, vector, self._random))
@@ -249,10 +248,23 @@ class ShardedTrainer:
         asked = hashlib.sha256(request).hexdigest()
         place = f"counts {asked} {setup.context.hex()}"
         if self._secure is None or self._secure[0] != place:
-            if self._secure is not None and self._secure[1].has_opened and asked in self._secure[0]:
+            if not self._may_sum(f"counts {asked}"):
                 return _said(absent("this part has opened a sum of these counts already"), rows)
             self._secure = (place, SumPart(setup, self._part, counts_vector(table, setup), self._random))
         return _said(self._secure[1].keys(), rows)
+
+    def _may_sum(self, summand: str) -> bool:
+        """Return whether a new sum of ``summand`` may begin; then that is what this part adds from here on.
+
+        Two opened sums of the same over different parts would tell those that are in one of them alone, also when others
+        were opened in between.
+        """
+        if self._secure is not None and self._secure[1].has_opened:
+            self._opened.add(self._summand)
+        if summand in self._opened:
+            return False
+        self._summand = summand
+        return True
 
     def _later(self, found: Base, rows: Sized) -> TrainedRound:
         """Answer a later phase of a secure sum."""

@@ -224,6 +224,34 @@ def test_a_part_opens_one_sum_of_a_round_only() -> None:
     assert b"has opened a sum of this round already" in answer
 
 
+def test_a_market_that_goes_back_to_a_round_whose_sum_was_opened_gets_none() -> None:
+    play, again = Play(SECURE), Play(SECURE)
+    while again.asks != "train":
+        again.step()
+    while play.asks != "train" or play.number < 2 or play.phase < 4:  # the second round's sum is about to be opened
+        play.step()
+    play.nodes[0].answer("train", play.base, number=2)
+
+    answer = play.nodes[0].answer("train", again.base, number=1).update
+
+    assert b"has opened a sum of this round already" in answer
+
+
+def test_a_market_that_goes_back_to_counts_that_were_opened_gets_none() -> None:
+    play = Play(SECURE, **FOREST)
+    begun: list[tuple[bytes, int]] = []  # what the first phases of sums were asked
+    while len(begun) < 3:
+        base, number = play.base, play.number
+        play.step()
+        if is_message(play.sent[-1][2]) and "request" in decode_base(base).tensors:
+            begun.append((base, number))
+
+    first, number = begun[0]
+    answer = play.nodes[0].answer("train", first, number=number).update
+
+    assert b"has opened a sum of these counts already" in answer
+
+
 def test_a_market_that_asks_for_a_plain_update_gets_none() -> None:
     play, lying = Play(SECURE), Play({})
     while lying.asks != "train":
