@@ -73,18 +73,23 @@ def run(arguments: Sequence[str]) -> int:
         code = cli.main(args=list(arguments), prog_name="parity", standalone_mode=False, obj=output)
         return code if isinstance(code, int) else OK
     except click.Abort:
-        click.echo("aborted", err=True)
-        return INTERRUPTED
+        return _interrupted(output, "aborted")
     except click.ClickException as exc:
         exc.show()
         return USAGE
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return _interrupted(output, "interrupted")
     except BrokenPipeError:
         return OK
     except Exception as exc:  # noqa: BLE001 - the process's edge: people get words, not a traceback
         return _tell(output, exc)
+
+
+def _interrupted(output: Output, word: str) -> int:
+    click.echo(word, err=True)
+    if output.goes_on:
+        output.say(f"  → {output.goes_on}")
+    return INTERRUPTED
 
 
 def _tell(output: Output, exc: Exception) -> int:

@@ -35,10 +35,12 @@ class Output:
     Attributes:
         json: Print one JSON document instead of screens.
         context: What was done before an error, for the document that tells of it (a task's id).
+        goes_on: What goes on when the person breaks the command off, and what can be done about that; empty: nothing does.
     """
 
     json: bool = False
     context: dict[str, Any] = field(default_factory=dict)
+    goes_on: str = ""
     _console: Console | None = field(default=None, repr=False)
 
     def emit(self, document: Mapping[str, Any], screen: Callable[[], RenderableType] | str | None = None) -> None:

@@ -112,10 +112,9 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("give a SPEC file, or --model and one of --data, --dataset and --shard")
     if given["shards"] and given["alpha"] is not None:
         raise click.UsageError("--alpha cuts one data set: with --shard every part has its own")
-    if given["model_type"] == "neural_network" and not given["hidden"]:
-        raise click.UsageError("a neural network needs --hidden")
     _check_kind(given)
     defaults = load_fl_settings()
+    _check_whole(given, has_rate="fl_client_lr" in defaults.model_fields_set)
     path: Path | None = given["data"]
     cid = given["dataset"] if path is None or given["dry_run"] else (await client.data.add(path)).cid
     if path is None and given["shards"]:
@@ -158,6 +157,31 @@ def _check_kind(given: dict[str, Any]) -> None:
     for name, kinds in {**of, "hidden": ("neural_network",)}.items():
         if given[name] not in (None, ()) and kind not in kinds:
             raise click.UsageError(f"--{name.replace('_', '-')} means nothing to a {kind}")
+
+
+def _check_whole(given: dict[str, Any], *, has_rate: bool) -> None:
+    """Refuse a model that a setting is missing of, with all that are, before anything of it is stored.
+
+    Args:
+        has_rate: ``FL_CLIENT_LR`` is set, and is the learning rate.
+
+    Raises:
+        UsageError: One is neither an option nor in ``--set``.
+    """
+    changes = read_changes(given["changes"], SECTIONS)
+    model, train = changes["model"], changes["train"]
+    kind, is_exact = given["model_type"], "exact" in (given["solver"], model.get("solver"))
+    missing = []
+    if kind == "neural_network" and not (given["hidden"] or {"hidden_size", "hidden_layers"} & model.keys()):
+        missing.append("--hidden")
+    if kind != "random_forest" and not is_exact:
+        missing += [
+            f"--{name.replace('_', '-')}"
+            for name in ("epochs", "batch_size", "learning_rate")
+            if given[name] is None and name not in train and not (name == "learning_rate" and has_rate)
+        ]
+    if missing and missing != ["--learning-rate"]:  # that alone may be the market's FL_CLIENT_LR
+        raise click.UsageError(f"a {kind.replace('_', ' ')} needs {', '.join(missing)}")
 
 
 def _strategy(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parity_client import Client
     from parity_protocol.api.rounds import FlRoundReply, FlSessionReply
 
-__all__ = ["contributions"]
+__all__ = ["all_rounds", "contributions"]
 
 
 @click.command(
@@ -36,7 +36,7 @@ async def contributions(out: Output, client: Client, session_id: str) -> None:
     """
     from parity_cli.screens.sessions import contributions_screen
 
-    found, rounds = await _all_rounds(client, session_id)
+    found, rounds = await all_rounds(client, session_id)
     asked = found.settings.get("rounds")
     settings = asked if isinstance(asked, dict) else {}
     method = str(settings.get("contribution", "none"))
@@ -55,7 +55,7 @@ async def contributions(out: Output, client: Client, session_id: str) -> None:
     out.emit(document, lambda: contributions_screen(found.id, method, base_share, parts))
 
 
-async def _all_rounds(client: Client, session_id: str) -> tuple[FlSessionReply, list[FlRoundReply]]:
+async def all_rounds(client: Client, session_id: str) -> tuple[FlSessionReply, list[FlRoundReply]]:
     """Return a session and all rounds that have closed, page by page."""
     rounds: list[FlRoundReply] = []
     number, phase = 1, 0

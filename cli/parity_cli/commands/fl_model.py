@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from parity_cli.lazy import Command
 from parity_cli.model_files import FORMS, Form, ModelFacts, load_model, save_model
-from parity_cli.output import Output, pass_output
+from parity_cli.output import Output, pass_output, printable
 from parity_cli.place import with_client
 from parity_cli.transfers import OnProgress, transferring
 from parity_protocol.errors import InvalidInput
@@ -157,3 +158,14 @@ def score(out: Output, file: Path, data: Path, label: str | None) -> None:
     document = {"path": str(file), "rows": len(truth), "feature_count": found.n_features, **told}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in told.items() if value is not None)
     out.emit(document, f"{len(truth)} rows: {shown or 'nothing can be computed'}")
+    if found.class_names and (strange := int((truth < 0).sum())):
+        out.say(
+            f"{strange} of the rows have a label that is no class of the model, and count as wrong: "
+            f"its classes are {_some(found.class_names)}; --label names the label's column"
+        )
+
+
+def _some(names: Sequence[object]) -> str:
+    """Return the first names of a list, for a message."""
+    shown = ", ".join(str(name)[:40] for name in names[:8])
+    return printable(f"{shown}, …" if len(names) > 8 else shown)

@@ -41,6 +41,9 @@ __all__ = [
     "watch",
 ]
 
+MAX_LISTED = 200
+"""Rounds in one answer of a market, each phase counted."""
+
 
 @click.command(
     "run",
@@ -85,7 +88,9 @@ __all__ = [
 @click.option("--partition", default="stratified", show_default=True, help="How the data are cut.")
 @click.option("--alpha", type=float, help="Of the partition non_iid.")
 @click.option("--min-samples", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of a part.")
-@click.option("--dp-noise", type=float, metavar="Z", help="Differential privacy: noise in units of the clip norm.")
+@click.option(
+    "--dp-noise", type=float, metavar="Z", help="With --shard: differential privacy, noise in units of the clip norm."
+)
 @click.option("--dp-clip", type=float, metavar="C", help="Its clip norm. Without it the norm adapts to the updates.")
 @click.option("--dp-delta", type=float, metavar="DELTA", help="Of which epsilon is told. Default: 0.00001.")
 @click.option("--secure-aggregation", is_flag=True, help="With --shard: nobody sees a single update, only their sum.")
@@ -164,6 +169,7 @@ async def submit_and_follow(
     if no_wait:
         out.emit({"id": made.id, "task_ids": list(made.task_ids)}, made.id)
         return
+    out.goes_on = f"The session goes on: `parity fl watch {made.id}` follows it, `parity fl stop {made.id}` ends it."
     found = await follow(out, client, made.id)
     document = found.model_dump(mode="json")
     if output is not None and found.result_cid is not None:
@@ -196,6 +202,8 @@ async def show(out: Output, client: Client, session_id: str, from_round: int) ->
     """Show a session: each round's scores, who took part, contributions and bytes."""
     found = await client.sessions.show(session_id, from_round=from_round)
     out.emit(found.model_dump(mode="json"), lambda: _screen(found))
+    if len(found.rounds) >= MAX_LISTED and found.rounds[-1].round < min(found.round, found.total_rounds):
+        out.say(f"more: parity fl show {session_id} --from-round {found.rounds[-1].round}")
 
 
 @click.command(cls=Command, short_help="Follow a session live.", example="parity fl watch 3f0c…")

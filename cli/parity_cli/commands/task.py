@@ -76,6 +76,8 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
         return
     out.context.update(document)
     out.say(f"submitted {submission.kind} {submission.id}")
+    then = f"`parity task result --wait {submission.id}` follows it, `parity task cancel {submission.id}` ends it"
+    out.goes_on = f"It goes on: {then}."
     await _follow(out, client, submission.id, None)
     found = await client.result(submission.id)
     out.emit({**document, "result": _result_document(found)}, _result_text(found))

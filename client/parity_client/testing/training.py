@@ -122,7 +122,7 @@ class FakeTraining:
         found = self._shown(session)
         first = (int(query.get("from_round", "1")), int(query.get("from_phase", "0")))
         rounds = [*session.rounds, *_open(session, found)]
-        return {**found, "rounds": [one for one in rounds if (one["round"], one["phase"]) >= first]}
+        return {**found, "rounds": [one for one in rounds if (one["round"], one["phase"]) >= first][:200]}
 
     async def _polled(self, session: FakeSession, wait_s: float) -> None:
         self._clock.advance(wait_s)

@@ -95,6 +95,9 @@ def test_a_label_that_the_model_does_not_know_is_wrong(parity: Parity, iris: Pat
     unknown = parity("fl", "score", str(path), "--data", str(strange), "--json").json["accuracy"]
 
     assert unknown == pytest.approx(known - 1 / 3, abs=0.02)
+    said = parity("fl", "score", str(path), "--data", str(strange)).err
+    assert "50 of the rows have a label that is no class of the model" in said
+    assert parity("fl", "score", str(path), "--data", str(iris)).err == ""
 
 
 @pytest.mark.parametrize(

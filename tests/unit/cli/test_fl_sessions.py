@@ -275,7 +275,12 @@ def test_this_shells_variables_and_options_are_in_what_is_signed(
     ("arguments", "words"),
     [
         ((), "give a SPEC file, or --model"),
-        (("--model", "neural_network", "--dataset", "bafy"), "needs --hidden"),
+        (("--model", "neural_network", "--dataset", "bafy"), "needs --hidden, --epochs, --batch-size, --learning-rate"),
+        (
+            ("--model", "neural_network", "--dataset", "b", "--set", "model.hidden_size=4"),
+            "needs --epochs, --batch-size",
+        ),
+        (("--model", "linear_regression", "--dataset", "b", "--epochs", "1"), "needs --batch-size, --learning-rate"),
         (("--model", "neural_network", "--hidden", "4", "--data", "s", "--dataset", "b"), "does not exist"),
     ],
 )
@@ -368,6 +373,50 @@ def test_a_shown_session_is_what_plot_draws(parity: Parity, joined: FakeMarket, 
     assert "loss" in chart.out
     assert "<svg" in (tmp_path / "run.html").read_text()
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_draws_a_session_by_its_name_and_says_which_file_is_not_there(
+    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    close_rounds(joined, session, 3)
+    (tmp_path / "run.json").write_text(parity("fl", "show", session.id, "--json").out)
+
+    chart, saved = parity("fl", "plot", session.id), parity("fl", "plot", "run.json")
+    missing, unknown = parity("fl", "plot", "other.json"), parity("fl", "plot", "group-9")
+
+    assert chart.code == 0
+    assert chart.out == saved.out
+    assert (missing.code, unknown.code) == (2, 22)
+    assert "there is no file other.json" in missing.err
+    assert "no session group-9" in unknown.err
+
+
+def test_a_long_session_says_where_its_next_rounds_are(parity: Parity, joined: FakeMarket, spec: Path) -> None:
+    session = begun(parity, joined, spec)
+    session.total_rounds = 300
+    close_rounds(joined, session, 210)
+
+    first, next_ = parity("fl", "show", session.id), parity("fl", "show", session.id, "--from-round", "200")
+
+    assert f"more: parity fl show {session.id} --from-round 200" in first.err
+    assert "more" not in next_.err
+    assert [line.split()[0] for line in next_.out.splitlines() if "closed" in line] == [str(n) for n in range(200, 211)]
+    assert len(parity("fl", "plot", session.id, "--json").json["panels"][0]["curves"]["accuracy"]) == 210
+
+
+def test_a_session_that_is_left_is_said_to_go_on(
+    parity: Parity, joined: FakeMarket, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("parity_cli.commands.fl_sessions.follow", interrupted)
+
+    done = parity("fl", "run", str(spec), "--reward", "1")
+
+    assert done.code == 130
+    assert "`parity fl watch group-1` follows it, `parity fl stop group-1` ends it" in done.err
 
 
 def test_contributions_are_summed_over_the_rounds_with_the_share_that_follows_them(
