@@ -77,7 +77,10 @@ def owner_wallet(home: Home, passphrase_file: Path | None) -> Wallet:
     name = home.load().node.wallet
     path = home.wallet_file(name)
     if not path.is_file():
-        raise NotFound("this node has no owner yet", hint="Make one with `parity node auth`.")
+        raise NotFound(
+            "this node has no owner yet",
+            hint="Set the node up with `parity node init`, or bring a key with `parity node auth`.",
+        )
     asker = passphrase_asker(passphrase_file, "the node's owner")
     return Wallet.of_keystore(path, asker, asks_person=True, again=asks_again(passphrase_file))
 

@@ -87,6 +87,13 @@ def plan_partition(
     # A stratum always keeps a row to train on, so that no class is known to the hold-out alone.
     holdout = largest_remainder(wanted, sizes, [max(0, size - 1) for size in sizes])
     if config.holdout_fraction > 0 and sum(holdout) == 0:
+        # Far from a fault of the fraction: somebody gave numbers to predict to a model that sorts into classes.
+        if classification and wanted > 0:
+            raise BadField(
+                f"{n_rows} rows have {len(sizes)} different labels, so that no class has a row to spare for scoring: "
+                "where the label is a number to predict, make it a regression (task regression, or a linear_regression)",
+                field="model_config.task",
+            )
         raise BadField(
             f"holdout_fraction {config.holdout_fraction} of {n_rows} rows leaves no row to score on",
             field="partition_config.holdout_fraction",

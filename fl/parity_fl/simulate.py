@@ -201,7 +201,11 @@ def simulate(
         if privacy.is_on:
             raise BadField("a simulation has privacy for models in rounds: this one has none", field="privacy")
         if attack is not None:
-            raise BadField("attacks are on updates in rounds: this model has none", field="attack")
+            raise BadField(
+                f"attacks are on updates in rounds, and this {spec.model_type} is made without: "
+                "choose a neural_network, or a linear_regression by steps",
+                field="attack",
+            )
         if rounds != 1:
             raise BadField(f"this model is made in one round, got {rounds}", field="rounds")
         if isinstance(spec.model, ForestConfig) and spec.model.mode != "union":

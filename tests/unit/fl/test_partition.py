@@ -330,6 +330,14 @@ def test_a_hold_out_without_a_row_is_refused():
         plan_of(np.zeros(4), parts=1, holdout=0.1)
 
 
+def test_numbers_to_predict_that_are_taken_for_classes_are_refused_as_such():
+    with pytest.raises(BadField, match="600 rows have 600 different labels") as caught:
+        plan_of(np.arange(600) / 7, parts=2, least=10)
+
+    assert caught.value.field == "model_config.task"
+    assert "make it a regression" in caught.value.message
+
+
 def test_a_cut_of_other_data_is_refused():
     labels = np.repeat([0.0, 1.0], 30)
     plan = plan_of(labels, strategy="stratified")
