@@ -223,7 +223,10 @@ def _verb(name: str, short: str, text: str) -> click.Command:
     @with_client
     async def command(out: Output, client: Client, session_id: str) -> None:
         found: FlSessionReply = await getattr(client.sessions, name)(session_id)
-        out.emit(found.model_dump(mode="json"), f"{found.id}: {found.state}, round {found.round}/{found.total_rounds}")
+        out.emit(
+            found.model_dump(mode="json"),
+            f"{found.id}: {found.state}, round {min(found.round, found.total_rounds)}/{found.total_rounds}",
+        )
 
     return command
 

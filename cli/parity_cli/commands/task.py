@@ -76,8 +76,6 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
         return
     out.context.update(document)
     out.say(f"submitted {submission.kind} {submission.id}")
-    then = f"`parity task result --wait {submission.id}` follows it, `parity task cancel {submission.id}` ends it"
-    out.goes_on = f"It goes on: {then}."
     await _follow(out, client, submission.id, None)
     found = await client.result(submission.id)
     out.emit({**document, "result": _result_document(found)}, _result_text(found))
@@ -319,15 +317,12 @@ async def _follow(out: Output, client: Client, root_id: str, timeout_s: float | 
     def tell(task_id: str, event: EventReply) -> None:
         out.show(event_line(task_id, event))
 
-    try:
-        with out.console.status("waiting … Ctrl-C stops watching, not the work"):
-            async with anyio.create_task_group() as beside:
-                beside.start_soon(_tell_why, out, client, root_id)
-                found = await client.wait(root_id, timeout=timeout_s, on_event=tell)
-                beside.cancel_scope.cancel()
-    except anyio.get_cancelled_exc_class():
-        out.say(f"the work goes on; to its result: parity task result --wait {root_id}")
-        raise
+    out.goes_on = f"The work goes on: `parity task result --wait {root_id}` gets its result, `parity task cancel {root_id}` ends it."
+    with out.console.status("waiting … Ctrl-C stops watching, not the work"):
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(_tell_why, out, client, root_id)
+            found = await client.wait(root_id, timeout=timeout_s, on_event=tell)
+            beside.cancel_scope.cancel()
     return found
 
 

@@ -459,6 +459,15 @@ def test_a_session_whose_parts_are_not_scored_says_how_to_ask_for_it(
 # -- pausing, stopping, going on ------------------------------------------------------------------------------------------
 
 
+def test_a_session_that_has_ended_is_never_in_a_round_beyond_its_last(
+    parity: Parity, joined: FakeMarket, spec: Path
+) -> None:
+    session = begun(parity, joined, spec)
+    session.round, session.state = 4, "stopping"
+
+    assert parity("fl", "stop", session.id).out.strip().endswith("round 3/3")
+
+
 def test_a_session_is_paused_resumed_and_stopped(parity: Parity, joined: FakeMarket, spec: Path) -> None:
     session = begun(parity, joined, spec)
 
