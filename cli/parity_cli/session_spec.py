@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parity_cli.output import Output
-from parity_protocol.errors import InvalidInput, NotFound
+from parity_protocol.errors import InvalidInput, NotFound, ParityError
 
 if TYPE_CHECKING:
     from parity_client import Client
@@ -50,7 +50,10 @@ def read_spec(path: Path) -> dict[str, Any]:
     """
     from parity_protocol import strict_json
 
-    spec = strict_json.loads(path.read_bytes(), max_bytes=MAX_SPEC_BYTES)
+    try:
+        spec = strict_json.loads(path.read_bytes(), max_bytes=MAX_SPEC_BYTES)
+    except ParityError as exc:
+        raise InvalidInput(f"{path} is no specification of a session: {exc.message}", field="spec") from exc
     if not isinstance(spec, dict):
         raise InvalidInput(f"{path} must hold one JSON object", field="spec")
     return {"type": "federated_learning", **spec}

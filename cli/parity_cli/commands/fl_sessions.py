@@ -24,6 +24,7 @@ from parity_cli.session_spec import (
     stored_cid,
 )
 from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
+from parity_cli.waiting import tell_why
 
 if TYPE_CHECKING:
     from parity_client import Client
@@ -238,18 +239,23 @@ stop = _verb(
 
 
 async def follow(out: Output, client: Client, session_id: str) -> FlSessionReply:
-    """Print rounds as they close; return the session when it has ended."""
+    """Print rounds as they close, and why no node takes a part; return the session when it has ended."""
+    import anyio
+
     from parity_cli.screens.sessions import round_line
 
     last = None
     said = ""
-    async for found, closed in client.sessions.follow(session_id):
-        last = found
-        for one in closed:
-            out.say(round_line(one, total=found.total_rounds))
-        if found.message and found.message != said:
-            said = found.message
-            out.say(said)
+    async with anyio.create_task_group() as beside:
+        beside.start_soon(tell_why, out, client, session_id)
+        async for found, closed in client.sessions.follow(session_id):
+            last = found
+            for one in closed:
+                out.say(round_line(one, total=found.total_rounds))
+            if found.message and found.message != said:
+                said = found.message
+                out.say(said)
+        beside.cancel_scope.cancel()
     assert last is not None
     return await client.sessions.show(session_id)
 

@@ -6,7 +6,7 @@ import base64
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from parity_cli.lazy import Group
 from parity_cli.output import Output
 from parity_cli.place import open_chain, with_client
 from parity_cli.task_spec import spec_of, spec_options
+from parity_cli.waiting import tell_why
 from parity_protocol.errors import InvalidInput, NotFound, ParityError, Unavailable
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from parity_protocol.ids import Address
 
 MAX_SHOWN_FILES = 20  # of a result folder
-WHY_AFTER_S = 5.0
-WHY_EVERY_S = 15.0
 
 
 @click.group(cls=Group, short_help="Submit work and follow it.")
@@ -320,30 +319,7 @@ async def _follow(out: Output, client: Client, root_id: str, timeout_s: float | 
     out.goes_on = f"The work goes on: `parity task result --wait {root_id}` gets its result, `parity task cancel {root_id}` ends it."
     with out.console.status("waiting … Ctrl-C stops watching, not the work"):
         async with anyio.create_task_group() as beside:
-            beside.start_soon(_tell_why, out, client, root_id)
+            beside.start_soon(tell_why, out, client, root_id)
             found = await client.wait(root_id, timeout=timeout_s, on_event=tell)
             beside.cancel_scope.cancel()
     return found
-
-
-async def _tell_why(out: Output, client: Client, root_id: str) -> NoReturn:
-    """Say why no node takes the work, a moment after that is so, and again when the reason changes."""
-    import anyio
-
-    from parity_cli.screens.task import waiting_line
-    from parity_protocol.api.tasks import GroupReply
-
-    told = ""
-    await anyio.sleep(WHY_AFTER_S)
-    while True:
-        try:
-            found = await client.find(root_id)
-            members = found.tasks if isinstance(found, GroupReply) else (found,)
-            waiting = [each.id for each in members if each.state == "pending"]
-            reason = (await client.why(waiting[0])).summary if waiting else ""
-        except ParityError:
-            reason = ""  # it is only a courtesy: `wait` tells what is wrong with the market
-        if reason and reason != told:
-            out.show(waiting_line(waiting[0], reason, now=datetime.now(UTC)))
-            told = reason
-        await anyio.sleep(WHY_EVERY_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -405,18 +406,31 @@ def test_a_long_session_says_where_its_next_rounds_are(parity: Parity, joined: F
     assert len(parity("fl", "plot", session.id, "--json").json["panels"][0]["curves"]["accuracy"]) == 210
 
 
-def test_a_session_that_is_left_is_said_to_go_on(
+def test_who_leaves_a_session_while_it_is_told_why_nobody_takes_it_reads_that_it_goes_on(
     parity: Parity, joined: FakeMarket, spec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    told = []
 
-    monkeypatch.setattr("parity_cli.commands.fl_sessions.follow", interrupted)
+    async def interrupt(_out: object, _client: object, root_id: str) -> None:
+        told.append(root_id)
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr("parity_cli.commands.fl_sessions.tell_why", interrupt)
+    joined.training.closes_rounds = False
 
     done = parity("fl", "run", str(spec), "--reward", "1")
 
-    assert done.code == 130
+    assert (done.code, told) == (130, ["group-1"])
     assert "`parity fl watch group-1` follows it, `parity fl stop group-1` ends it" in done.err
+
+
+def test_a_file_that_is_no_specification_is_named(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\xff")
+
+    done = parity("fl", "run", "model.safetensors", "--reward", "1")
+
+    assert "model.safetensors is no specification of a session" in done.err
 
 
 def test_contributions_are_summed_over_the_rounds_with_the_share_that_follows_them(

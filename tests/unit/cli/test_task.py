@@ -78,8 +78,8 @@ def test_waiting_shows_steps_and_prints_the_result(parity: Parity, joined: FakeM
 def test_waiting_says_why_nobody_takes_the_work(
     parity: Parity, joined: FakeMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity_cli.commands.task.WHY_AFTER_S", 0.0)
-    monkeypatch.setattr("parity_cli.commands.task.WHY_EVERY_S", 0.0)
+    monkeypatch.setattr("parity_cli.waiting.WHY_AFTER_S", 0.0)
+    monkeypatch.setattr("parity_cli.waiting.WHY_EVERY_S", 0.0)
     joined.finish_after = 20
 
     done = parity("task", "submit", "--reward", "0.1", "--wait", "--", "echo", "hello")
@@ -95,7 +95,7 @@ def test_who_stops_watching_is_told_that_the_work_goes_on(
         signal.raise_signal(signal.SIGINT)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr("parity_cli.commands.task._tell_why", interrupt)
+    monkeypatch.setattr("parity_cli.commands.task.tell_why", interrupt)
     joined.finish_after = None
 
     done = parity("task", "submit", "--reward", "0.1", "--wait", "--", "echo", "hello")
