@@ -228,6 +228,8 @@ def _verb(name: str, short: str, text: str) -> click.Command:
             found.model_dump(mode="json"),
             f"{found.id}: {found.state}, round {min(found.round, found.total_rounds)}/{found.total_rounds}",
         )
+        if found.state == "stopping" and found.round == 0:
+            out.say(f"no round has begun that it could end with; to end it now: parity task cancel {found.id}")
 
     return command
 
