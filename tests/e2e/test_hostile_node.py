@@ -294,7 +294,7 @@ async def test_second_machine_with_a_copied_key_is_refused_with_409(town: Town) 
     original = town.nodes[2]
     await town.start(original)
     copy = town.stack.folder / "copied"
-    shutil.copytree(original.state, copy, ignore=shutil.ignore_patterns("*.sock", "agent.lock"))
+    shutil.copytree(original.state, copy, ignore=shutil.ignore_patterns("*.sock", "agent.lock", ".*.tmp"))
 
     async with town.hand(original) as hand:
         with pytest.raises(NodeInUse) as refused:

@@ -154,4 +154,4 @@ def test_the_list_names_every_service_with_its_state(services: Run, tmp_path: Pa
     states = {line.split()[0]: line.split()[2] for line in lines[1:]}
     assert states["kubo"] == "ready"
     assert states["bore"] == "missing"
-    assert len(states) == 19
+    assert len(states) == 20
