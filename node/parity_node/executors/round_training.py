@@ -67,13 +67,12 @@ def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: byte
     return train
 
 
-def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) -> dict[str, object]:
-    """Answer the node until it hangs up; return what the last round said.
+def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) -> None:
+    """Answer the node until it hangs up.
 
     Raises:
         ExecutionFailed: The data cannot be used, or training diverges; ends the process.
     """
-    said: dict[str, object] = {}
     with socket.socket(fileno=0) as line, line.makefile("rwb") as stream:
         for question in stream:
             asked = json.loads(question)
@@ -94,4 +93,3 @@ def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) ->
             say(event="round", round=asked["round"], **said)
             stream.write(json.dumps(said).encode() + b"\n")
             stream.flush()
-    return said

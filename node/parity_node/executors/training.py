@@ -39,8 +39,9 @@ def train_in(path: str) -> int:
     """Train what the folder says, write down how it went, and return the exit status."""
     folder = JobFolder(Path(path))
     outcome = _outcome(folder)
-    write_file(folder.path / "outcome.json", json.dumps(outcome).encode())
-    _say(event="ended", ok=outcome["ok"])
+    if outcome is not None:
+        write_file(folder.path / "outcome.json", json.dumps(outcome).encode())
+    _say(event="ended", ok=outcome is None or outcome["ok"])
     return 0
 
 
@@ -50,10 +51,14 @@ def try_models() -> int:
     return 0
 
 
-def _outcome(folder: JobFolder) -> dict[str, object]:
-    """Train, and say how it went in words that the node can report."""
+def _outcome(folder: JobFolder) -> dict[str, object] | None:
+    """Train, and say how it went in words that the node can report; None when the node hung up.
+
+    Rounds end where the node says so. If it was killed instead, the one after it must find nothing that looks finished.
+    """
     try:
-        return {"ok": True, "metrics": _train(folder)}
+        metrics = _train(folder)
+        return None if metrics is None else {"ok": True, "metrics": metrics}
     except ExecutionFailed as exc:
         return _failure(exc.reason, _STAGE.get(exc.reason, "") + exc.message)
     except InvalidInput as exc:
@@ -71,7 +76,7 @@ def _outcome(folder: JobFolder) -> dict[str, object]:
         return _failure(FailureReason.NODE_FAULT, f"training broke down: {type(exc).__name__}")
 
 
-def _train(folder: JobFolder) -> dict[str, object]:
+def _train(folder: JobFolder) -> dict[str, object] | None:
     job, limits = folder.read_job()
     apply_own_limits(_rlimits(limits))
     data = (folder.path / "dataset").read_bytes()
@@ -86,7 +91,8 @@ def _train(folder: JobFolder) -> dict[str, object]:
 
         trainer = trainer_of(spec, job["plan"], data, part, salt=bytes.fromhex(str(job.get("salt", ""))))
         _say(event="ready")
-        return train_rounds(trainer, folder.path, say=_say)
+        train_rounds(trainer, folder.path, say=_say)
+        return None
     plan = PartitionPlan.from_dict(job["plan"])
 
     from parity_fl.runner import train  # NumPy comes with it, after the limits

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from parity_node.executors.base import Handle, Job, Limits
@@ -299,3 +301,18 @@ said = {"ok": False, "reason": "data_invalid", "message": "another shard"}
 
     assert (result.reason, result.message) == (FailureReason.DATA_INVALID, "another shard")
     await executor.cleanup(handle)
+
+
+async def test_a_trainer_whose_node_was_killed_leaves_nothing_that_looks_finished(in_rounds, inputs, tmp_path):
+    handle = handle_in(tmp_path / "job")
+    await in_rounds.prepare(sharded_job(tmp_path, CidInput(cid=inputs.add(DATA))))
+    ours, theirs = socket.socketpair()
+    ours.close()  # as the kernel does it before it ends the trainer too
+
+    code = "import sys; from parity_node.executors.training import train_in; sys.exit(train_in(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "job")]
+    with theirs:
+        done = await anyio.run_process(command, stdin=theirs, check=False)
+
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, b'{"event": "ended", "ok": true}')
+    assert not await in_rounds.recover(handle)
