@@ -202,7 +202,10 @@ class ExecutionRunner:
         """Clean up after an execution whose report waits, or was answered."""
         if is_answered:
             self._complete(row.id, "answered")
-        await self._clean_up(row, self._executors.get(TaskKind(row.kind)), _handle_of(row))
+        with anyio.CancelScope(
+            shield=True
+        ):  # a node that is stopped meanwhile leaves nothing half removed; it is bounded
+            await self._clean_up(row, self._executors.get(TaskKind(row.kind)), _handle_of(row))
 
     async def discard_recovered(self, row: Execution) -> None:
         """Stop and forget an execution whose lease was lost while this process was away."""
