@@ -42,7 +42,7 @@ from parity_fl.trees import Forest, forest_from_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ParityError
 
-__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "check_plan", "kind_of"]
+__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "check_plan", "forest_of", "kind_of"]
 
 Fitted: TypeAlias = Network | LinearModel | Forest
 _HEADER_ALLOWANCE = 1 << 16
@@ -323,7 +323,7 @@ class _Union:
         return Step({"forest": opaque(encode_forest(merged, None))}, b"", tuple(parts), {}, mean, {})
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
-        return _forest_of(tensors, self._config, self._plan)
+        return forest_of(tensors, self._config, self._plan)
 
     def _read(self, part: int, body: bytes | memoryview) -> tuple[Forest, float | None]:
         """Return a part's trees, and what it says of their out-of-bag score."""
@@ -381,12 +381,13 @@ class _Phases:
         )
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
-        return _forest_of(tensors, self._config, self._plan)
+        return forest_of(tensors, self._config, self._plan)
 
 
-def _forest_of(
+def forest_of(
     tensors: Mapping[str, Tensor], config: ForestConfig, plan: ShardPlan
 ) -> tuple[Forest, dict[str, float | None]]:
+    """Return a finished forest and its out-of-bag score; ``BadDocument`` if the session was stopped before."""
     if "forest" not in tensors:
         raise BadDocument("the session was stopped before its forest was finished")
     forest, score = decode_forest(

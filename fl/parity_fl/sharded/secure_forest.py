@@ -13,7 +13,7 @@ from typing import Final
 
 from parity_fl.averaging import Bodies, Refused
 from parity_fl.contribution import Credit
-from parity_fl.forest_rounds import decode_forest, encode_forest
+from parity_fl.forest_rounds import encode_forest
 from parity_fl.histogram import HistogramServer
 from parity_fl.histogram_codec import encode_answer
 from parity_fl.histogram_draws import MAX_DRAWS
@@ -21,7 +21,7 @@ from parity_fl.privacy.secure_counts import MAX_CELLS, cell_bytes, counts_setup,
 from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, close_phase, full_weight
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
-from parity_fl.sharded.kinds import Fitted, Step
+from parity_fl.sharded.kinds import Fitted, Step, forest_of
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
@@ -83,15 +83,7 @@ class SecureForest:
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
         """See ``Kind``."""
-        if "forest" not in tensors:
-            raise BadDocument("the session was stopped before its forest was finished")
-        forest, score = decode_forest(
-            raw_bytes(tensors, "forest"),
-            self._config,
-            n_features=self._plan.n_features,
-            n_classes=self._plan.class_count,
-        )
-        return forest, {"oob_federated": score}
+        return forest_of(tensors, self._config, self._plan)
 
     def _fresh(self) -> HistogramServer:
         return HistogramServer(self._config, self._plan, cell_bytes=self._cell)
