@@ -93,6 +93,8 @@ async def test_masked_and_noisy_updates_make_a_model_and_every_part_is_paid(trai
     for task in group.tasks:
         listed = json.loads((await town.market.result(task.id)).data or b"")
         assert [update["phase"] for update in listed["updates"] if update["round"] == 2] == [0, 1, 2, 3, 4, 5]
+    opened = [json.loads(file.read_bytes()) for node in town.nodes for file in node.state.glob("**/opened-sums/*.json")]
+    assert opened == [[f"round {number}" for number in (1, 2, 3)]] * 3  # no later trainer of theirs opens one again
     await town.paid([task.id for task in group.tasks])
 
 

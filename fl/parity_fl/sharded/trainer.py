@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class ShardedTrainer:
         part: Which part.
         salt: Secret of the part, from its sealed source.
         randomness: Gives so many secret random bytes; for secure aggregation.
+        opened: What ``opened`` was when another trainer answered for this part before.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the shard cannot be read; ``spec_invalid``: settings and part contradict.
@@ -60,6 +61,7 @@ class ShardedTrainer:
         *,
         salt: bytes,
         randomness: Callable[[int], bytes] | None = None,
+        opened: Iterable[str] = (),
     ) -> None:
         if spec.privacy.secure_aggregation and randomness is None:
             raise Internal("secure aggregation needs randomness that nobody knows")
@@ -75,7 +77,14 @@ class ShardedTrainer:
         self._random = randomness
         self._secure: tuple[str, SumPart] | None = None  # with what names its sum
         self._summand = ""  # what this part adds to it
-        self._opened: set[str] = set()  # summands of sums that this part has helped to open before
+        self._opened = set(opened)  # summands of sums that this part has helped to open before
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """What this part has added to sums that it helped to open; it adds none of it to another sum."""
+        if self._secure is not None and self._secure[1].has_opened:
+            self._opened.add(self._summand)
+        return frozenset(self._opened)
 
     def answer(
         self,
@@ -259,9 +268,7 @@ class ShardedTrainer:
         Two opened sums of the same over different parts would tell those that are in one of them alone, also when others
         were opened in between.
         """
-        if self._secure is not None and self._secure[1].has_opened:
-            self._opened.add(self._summand)
-        if summand in self._opened:
+        if summand in self.opened:
             return False
         self._summand = summand
         return True

@@ -14,7 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from parity_node.executors.base import ExecutionResult, Handle, Job, Limits
 from parity_node.executors.flower import FlowerRounds
 from parity_node.executors.flower_process import make_super_node, usable_bwrap
 from parity_node.executors.folder import JobFolder, folder_of, printable_tail
+from parity_node.executors.opened_sums import OpenedSums
 from parity_node.executors.process import Child, Exit, OutputLog, boot_id, same_process, start_time
 from parity_node.executors.rounds import RoundLoop, RoundsMarket, place_of
 from parity_node.executors.sandbox.env import child_env
@@ -78,6 +79,7 @@ class FederatedExecutor:
     Args:
         exec_dir: Where the trial's log is written.
         rounds: Where rounds are asked for; without it sessions that train in rounds are refused.
+        sums: Where opened secure sums are noted; without it sessions with secure aggregation are refused.
         market_host: The market's; see ``FlowerRounds``.
     """
 
@@ -89,8 +91,10 @@ class FederatedExecutor:
         clock: Clock,
         rounds: RoundsMarket | None = None,
         market_host: str = "",
+        sums: OpenedSums | None = None,
     ) -> None:
         self._rounds = rounds
+        self._sums = sums
         self._market_host = market_host
         self._exec_dir = exec_dir
         self._inputs = inputs
@@ -136,6 +140,10 @@ class FederatedExecutor:
             await anyio.to_thread.run_sync(usable_bwrap)  # tried once, not on the event loop
         if members["rounds"] and (self._rounds is None or not job.group_id):
             raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node cannot ask for rounds")
+        if shard is not None and spec.privacy.secure_aggregation:
+            if self._sums is None:
+                raise ExecutionFailed(FailureReason.SPEC_INVALID, "this node keeps no list of the sums that it opened")
+            members["opened"] = await anyio.to_thread.run_sync(self._sums.of, shard.salt)
         folder.write_job(members, job.limits)
         return Handle(
             "federated", VERSION, {"execution_id": job.execution_id, "folder": str(job.folder), "slot": job.slot}
@@ -269,8 +277,13 @@ class FederatedExecutor:
             market = flower = FlowerRounds(
                 self._rounds, place, super_node, clock=self._clock, market_host=self._market_host
             )
-        loop = RoundLoop(market, place, ours, folder.path, clock=self._clock)
+        loop = RoundLoop(
+            market, place, ours, folder.path, clock=self._clock, keep_opened=self._keeper_of(members.get("salt"))
+        )
         return _Run(child, limits, self._clock.monotonic(), loop, flower)
+
+    def _keeper_of(self, salt: JsonValue) -> Callable[[list[str]], None] | None:
+        return partial(self._sums.add, salt) if self._sums is not None and isinstance(salt, str) else None
 
     # -- the child -----------------------------------------------------------------------------------------------
 

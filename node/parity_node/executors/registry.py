@@ -12,6 +12,7 @@ from parity_node.executors.base import Executor
 from parity_node.executors.command import CommandExecutor
 from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.federated import FederatedExecutor
+from parity_node.executors.opened_sums import OpenedSums
 from parity_node.inputs import TaskInputs
 from parity_node.keys import DEVICE_KEY_FILE, OPERATOR_KEY_FILE
 from parity_node.market.rounds import HttpRounds
@@ -103,6 +104,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
                 clock=services.clock,
                 rounds=HttpRounds(market),
                 market_host=urlsplit(market.url).hostname or "",
+                sums=OpenedSums(services.folders.state / "opened-sums"),
             ),
         ],
         (by_cid, inputs),

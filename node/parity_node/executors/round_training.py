@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Protocol
@@ -37,13 +38,32 @@ class Trainer(Protocol):
         """Return the answer to a phase that starts from the file ``base``."""
 
 
-def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: bytes) -> Trainer:
+def _nothing() -> Collection[str]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What answers for a part.
+
+    Attributes:
+        opened: Tells what the part has added to secure sums that it helped to open.
+    """
+
+    train: Trainer
+    opened: Callable[[], Collection[str]] = _nothing
+
+
+def trainer_of(
+    spec: FlSpec, plan: object, data: bytes, part: int, *, salt: bytes, opened: Iterable[str] = ()
+) -> Answering:
     """Return what answers for a part.
 
     Args:
         plan: The session's, as the market published it: a cut, or the terms of shards.
         data: The session's data set, or the part's own.
         salt: Secret of a part of a sharded session.
+        opened: What this part has added to secure sums that were opened before.
 
     Raises:
         ExecutionFailed: The data cannot be used.
@@ -54,7 +74,9 @@ def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: byte
     from parity_fl.sharded import ShardedTrainer
 
     if spec.is_sharded:
-        return ShardedTrainer(spec, ShardTerms.from_dict(plan), data, part, salt=salt, randomness=token_bytes).answer
+        terms = ShardTerms.from_dict(plan)
+        sharded = ShardedTrainer(spec, terms, data, part, salt=salt, randomness=token_bytes, opened=opened)
+        return Answering(sharded.answer, lambda: sharded.opened)
     cut = PartitionPlan.from_dict(plan)
     is_forest = isinstance(spec.model, ForestConfig)
     trainer = ForestTrainer(spec, cut, data, part) if is_forest else RoundTrainer(spec, cut, data, part)
@@ -64,15 +86,16 @@ def trainer_of(spec: FlSpec, plan: object, data: bytes, part: int, *, salt: byte
             raise ExecutionFailed(FailureReason.SPEC_INVALID, f"this session's parts cannot answer {asks[:32]!a}")
         return trainer.train(base, number=number, proximal_mu=proximal_mu, update_format=update_format)
 
-    return train
+    return Answering(train)
 
 
-def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) -> None:
+def train_rounds(part: Answering, folder: Path, *, say: Callable[..., None]) -> None:
     """Answer the node until it hangs up.
 
     Raises:
         ExecutionFailed: The data cannot be used, or training diverges; ends the process.
     """
+    told = set(part.opened())
     with socket.socket(fileno=0) as line, line.makefile("rwb") as stream:
         for question in stream:
             asked = json.loads(question)
@@ -81,7 +104,7 @@ def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) ->
                 raise ExecutionFailed(
                     FailureReason.SPEC_INVALID, f"this node cannot send updates as {str(asked['format'])[:32]!a}"
                 )
-            trained = trainer(
+            trained = part.train(
                 str(asked.get("asks", "train")),
                 (folder / MODEL).read_bytes(),
                 number=int(asked["round"]),
@@ -91,5 +114,8 @@ def train_rounds(trainer: Trainer, folder: Path, *, say: Callable[..., None]) ->
             (folder / UPDATE).write_bytes(trained.update)  # read back by the node as soon as we answer
             said = dict(trained.metrics)
             say(event="round", round=asked["round"], **said)
-            stream.write(json.dumps(said).encode() + b"\n")
+            opened = set(part.opened()) - told
+            told |= opened
+            answer = {**said, "opened": sorted(opened)} if opened else said
+            stream.write(json.dumps(answer).encode() + b"\n")
             stream.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -146,17 +146,29 @@ class RoundLoop:
     Args:
         line: Our end of the socket pair to the child; owned from here on.
         folder: The execution's.
+        keep_opened: Makes durable which secure sums the part helps to open now; called before the answer that opens one
+            is sent. Without it no such answer is sent.
 
     Attributes:
         ended: How it ended; None while it runs, or when the child ended first.
     """
 
-    def __init__(self, market: RoundsMarket, place: Place, line: socket.socket, folder: Path, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        market: RoundsMarket,
+        place: Place,
+        line: socket.socket,
+        folder: Path,
+        *,
+        clock: Clock,
+        keep_opened: Callable[[list[str]], None] | None = None,
+    ) -> None:
         self._market = market
         self._place = place
         self._line = line
         self._folder = folder
         self._clock = clock
+        self._keep_opened = keep_opened
         self._sent: set[tuple[int, int, str]] = set()
         self._rest = b""
         self._held = ""  # which model the child's file holds
@@ -207,6 +219,9 @@ class RoundLoop:
         )
         if answer is None:
             return False
+        opened = answer.get("opened")
+        if isinstance(opened, list):
+            await self._note_opened([str(name) for name in opened])
         update = await anyio.to_thread.run_sync((self._folder / UPDATE).read_bytes)
         metrics = {
             name: float(value)
@@ -218,6 +233,11 @@ class RoundLoop:
         self._sent.add((step.round, step.phase, digest.hex()))
         await self._hand_in(step, update, metrics, digest)
         return True
+
+    async def _note_opened(self, names: list[str]) -> None:
+        if self._keep_opened is None:
+            raise ExecutionFailed(FailureReason.NODE_FAULT, "this node keeps no list of the sums that it opened")
+        await anyio.to_thread.run_sync(self._keep_opened, names)
 
     async def _hand_in(self, step: RoundStep, update: bytes, metrics: Mapping[str, float], digest: bytes) -> None:
         """Send an update until there is an answer; a late one is the market's to refuse."""

@@ -89,7 +89,14 @@ def _train(folder: JobFolder) -> dict[str, object] | None:
     if job.get("rounds") is True:
         from parity_node.executors.round_training import train_rounds, trainer_of
 
-        trainer = trainer_of(spec, job["plan"], data, part, salt=bytes.fromhex(str(job.get("salt", ""))))
+        trainer = trainer_of(
+            spec,
+            job["plan"],
+            data,
+            part,
+            salt=bytes.fromhex(str(job.get("salt", ""))),
+            opened=_names(job.get("opened")),
+        )
         _say(event="ready")
         train_rounds(trainer, folder.path, say=_say)
         return None
@@ -103,6 +110,10 @@ def _train(folder: JobFolder) -> dict[str, object] | None:
     _say(event="trained", seconds=round(time.monotonic() - began, 3), bytes=len(trained.update_bytes))
     write_file(folder.path / "update.bin", trained.update_bytes)
     return {name: value for name, value in trained.metrics.items() if isinstance(value, int | float)}
+
+
+def _names(raw: object) -> list[str]:
+    return [str(name) for name in raw] if isinstance(raw, list) else []
 
 
 # How the Parity network's runner begins these messages, so that what people search for is found.

@@ -237,6 +237,26 @@ def test_a_market_that_goes_back_to_a_round_whose_sum_was_opened_gets_none() -> 
     assert b"has opened a sum of this round already" in answer
 
 
+def test_a_trainer_in_place_of_another_opens_nothing_that_was_opened() -> None:
+    play, again = Play(SECURE), Play(SECURE)
+    while again.asks != "train":
+        again.step()
+    while play.asks != "train" or play.phase < 4:
+        play.step()
+    before = play.nodes[0]
+    assert before.opened == frozenset()
+    before.answer("train", play.base, number=1)
+    assert before.opened == {"round 1"}
+
+    random, terms = np.random.default_rng(9), ShardTerms(PARTS, SEED)
+    after = ShardedTrainer(
+        play.spec, terms, play.data[0], 0, salt=b"s" * 16, randomness=random.bytes, opened=before.opened
+    )
+    answer = after.answer("train", again.base, number=1).update
+
+    assert b"has opened a sum of this round already" in answer
+
+
 def test_a_market_that_goes_back_to_counts_that_were_opened_gets_none() -> None:
     play = Play(SECURE, **FOREST)
     begun: list[tuple[bytes, int]] = []  # what the first phases of sums were asked

@@ -14,6 +14,7 @@ import pytest
 from parity_node.executors.base import Handle, Job, Limits
 from parity_node.executors.federated import FederatedExecutor
 from parity_node.executors.folder import JobFolder
+from parity_node.executors.opened_sums import OpenedSums
 from parity_node.executors.process import Child, OutputLog
 from parity_node.executors.rounds import Place
 from parity_node.testing.inputs import StaticInputs
@@ -238,6 +239,23 @@ async def test_a_sharded_part_reads_the_operators_data_where_they_lie(in_rounds,
     await in_rounds.prepare(sharded_job(tmp_path, ShardInput(shard="own")))
 
     assert (tmp_path / "job" / "dataset").resolve() == own
+
+
+async def test_a_part_of_a_secure_sum_is_told_what_this_node_has_opened(inputs, tmp_path):
+    source = CidInput(cid=inputs.add(DATA))
+    made = sharded_job(tmp_path, source)
+    private = {"secure_aggregation": True, "l2_norm_clip": 1.0}
+    secret = replace(made, spec=made.spec.model_copy(update={"privacy": private}))
+    sums = OpenedSums(tmp_path / "sums")
+    sums.add(bytes(range(16)).hex(), ["round 1"])
+    options = {"exec_dir": tmp_path, "inputs": inputs, "clock": FakeClock(), "rounds": NoMarket()}
+
+    with pytest.raises(ExecutionFailed, match="keeps no list of the sums"):
+        await FederatedExecutor(**options).prepare(secret)
+    await FederatedExecutor(**options, sums=sums).prepare(secret)
+
+    written, _ = JobFolder(tmp_path / "job").read_job()
+    assert written["opened"] == ["round 1"]
 
 
 async def test_a_folder_is_no_shard(in_rounds, inputs, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -80,9 +80,11 @@ class Bench:
         self.ours, self.theirs = socket.socketpair()
         self.asked: list[dict[str, Any]] = []
         self.clock = FakeClock()
+        self.answer: dict[str, object] = {"loss": 0.5, "samples": 7, "steps": 3, "other": "x"}
+        self.keep_opened: Callable[[list[str]], None] | None = None
 
     def loop(self, market: ScriptedMarket) -> RoundLoop:
-        return RoundLoop(market, PLACE, self.ours, self.folder, clock=self.clock)
+        return RoundLoop(market, PLACE, self.ours, self.folder, clock=self.clock, keep_opened=self.keep_opened)
 
     async def run(self, market: ScriptedMarket, *, answers: int = 9) -> RoundLoop:
         loop = self.loop(market)
@@ -108,7 +110,7 @@ class Bench:
             self.asked.append(question)
             assert (self.folder / MODEL).read_bytes() == b"model"
             (self.folder / UPDATE).write_bytes(b"update %d" % question["round"])
-            self.theirs.send(b'{"loss": 0.5, "samples": 7, "steps": 3, "other": "x"}\n')
+            self.theirs.send(json.dumps(self.answer).encode() + b"\n")
 
     async def _time(self) -> None:
         while True:
@@ -141,6 +143,29 @@ async def test_the_result_lists_the_updates_that_are_in_the_model(bench: Bench) 
     document = json.loads(loop.ended.document)
     assert [update["round"] for update in document["updates"]] == [1, 2]
     assert (document["session"], document["part"]) == ("group", 1)
+
+
+async def test_what_opens_a_secure_sum_is_noted_before_it_is_sent(bench: Bench) -> None:
+    market = ScriptedMarket(train(1), done((1, b"update 1")))
+    noted: list[tuple[list[str], int]] = []
+    bench.answer["opened"] = ["round 1"]
+    bench.keep_opened = lambda names: noted.append((names, len(market.sent)))
+
+    await bench.run(market)
+
+    assert noted == [(["round 1"], 0)]
+    assert len(market.sent) == 1
+
+
+async def test_what_opens_a_secure_sum_and_cannot_be_noted_is_not_sent(bench: Bench) -> None:
+    market = ScriptedMarket(train(1), done((1, b"update 1")))
+    bench.answer["opened"] = ["round 1"]
+
+    loop = await bench.run(market)
+
+    assert market.sent == []
+    assert loop.ended is not None
+    assert loop.ended.reason is FailureReason.NODE_FAULT
 
 
 async def test_a_late_update_is_left_and_the_next_round_is_trained(bench: Bench) -> None:
