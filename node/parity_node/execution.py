@@ -202,10 +202,7 @@ class ExecutionRunner:
         """Clean up after an execution whose report waits, or was answered."""
         if is_answered:
             self._complete(row.id, "answered")
-        with anyio.CancelScope(
-            shield=True
-        ):  # a node that is stopped meanwhile leaves nothing half removed; it is bounded
-            await self._clean_up(row, self._executors.get(TaskKind(row.kind)), _handle_of(row))
+        await self._clean_up(row, self._executors.get(TaskKind(row.kind)), _handle_of(row))
 
     async def discard_recovered(self, row: Execution) -> None:
         """Stop and forget an execution whose lease was lost while this process was away."""
@@ -391,9 +388,10 @@ class ExecutionRunner:
         crashpoint("cleanup.begun")
         if executor is not None and handle is not None:
             await self._bounded("cleanup", lambda: executor.cleanup(handle))
-        await self._remover.remove(self._exec_dir / row.id)
-        crashpoint("cleanup.done")
-        self._complete(row.id, "cleaned")
+        with anyio.CancelScope(shield=True):  # a node that is stopped meanwhile leaves no half-cleaned row
+            await self._remover.remove(self._exec_dir / row.id)
+            crashpoint("cleanup.done")
+            self._complete(row.id, "cleaned")
 
     # -- small things --------------------------------------------------------------------------------------------
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
+import anyio
 import pytest
 
 from parity_node.recovery import LeaseState, RecoveryAction, decide
-from parity_node.store.base import Phase
+from parity_node.removal import FolderRemover
+from parity_node.store.base import Execution, Phase
 from parity_node.store.memory import MemoryNodeStore
 from parity_node.testing.executors import ScriptedExecutor
 from parity_node.testing.market import MarketSimulator
@@ -174,3 +179,23 @@ async def test_folders_and_results_that_no_row_speaks_of_are_removed(node, folde
 
     assert list(folders.executions.iterdir()) == []
     assert list(folders.results.iterdir()) == []
+
+
+async def test_a_node_that_is_stopped_while_it_cleans_up_leaves_no_row(node, monkeypatch) -> None:
+    row = Execution("e", "0" * 36, "j", 0, "c", "command", "", "0" * 64, "0x" + "0" * 64, 0, phase=Phase.REPORTED)
+    began, forgotten = anyio.Event(), list[str]()
+
+    async def remove(_: object, folder: Path) -> None:
+        assert folder.name == row.id
+        began.set()
+        await anyio.sleep(0.01)
+
+    monkeypatch.setattr(FolderRemover, "remove", remove)
+    async with node() as running:
+        monkeypatch.setattr(running.store, "forget", forgotten.append)
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(running.agent.runner.finish_recovered, row, is_answered=True))
+            await began.wait()
+            group.cancel_scope.cancel()
+
+    assert forgotten == [row.id]
