@@ -232,7 +232,7 @@ class Scheduler:
         self._waiters.append(waiter)
         self._match()
         self._waiters.remove(waiter)
-        return await self._store.read(partial(self._offers, task_ids=tuple(waiter.taken)))
+        return await self._store.read(partial(self._offers, task_ids=tuple(waiter.taken))) if waiter.taken else []
 
     def refused(self, node_id: str, policy: str, refusals: Iterable[OfferRefusal]) -> None:
         """Take note of what a node itself refused since its last poll; the tasks are for others at once.

@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TypeAlias
 
+import anyio.to_thread
 from starlette.responses import FileResponse, Response
 
 from parity_market.auth import Access
@@ -26,7 +27,7 @@ from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import FlSessionRow
 from parity_protocol.api import paths
 from parity_protocol.api.rounds import FlCheckpointReply, FlSessionReply, FlSessionsReply, RoundStep, UpdateTaken
-from parity_protocol.errors import BadField, NotFound, TaskCancelled
+from parity_protocol.errors import BadField, NotFound, TaskCancelled, Unavailable
 from parity_protocol.task import GroupState
 
 __all__ = ["ENDPOINTS"]
@@ -138,7 +139,12 @@ async def model(call: Call) -> Response:
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
     if call.request.headers.get("if-none-match", "") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return _LargeFile(path, media_type="application/octet-stream", headers={**headers, "Content-Length": str(size)})
+    headers["Content-Length"] = str(size)
+    try:
+        found = await anyio.to_thread.run_sync(path.stat)
+    except FileNotFoundError as exc:  # else the answer would be a 500
+        raise Unavailable("the round has just closed, ask again for its model") from exc
+    return _LargeFile(path, media_type="application/octet-stream", headers=headers, stat_result=found)
 
 
 async def send(call: Call) -> UpdateTaken:

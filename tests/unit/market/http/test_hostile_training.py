@@ -292,6 +292,19 @@ async def test_a_model_is_given_in_parts_and_not_again_to_who_has_it(training: T
     assert beyond.status_code == 416
 
 
+async def test_a_model_that_goes_just_before_it_is_read_is_asked_for_again(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(_: str) -> tuple[Path, str, int]:
+        return tmp_path / "closed.safetensors", "0" * 64, 10
+
+    monkeypatch.setattr(training.served.state.rounds.intake, "model", gone)
+
+    reply = await training.served.call("GET", paths.fl_session_path(training.id, "model"), by=training.submitter)
+
+    assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+
+
 async def test_nodes_that_say_the_largest_loss_there_is_do_not_hide_the_model(training: Training) -> None:
     served = training.served
     await served.call("POST", paths.fl_session_path(training.id, "stop"), raw=b"", by=training.submitter)
