@@ -42,7 +42,7 @@ from parity_fl.trees import Forest, forest_from_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ParityError
 
-__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "check_plan", "forest_of", "kind_of"]
+__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "Turn", "check_plan", "forest_of", "kind_of"]
 
 Fitted: TypeAlias = Network | LinearModel | Forest
 _HEADER_ALLOWANCE = 1 << 16
@@ -79,26 +79,33 @@ class Step:
     drops: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """Answers to ``train``, and what they answer.
+
+    Attributes:
+        tensors: The model, or the request, that the phase started from.
+        state: ``Step.state`` of the phase before; None in the first.
+        updates: The answers.
+        inners: Reads ``Step.state`` of every phase of the round so far, one after the other.
+        credit: How each part is scored; None scores none.
+    """
+
+    tensors: Mapping[str, Tensor]
+    state: bytes | None
+    updates: Bodies
+    inners: Callable[[], bytes]
+    credit: Credit | None
+
+
 class Kind(Protocol):
     """How one kind of model is made of the parts' answers. Pure: what it returns follows from its arguments."""
 
     def open(self) -> Mapping[str, Tensor]:
         """Return what the first training starts from."""
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
-        """Take the answers to ``train``.
-
-        Args:
-            inners: Reads ``Step.state`` of every phase of the round so far, one after the other.
-        """
+    def reduce(self, turn: Turn) -> Step | Refused:
+        """Take the answers to ``train``."""
 
     def terms(self, state: bytes | None) -> SumTerms | None:
         """Return what nodes are told of the round's secure sum, which begins with ``state``; None without one."""
@@ -190,26 +197,17 @@ class Averaging:
         """See ``Kind``."""
         return self._model.init(first_seed(self._plan.seed))
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
+    def reduce(self, turn: Turn) -> Step | Refused:
         """See ``Kind``."""
-        del inners
         done = average(
             self._strategy,
             self._model.shapes(),
-            self._weights(tensors),
-            state,
-            updates,
+            self._weights(turn.tensors),
+            turn.state,
+            turn.updates,
             weight=self._plan.weight,  # capped: rows are the node's own claim here
             score=lambda weights: self._score(weights, self._scaling),
-            credit=credit,
+            credit=turn.credit,
             private=self._private,
         )
         if isinstance(done, Refused):
@@ -246,17 +244,8 @@ class ExactLine:
         """See ``Kind``."""
         return {}
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
+    def reduce(self, turn: Turn) -> Step | Refused:
         """See ``Kind``."""
-        del tensors, state, inners, credit
         most = _HEADER_ALLOWANCE + statistics_bytes(self._plan.n_features)
 
         def read(part: int, body: bytes | memoryview) -> LinearStatistics:
@@ -265,9 +254,9 @@ class ExactLine:
 
         sums: dict[int, LinearStatistics] = {}
         rejected: dict[int, str] = {}
-        for part in sorted(updates):
+        for part in sorted(turn.updates):
             try:
-                sums[part] = read(part, updates[part]())
+                sums[part] = read(part, turn.updates[part]())
             except ParityError as exc:
                 rejected[part] = f"malformed: {exc.message}"
         if len(sums) < self._plan.total_parts:
@@ -293,22 +282,13 @@ class _Union:
     def open(self) -> Mapping[str, Tensor]:
         return {}
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
-        del tensors, state, inners, credit
+    def reduce(self, turn: Turn) -> Step | Refused:
         forests: dict[int, Forest] = {}
         rejected: dict[int, str] = {}
         local: list[tuple[float, int]] = []
-        for part in sorted(updates):
+        for part in sorted(turn.updates):
             try:
-                forests[part], said = self._read(part, updates[part]())
+                forests[part], said = self._read(part, turn.updates[part]())
             except ParityError as exc:
                 rejected[part] = f"malformed: {exc.message}"
                 continue
@@ -362,17 +342,9 @@ class _Phases:
     def open(self) -> Mapping[str, Tensor]:
         return {"request": opaque(self._phases.first())}
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
-        del state, credit  # no part's answer can be left out of a sum that later answers must add up to
-        done = self._phases.reduce(raw_bytes(tensors, "request"), inners, updates)
+    def reduce(self, turn: Turn) -> Step | Refused:
+        # Credits nobody: no part's answer can be left out of a sum that later answers must add up to
+        done = self._phases.reduce(raw_bytes(turn.tensors, "request"), turn.inners, turn.updates)
         if isinstance(done, Refused):
             return done
         name = "request" if done.more_phases else "forest"

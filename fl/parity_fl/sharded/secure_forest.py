@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Final
 
 from parity_fl.averaging import Bodies, Refused
-from parity_fl.contribution import Credit
 from parity_fl.forest_rounds import encode_forest
 from parity_fl.histogram import HistogramServer
 from parity_fl.histogram_codec import encode_answer
@@ -21,7 +20,7 @@ from parity_fl.privacy.secure_counts import MAX_CELLS, cell_bytes, counts_setup,
 from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, close_phase, full_weight
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
-from parity_fl.sharded.kinds import Fitted, Step, forest_of
+from parity_fl.sharded.kinds import Fitted, Step, Turn, forest_of
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
@@ -62,22 +61,14 @@ class SecureForest:
         kind, record = _records(state)[-1]
         return SumTerms(_failed(record) if kind == _SUM else 0, full_weight=full_weight(table[1]))
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
+    def reduce(self, turn: Turn) -> Step | Refused:
         """See ``Kind``."""
-        del credit  # no part's counts can be left out of a sum
-        server = self._server_at(inners)
+        # Credits nobody: no part's counts can be left out of a sum.
+        server = self._server_at(turn.inners)
         if server.table is None:
-            return self._agreed(server, updates)
-        last = _records(state)[-1] if state else (_ANSWER, b"")
-        done = self._summed(server, tensors, last[1] if last[0] == _SUM else b"", updates)
+            return self._agreed(server, turn.updates)
+        last = _records(turn.state)[-1] if turn.state else (_ANSWER, b"")
+        done = self._summed(server, turn.tensors, last[1] if last[0] == _SUM else b"", turn.updates)
         # What a sum kept between two of its phases is as large as the table: nobody needs it after the next.
         return replace(done, drops=last[0] == _SUM) if isinstance(done, Step) else done
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from parity_fl.averaging import Bodies, Refused
-from parity_fl.contribution import Credit
 from parity_fl.linear import linear_tensors
 from parity_fl.models.base import Scaling
 from parity_fl.models.linear_exact import solve_linear
@@ -14,7 +11,7 @@ from parity_fl.privacy.secure_line import line_point, line_setup, line_statistic
 from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, SecureMean, close_phase, full_weight
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
-from parity_fl.sharded.kinds import Averaging, ExactLine, Scorer, Step
+from parity_fl.sharded.kinds import Averaging, ExactLine, Scorer, Step, Turn
 from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
@@ -53,23 +50,15 @@ class SecureAveraging(Averaging):
         """See ``Kind``."""
         return self._mean.terms(state)
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
+    def reduce(self, turn: Turn) -> Step | Refused:
         """See ``Kind``."""
-        del inners, credit  # there is no single update to leave out
-        is_asked = SECURE in tensors
+        # Credits nobody: there is no single update to leave out.
+        is_asked = SECURE in turn.tensors
         done = self._mean.reduce(
-            None if is_asked else self._weights(tensors),
-            raw_bytes(tensors, SECURE) if is_asked else b"",
-            state,
-            updates,
+            None if is_asked else self._weights(turn.tensors),
+            raw_bytes(turn.tensors, SECURE) if is_asked else b"",
+            turn.state,
+            turn.updates,
         )
         if isinstance(done, Refused):
             return done
@@ -95,36 +84,27 @@ class SecureLine(ExactLine):
         rows = sum(self._plan.part_size(part) for part in range(self._plan.total_parts))
         return SumTerms(_failed(state), full_weight=full_weight(rows))
 
-    def reduce(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: bytes | None,
-        updates: Bodies,
-        *,
-        inners: Callable[[], bytes],
-        credit: Credit | None,
-    ) -> Step | Refused:
+    def reduce(self, turn: Turn) -> Step | Refused:
         """See ``Kind``."""
-        del inners, credit
-        plan, terms = self._plan, self.terms(state)
+        plan, terms = self._plan, self.terms(turn.state)
         assert terms is not None
         setup = line_setup(
             self._spec.privacy, terms, self._scaling, session_id=self._spec.session_id, parts=plan.total_parts
         )
         tables: dict[str, Tensor] = {}
         phase = "keys"
-        if state is not None:
-            tables, said = decode_tensors(state, max_bytes=_MAX_STATE_BYTES)
+        if turn.state is not None:
+            tables, said = decode_tensors(turn.state, max_bytes=_MAX_STATE_BYTES)
             phase = said.get("phase", "")
-        request = raw_bytes(tensors, SECURE) if SECURE in tensors else b""
-        closing = close_phase(setup, phase, request, tables, updates)
+        request = raw_bytes(turn.tensors, SECURE) if SECURE in turn.tensors else b""
+        closing = close_phase(setup, phase, request, tables, turn.updates)
         if isinstance(closing, Refused):
-            return self._again(closing, phase, terms.number, updates)
+            return self._again(closing, phase, terms.number, turn.updates)
         server, closed = closing
         if phase in {"keys", "shares", "masked"} and len(closed.accepted) < plan.total_parts:
             # Said before anybody opens anything: a part opens one sum of its rows and no other.
             missing = Refused(f"the exact solution needs the sums of all {plan.total_parts} parts", closed.rejected)
-            return self._again(missing, phase, terms.number, updates)
+            return self._again(missing, phase, terms.number, turn.updates)
         if server.phase is not None:
             kept = encode_tensors(server.state(), {"phase": server.phase, "failed": str(terms.number)})
             asked = {SECURE: opaque(server.request)}

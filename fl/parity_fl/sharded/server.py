@@ -30,7 +30,7 @@ from parity_fl.privacy.secure_mean import rule_state, state_of_rule
 from parity_fl.resuming import RESUME_FIELD, settings_of
 from parity_fl.session import ShardTerms
 from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
-from parity_fl.sharded.kinds import Kind, check_plan, kind_of
+from parity_fl.sharded.kinds import Kind, Turn, check_plan, kind_of
 from parity_fl.sharded.scoring import evaluate
 from parity_fl.shards import ShardPlan, ShardSummary, plan_shards
 from parity_fl.spec import FlSpec, ForestConfig
@@ -243,7 +243,7 @@ class ShardedServer:
     ) -> Reduced | Refused:
         plan, scaling = at.agreed, _scaling_of(base)
         kind = self._kind_of(plan, scaling)
-        step = kind.reduce(base.tensors, at.inner or None, updates, inners=inners, credit=credit)
+        step = kind.reduce(Turn(base.tensors, at.inner or None, updates, inners, credit))
         if isinstance(step, Refused):
             return step
         terms = kind.terms(step.state) if step.restarts or not step.more else None
