@@ -6,7 +6,6 @@ that one whose switch is off can be refused: who names a noise multiplier believ
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
@@ -23,6 +22,7 @@ _QUANTILE: Final = 0.5
 _CLIP_RATE: Final = 0.2
 _MAX_NOISE: Final = 1e4
 _MAX_CLIP: Final = 1e9
+_LEAST: Final = 1e-12  # of any of them: products and quotients of two stay far from a float's ends
 _OF_DP: Final = ("noise_multiplier", "delta", "adaptive", *("target_quantile", "clip_learning_rate"), "count_stddev")
 _OF_ADAPTIVE: Final = ("target_quantile", "clip_learning_rate", "count_stddev")
 _OF_SECURE: Final = ("threshold", "clipping_range")
@@ -212,11 +212,9 @@ def _number(section: Section, name: str, *, most: float) -> float | None:
     if section.get(name) is None:
         return None
     value = section.number(name, 0.0)
-    if not 0 < value <= most:
+    if not _LEAST <= value <= most:
         switch = "secure_aggregation" if name in _OF_SECURE else "differential_privacy"
         if value == 0 and section.members.get(switch) is False:  # as clients of the Parity network send it
             return None
-        section.refuse(name, f"must be above 0 and at most {most:g}, got {value:g}")
-    if not math.isfinite(1 / value):
-        fail(section.place(name), f"{name} is too small, got {value:g}")
+        section.refuse(name, f"must be at least {_LEAST:g} and at most {most:g}, got {value:g}")
     return value

@@ -343,7 +343,7 @@ class _Phases:
         return {"request": opaque(self._phases.first())}
 
     def reduce(self, turn: Turn) -> Step | Refused:
-        # Credits nobody: no part's answer can be left out of a sum that later answers must add up to
+        # Credits nobody: no part's answer can be left out of a sum that later answers must add up to.
         done = self._phases.reduce(raw_bytes(turn.tensors, "request"), turn.inners, turn.updates)
         if isinstance(done, Refused):
             return done

@@ -202,3 +202,11 @@ def test_coins_draw_each_part_by_itself() -> None:
 def test_coins_are_never_made_from_the_seed() -> None:
     with pytest.raises(Internal):
         cohort_of(RoundsConfig(1, 1, 1, fraction=0.5, sampling="poisson"), parts=4, seed="00" * 32, number=1)
+
+
+@pytest.mark.parametrize("name", ["noise_multiplier", "l2_norm_clip"])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-300, 1e300])
+def test_a_number_with_which_the_noise_would_overflow_is_refused_by_name(name: str, value: float) -> None:
+    noisy = {"differential_privacy": True, "noise_multiplier": 1.0, "l2_norm_clip": 1.0, name: value}
+    with pytest.raises(BadField, match=f"{name} must be at least 1e-12 and at most"):
+        read_privacy(noisy)
