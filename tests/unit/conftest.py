@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 import pytest_socket
+import structlog
 
 MEMORY_FOLDER = Path("/dev/shm")
 MIN_FREE_BYTES = 256 << 20
@@ -23,6 +24,12 @@ def _no_network() -> Iterator[None]:
     pytest_socket.disable_socket(allow_unix_socket=True)
     yield
     pytest_socket.enable_socket()
+
+
+@pytest.fixture(autouse=True)
+def _default_logging() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()  # a command that a test ran in this process set it up for its own streams
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from parity_blobs.files import cid_of_path
 from parity_node import agent
@@ -542,23 +543,19 @@ async def test_node_waits_for_a_market_that_is_not_there_yet(node, market: Marke
         await running.until(lambda: task.state is TaskState.COMPLETED, within_s=60)
 
 
-async def test_clock_that_is_wrong_is_named_with_both_times(node, market: MarketSimulator, capsys) -> None:
+async def test_clock_that_is_wrong_is_named_with_both_times(node, market: MarketSimulator, monkeypatch) -> None:
     told = "the request was signed at 2026-01-01T00:10:00Z, the market's time is 2026-01-01T00:00:00Z"
     market.fail_next("enrol", ClockSkew(told), ClockSkew(told))
-    shown = ""
-
-    def is_told() -> bool:
-        nonlocal shown
-        shown += capsys.readouterr().out
-        return told in shown
+    logged = CapturingLogger()
+    monkeypatch.setattr("parity_node.presence.log", logged)
 
     async with node() as running:
         await running.pass_time(1)
-        await running.until(is_told)
+        await running.until(lambda: any(told in str(call.kwargs.get("error")) for call in logged.calls))
 
-    shown += capsys.readouterr().out
-    assert "this machine's time is 2026-01-01T00:00" in shown
-    assert "timedatectl" in shown
+    (shown, *_) = [call.kwargs for call in logged.calls if told in str(call.kwargs.get("error"))]
+    assert "this machine's time is 2026-01-01T00:00" in shown["error"]
+    assert "timedatectl" in shown["hint"]
 
 
 async def test_other_market_than_the_pinned_one_ends_the_agent(node, market: MarketSimulator, clock) -> None:
