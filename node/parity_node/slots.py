@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import heapq
+from itertools import count as count_up
 
 import anyio
 
 __all__ = ["Slots"]
 
+MAX_SPARE = 64
+
 
 class Slots:
-    """``count`` slots, numbered from 0; the lowest free number is given first.
+    """Room for ``count`` tasks that run; an execution's number is the lowest that nobody holds, from 0.
 
-    An execution whose process has ended keeps its slot until its result is durable. Such a slot is *ending*: new work
-    may be asked for, since the slot will be free before the claim is answered. A slot that is spoken for by a claim on
-    its way is *reserved*.
+    An execution whose process has ended keeps its number, which is its user too, until its result is durable and its
+    folder gone, but another may run meanwhile: up to ``count`` more numbers (64 at most) are there for those that are
+    *ending*. When these are held up too, by a full disk for example, nothing new begins. A slot that is spoken for by a
+    claim on its way is *reserved*.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free = list(range(count))
-        self._next_extra = count
-        self._changed = anyio.Event()
+        self._most = count + min(count, MAX_SPARE)  # numbers in all
+        self._taken: set[int] = set()
         self._ending: set[int] = set()
+        self._changed = anyio.Event()
         self.reserved = 0
 
     @property
     def free(self) -> int:
-        """How many are free."""
-        return len(self._free)
+        """How many tasks may begin now."""
+        running = len(self._taken) - len(self._ending)
+        return max(0, min(self.count - running, self._most - len(self._taken)))
 
     @property
     def open(self) -> int:
-        """How many work may be asked for: free or ending, and not reserved."""
-        return max(0, len(self._free) + len(self._ending) - self.reserved)
+        """How many tasks may be asked for: free, and not reserved."""
+        return max(0, self.free - self.reserved)
 
     def reserve(self, count: int) -> None:
         """Set slots aside for claims on their way; ``unreserve`` must follow."""
@@ -50,29 +54,24 @@ class Slots:
         Recovered executions may outnumber the slots after their number was lowered: they get numbers above the last.
 
         Args:
-            preferred: The one that a recovered execution had; taken if it is free, since its number is its user too.
+            preferred: The one that a recovered execution had; taken if nobody has it, since its number is its user too.
         """
-        if preferred in self._free:
-            self._free.remove(preferred)
-            heapq.heapify(self._free)
-            return preferred
-        if self._free:
-            return heapq.heappop(self._free)
-        self._next_extra += 1
-        return self._next_extra - 1
+        number = next(number for number in count_up() if number not in self._taken)
+        if preferred is not None and 0 <= preferred < self._most and preferred not in self._taken:
+            number = preferred
+        self._taken.add(number)
+        return number
 
     def end(self, slot: int) -> None:
         """Note that the task in ``slot`` has ended; what is left is to make its result durable."""
-        if slot < self.count:
-            self._ending.add(slot)
-            self._wake()
+        self._ending.add(slot)
+        self._wake()
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
-        if slot < self.count:
-            self._ending.discard(slot)
-            heapq.heappush(self._free, slot)
-            self._wake()
+        self._ending.discard(slot)
+        self._taken.discard(slot)
+        self._wake()
 
     async def wait_open(self) -> int:
         """Return how many are open as soon as one is."""
@@ -82,7 +81,7 @@ class Slots:
 
     async def wait_free(self) -> None:
         """Return as soon as one is free."""
-        while not self._free:
+        while not self.free:
             await self._changed.wait()
 
     def _wake(self) -> None:

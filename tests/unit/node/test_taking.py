@@ -125,22 +125,31 @@ async def test_nothing_is_asked_for_while_every_slot_is_spoken_for() -> None:
         assert world.acquiring.asked == [2]
 
 
-async def test_a_claim_for_an_ending_slot_begins_when_the_slot_is_free() -> None:
+async def test_the_next_task_begins_while_the_result_of_the_last_one_is_made_durable() -> None:
     world = World(slots=1)
     async with running(world):
         world.acquiring.answer.set()
         world.acquiring.offer("a")
         await settle()
-        world.slots.end(0)
         world.acquiring.offer("b")
+        await settle()
+        assert world.begun == [("a", 0)]
+        world.slots.end(0)
         await settle()
         await world.clock.advance(timedelta(seconds=0.01))
         await settle()
         assert world.acquiring.taken == ["a", "b"]
-        assert world.begun == [("a", 0)]
-        world.slots.release(0)
+        assert world.begun == [("a", 0), ("b", 1)]
+        world.acquiring.offer("c")
+        world.slots.end(1)
         await settle()
-        assert world.begun == [("a", 0), ("b", 0)]
+        await world.clock.advance(timedelta(seconds=0.01))
+        await settle()
+        assert len(world.begun) == 2  # two results are on their way: that is room enough
+        world.slots.release(0)
+        await world.clock.advance(timedelta(seconds=0.01))
+        await settle()
+        assert world.begun == [("a", 0), ("b", 1), ("c", 0)]
 
 
 async def test_a_stop_ends_the_waiting_and_not_a_claim_on_its_way() -> None:
