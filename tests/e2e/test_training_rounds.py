@@ -190,5 +190,5 @@ async def test_a_stopped_session_is_gone_on_with_from_the_checkpoint_that_it_lea
 
 
 async def has_begun(town: Town, session_id: str) -> bool:
-    """Return whether a session's first round is open; it is listed before."""
-    return any(one.id == session_id and one.round > 0 for one in (await town.market.sessions.list()).sessions)
+    """Return whether a session's first round has closed: until nodes are there, to stop it would be to cancel it."""
+    return any(one.id == session_id and one.round > 1 for one in (await town.market.sessions.list()).sessions)

@@ -228,15 +228,17 @@ def _verb(name: str, short: str, text: str) -> click.Command:
             found.model_dump(mode="json"),
             f"{found.id}: {found.state}, round {min(found.round, found.total_rounds)}/{found.total_rounds}",
         )
-        if found.state == "stopping" and found.round == 0:
-            out.say(f"no round has begun that it could end with; to end it now: parity task cancel {found.id}")
+        if name == "stop" and found.message and found.state == "cancelled":
+            out.say(f"{found.message}; nothing is left of it, its money is yours again")
 
     return command
 
 
 pause = _verb("pause", "Let a session wait.", "Let the open round wait; nodes keep their parts.")
 stop = _verb(
-    "stop", "End a session after the open round.", "Make the open round the last one; its model is the result."
+    "stop",
+    "End a session after the open round.",
+    "Make the open round the last one; its model is the result. A session that waits for nodes ends at once.",
 )
 
 

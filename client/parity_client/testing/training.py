@@ -219,3 +219,5 @@ def _change(session: FakeSession, verb: str) -> None:
     if session.state in ENDED:
         raise InvalidTransition(f"session {session.id} has ended: it is {session.state}")
     session.state = {"pause": "paused", "resume": "running", "stop": "stopping"}[verb]
+    if verb == "stop" and session.round == 0:
+        session.state, session.message = "cancelled", "stopped by its submitter before its first round had begun"

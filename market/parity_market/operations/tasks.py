@@ -239,10 +239,15 @@ def owner_of(tx: ReadTx, root_id: str) -> str:
     return owner
 
 
-def cancel(tx: Tx, market: Market, root_id: str, creator: str, now: datetime) -> CancelReply:
+def cancel(
+    tx: Tx, market: Market, root_id: str, creator: str, now: datetime, *, why: str = "cancelled by its submitter"
+) -> CancelReply:
     """Cancel a task, or a group with everything in it; a task of a group takes its group along.
 
     Repeating it changes nothing. A task that is being verified or has ended stays as it is.
+
+    Args:
+        why: What people are told.
 
     Raises:
         NotFound: There is no such task or group of this creator.
@@ -261,7 +266,7 @@ def cancel(tx: Tx, market: Market, root_id: str, creator: str, now: datetime) ->
     if not open_tasks and not any(task.state is TaskState.CANCELLED for task in tasks):
         state = tasks[0].state
         raise InvalidTransition(f"{root_id} is {state}: it cannot be cancelled any more")
-    cancelled = [_cancel_one(tx, market, task, now_us) for task in open_tasks]
+    cancelled = [_cancel_one(tx, market, task, now_us, why) for task in open_tasks]
     if group is not None and group.state == "running":
         tx.run(
             sql.GROUP_ENDED,
@@ -269,19 +274,19 @@ def cancel(tx: Tx, market: Market, root_id: str, creator: str, now: datetime) ->
             state="cancelled",
             result_cid=None,
             metrics_doc="{}",
-            message="cancelled by its submitter",
+            message=why,
             completed_us=now_us,
         )
     ended = all(task.state in FINAL_STATES for task in tasks if task not in open_tasks)
     return CancelReply(id=root_id, state="cancelled" if ended else "cancelling", cancelled=tuple(cancelled))
 
 
-def _cancel_one(tx: Tx, market: Market, task: TaskRow, now_us: int) -> str:
+def _cancel_one(tx: Tx, market: Market, task: TaskRow, now_us: int, why: str) -> str:
     lease = newest_lease(tx, task)
     step(
         tx,
         task,
-        [(TaskEvent.CANCEL, "cancelled by its submitter")],
+        [(TaskEvent.CANCEL, why)],
         sql.TASK_STEP,
         now_us=now_us,
         node_id=lease.node_id if lease is not None and lease.live else None,

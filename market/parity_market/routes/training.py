@@ -225,7 +225,7 @@ async def checkpoint(call: Call) -> FlCheckpointReply:
     return await call.state.rounds.checkpoints.find(call.path("session_id"), call.caller.id, number=number)
 
 
-Change: TypeAlias = Callable[[Tx, Market, str, datetime], FlSessionRow]
+Change: TypeAlias = Callable[[Tx, Market, str, datetime], FlSessionRow | None]
 
 
 async def _change(call: Call, change: Change) -> FlSessionReply:
@@ -247,7 +247,7 @@ async def resume(call: Call) -> FlSessionReply:
 
 
 async def stop(call: Call) -> FlSessionReply:
-    """Make the open round the session's last."""
+    """Make the open round the session's last; one that has none yet is cancelled, its money is free."""
     return await _change(call, round_control.stop)
 
 

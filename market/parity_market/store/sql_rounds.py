@@ -23,6 +23,7 @@ FL_DEADLINES_FORGOTTEN = Command(
 FL_ROUND = find(rows.FlRoundRow, t.fl_round, "group_id", "round", "phase")
 FL_ROUND_INSERT = insert(t.fl_round)
 FL_ROUND_MOVED = update(t.fl_round, ["group_id", "round", "phase"], "state", "metrics_doc", "closed_us")
+FL_ROUND_GIVEN_UP = update(t.fl_round, ["group_id", "round", "phase"], "state", "cohort_doc", "closed_us")
 FL_ROUNDS = select_rows(
     rows.FlRoundRow,
     t.fl_round,

@@ -482,16 +482,18 @@ def test_a_session_that_has_ended_is_never_in_a_round_beyond_its_last(
     assert parity("fl", "stop", session.id).out.strip().endswith("round 3/3")
 
 
-def test_who_stops_a_session_that_still_waits_for_nodes_is_told_how_to_end_it(
+def test_who_stops_a_session_before_its_first_round_is_told_that_nothing_was_spent(
     parity: Parity, joined: FakeMarket, spec: Path
 ) -> None:
-    session = begun(parity, joined, spec)
+    waiting, training = begun(parity, joined, spec), begun(parity, joined, spec)
+    waiting.round = 0
 
-    with_a_round = parity("fl", "stop", session.id).err
-    session.round = 0
+    said = parity("fl", "stop", waiting.id)
 
-    assert with_a_round == ""
-    assert f"parity task cancel {session.id}" in parity("fl", "stop", session.id).err
+    assert said.out.strip() == f"{waiting.id}: cancelled, round 0/3"
+    assert "before its first round" in said.err
+    assert "parity task cancel" not in said.err
+    assert parity("fl", "stop", training.id).err == ""
 
 
 def test_a_session_is_paused_resumed_and_stopped(parity: Parity, joined: FakeMarket, spec: Path) -> None:

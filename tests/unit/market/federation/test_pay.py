@@ -14,7 +14,7 @@ from parity_market.store import sql
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import EarningRow
 from parity_market.testing.builders import TOKEN, new_node
-from parity_market.testing.playing import NODES, TIMEOUT_S, Play
+from parity_market.testing.playing import DATA, NODES, TIMEOUT_S, Play, spec
 from parity_market.testing.rig import Rig
 from parity_protocol.testing.clock import FakeClock
 from parity_protocol.testing.keys import deterministic_evm_key
@@ -195,3 +195,68 @@ async def test_one_node_under_two_leases_is_paid_once_for_each_of_its_rounds(rig
     paid: Any = await Ledger(rig).paid(play)
     assert {node: paid[ID[node], "execution"] for node in NODES} == dict.fromkeys(NODES, TOKEN * 2 // 3)
     assert {node: paid[ID[node], "rounds"] for node in NODES} == dict.fromkeys(NODES, third)
+
+
+# -- stopping what has hardly begun -----------------------------------------------------------------------------------
+
+
+async def stop(rig: Rig, clock: FakeClock, play: Play) -> None:
+    for _ in range(2):  # the second time is a repetition
+        await rig.store.write(partial(round_control.stop, market=rig.state.market, group_id=play.id, now=clock.now()))
+
+
+@pytest.mark.parametrize("hold", [(), (0,)])
+async def test_a_session_that_is_stopped_while_it_waits_for_nodes_ends_and_frees_its_money_at_once(
+    rig: Rig, clock: FakeClock, hold: tuple[int, ...]
+) -> None:
+    play = await Play.begin(rig, hold=hold)
+
+    await stop(rig, clock, play)
+
+    shown = await play.show()
+    assert (shown.state, shown.message) == ("cancelled", "stopped by its submitter before its first round had begun")
+    assert await Ledger(rig).bound() == 0
+    assert await Ledger(rig).paid(play) == {}
+
+
+async def test_a_session_that_is_stopped_before_it_has_a_model_never_begins(rig: Rig, clock: FakeClock) -> None:
+    cid = await rig.upload(DATA.encode())
+    play = Play(rig, (await rig.submit_session(spec(cid))).id)
+    early = await play.group()
+
+    await stop(rig, clock, play)
+    await rig.state.rounds.step(early)  # the loop was about to begin it
+
+    assert (await play.show()).state == "cancelled"
+    assert await Ledger(rig).bound() == 0
+
+
+async def test_a_round_that_waits_for_nodes_is_given_up_and_the_one_before_is_the_result(
+    rig: Rig, clock: FakeClock
+) -> None:
+    play = await Play.begin(rig, total_rounds=4, rounds_config=PATIENT)
+    await play.round(0, 1, 2)
+    base = (await play.next(0)).base
+    await handed_on(rig, clock, play, {0: "n1"})
+    await play.send(0)
+
+    await stop(rig, clock, play)
+
+    assert (await play.next(0)).state == "done"
+    await finish(rig, play, 0)
+    for _ in range(2):  # the others have a minute to come back for their lists
+        await clock.advance(timedelta(seconds=61))
+        await Rounds(rig.state).step()
+    shown = await play.show()
+    assert (shown.state, shown.metrics["rounds"], shown.metrics["final_model"]) == ("completed", 1, base)
+    assert await Ledger(rig).paid(play) == {(ID[node], "rounds"): TOKEN for node in NODES}
+    assert await Ledger(rig).bound() == 0
+
+
+async def test_a_session_that_nodes_train_is_stopped_after_its_open_round(rig: Rig, clock: FakeClock) -> None:
+    play = await Play.begin(rig)
+
+    await stop(rig, clock, play)
+
+    assert (await play.show()).state == "stopping"
+    assert await Ledger(rig).bound() == 3 * TOKEN

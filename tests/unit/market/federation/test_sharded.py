@@ -467,20 +467,15 @@ async def test_a_score_may_be_missing(rig: Rig, clock: FakeClock) -> None:
     assert "r2" in next(one for one in shown.rounds if one.asks == "score").metrics
 
 
-async def test_a_session_that_is_stopped_while_it_agrees_fails_with_a_reason(rig: Rig, clock: FakeClock) -> None:
+async def test_a_session_that_is_stopped_while_it_agrees_ends_at_once(rig: Rig, clock: FakeClock) -> None:
     play = await Play.begin(rig)
+    await play.phase()
+
     await rig.store.write(lambda tx: round_control.stop(tx, rig.state.market, play.id, clock.now()))
-    await play.phase()
-    await play.phase()
-    loop = Rounds(rig.state)
-    for _ in range(12):
-        await clock.advance(timedelta(seconds=300))
-        await loop.step()
 
     shown = await play.show()
-
-    assert shown.state == "failed"
-    assert "before its first round" in shown.message
+    assert (shown.state, shown.message) == ("cancelled", "stopped by its submitter before its first round had begun")
+    assert {str(task.state) for task in (await play.group()).tasks} == {"cancelled"}
 
 
 @pytest.mark.parametrize(("phases", "most"), [(0, 1_000 + EXTRA_BYTES), (2, EXTRA_BYTES + 4_096)])
