@@ -22,11 +22,13 @@ from parity_protocol.wire import SignedDocument
 __all__ = [
     "LEASE_MARGIN",
     "LEASE_TYPE",
+    "MAX_HAND_BACKS",
     "ClaimDecision",
     "Lease",
     "LeaseDocument",
     "ReportDecision",
     "TaskView",
+    "attempts_after_release",
     "decide_claim",
     "decide_renew",
     "decide_report",
@@ -35,6 +37,7 @@ __all__ = [
 
 LEASE_TYPE = "lease+jws"
 LEASE_MARGIN = timedelta(seconds=1)  # the node stops this long before the market may give the task away
+MAX_HAND_BACKS = 8  # of one task, by whomever, that cost it no attempt
 
 
 class LeaseDocument(SignedDocument):
@@ -78,7 +81,7 @@ class TaskView:
     max_attempts: int
     lease: Lease | None  # live, or lapsed and not yet reaped; None when PENDING and in a final state
     deadline: datetime | None
-    last_holder: NodeId | None = None  # node of the newest claim
+    last_holder: NodeId | None = None  # node of the newest claim; None when it gave that back with nothing started
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,21 @@ def decide_renew(task: TaskView, *, node_id: NodeId, lease_id: LeaseId, fence: F
     return replace(held, expires_at=now + held.ttl)
 
 
+def attempts_after_release(task: TaskView, *, hand_backs: int) -> int:
+    """Return how many attempts ``task`` has used when its lease is given back.
+
+    A lease under which nothing was started is no attempt: a node that drains, or took more than it has room for, costs
+    the submitter nothing. After ``MAX_HAND_BACKS`` it is one all the same, else nodes in league could pass a task round
+    without an end.
+
+    Args:
+        task: As it was under the lease.
+        hand_backs: How many earlier leases of this task were given back with nothing started.
+    """
+    is_free = task.state is TaskState.LEASED and hand_backs < MAX_HAND_BACKS
+    return task.attempts - 1 if is_free else task.attempts
+
+
 def decide_report(task: TaskView, *, node_id: NodeId, fence: Fence, already_taken: bool) -> ReportDecision:
     """Decide whether a final report may move its task.
 
@@ -174,7 +192,8 @@ def decide_report(task: TaskView, *, node_id: NodeId, fence: Fence, already_take
 
     Raises:
         TaskCancelled: The cancel came first.
-        StaleFence: The task was claimed again since, or this node never held that fence.
+        StaleFence: The task was claimed again since, this node never held that fence, or it gave the lease back with
+            nothing started.
     """
     if already_taken:
         return ReportDecision.DUPLICATE

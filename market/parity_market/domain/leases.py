@@ -8,7 +8,9 @@ from parity_market.store.rows import LeaseRow, TaskRow, from_us
 from parity_protocol.ids import ClaimId, Fence, LeaseId, NodeId, TaskId
 from parity_protocol.lease import Lease, TaskView
 
-__all__ = ["lease_of", "task_view"]
+__all__ = ["RELEASED", "is_handed_back", "lease_of", "task_view"]
+
+RELEASED = "released: "  # begins the end reason of a lease that its node gave back
 
 
 def lease_of(row: LeaseRow) -> Lease:
@@ -25,12 +27,18 @@ def lease_of(row: LeaseRow) -> Lease:
     )
 
 
+def is_handed_back(lease: LeaseRow) -> bool:
+    """Return whether a node gave the lease back with nothing started."""
+    return lease.started_us is None and lease.end_reason.startswith(RELEASED)
+
+
 def task_view(task: TaskRow, lease: LeaseRow | None) -> TaskView:
     """Return what the decisions need.
 
     Args:
         lease: The one with the task's newest fence; None before the first claim.
     """
+    is_given_up = lease is not None and is_handed_back(lease)
     return TaskView(
         task_id=TaskId(task.id),
         state=task.state,
@@ -39,5 +47,5 @@ def task_view(task: TaskRow, lease: LeaseRow | None) -> TaskView:
         max_attempts=task.max_attempts,
         lease=lease_of(lease) if lease is not None and lease.live else None,
         deadline=from_us(task.deadline_us),
-        last_holder=NodeId(task.last_node) if task.last_node is not None else None,
+        last_holder=NodeId(task.last_node) if task.last_node is not None and not is_given_up else None,
     )

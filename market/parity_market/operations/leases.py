@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
-from parity_market.domain.leases import task_view
+from parity_market.domain.leases import RELEASED, is_handed_back, task_view
 from parity_market.operations.context import Market
 from parity_market.operations.money import check_bond, is_covered
 from parity_market.operations.nodes import check_instance
@@ -26,7 +26,7 @@ from parity_protocol.errors import (
     TaskCancelled,
 )
 from parity_protocol.ids import ClaimId, Fence, LeaseId, NodeId
-from parity_protocol.lease import Lease, decide_claim, decide_renew
+from parity_protocol.lease import Lease, attempts_after_release, decide_claim, decide_renew
 from parity_protocol.task import TaskEvent, TaskState, parse_spec
 
 __all__ = [
@@ -296,7 +296,8 @@ def release(
 ) -> list[ParityError | None]:
     """Take leases back from a node that gives them up; None is a success.
 
-    A node that blames itself does not get the task again; a draining one may.
+    A node that blames itself does not get the task again; a draining one may. What was not started is no attempt, so
+    often as ``attempts_after_release`` says; the node's own tries count all the same.
     """
     answers: list[ParityError | None] = []
     now_us = to_us(now)
@@ -307,7 +308,8 @@ def release(
             answers.append(exc)
             continue
         reason = FailureReason.parse(item.reason, Blame.INTERRUPTED)
-        end_lease(tx, market, lease, f"released: {reason}", now_us=now_us)
+        hand_backs = sum(map(is_handed_back, tx.all(sql.LEASES_OF_TASK, task_id=task.id))) if task.fence > 1 else 0
+        end_lease(tx, market, lease, f"{RELEASED}{reason}", now_us=now_us)
         free(
             tx,
             market,
@@ -315,9 +317,10 @@ def release(
             TaskEvent.RELEASE,
             now_us=now_us,
             node_id=node_id,
-            detail=item.message or f"released: {reason}",
+            detail=item.message or f"{RELEASED}{reason}",
             failure=str(reason),
             exclude=reason.blame in (Blame.NODE, Blame.TASK),
+            attempts=attempts_after_release(task_view(task, lease), hand_backs=hand_backs),
         )
         answers.append(None)
     return answers

@@ -81,12 +81,12 @@ def _take(tx: Tx, market: Market, checked: CheckedReport, now: datetime) -> Task
     if known is not None and known.digest != checked.digest:
         raise Conflict("another report of this lease with other content was taken before")
     task = load_task(tx, report.task_id)
+    lease = newest_lease(tx, task)
     decision = decide_report(
-        task_view(task, None), node_id=NodeId(node_id), fence=Fence(report.fence), already_taken=known is not None
+        task_view(task, lease), node_id=NodeId(node_id), fence=Fence(report.fence), already_taken=known is not None
     )
     if decision is ReportDecision.DUPLICATE:
         return task.state
-    lease = newest_lease(tx, task)
     if lease is None or lease.id != report.lease_id:
         raise StaleFence(f"lease {report.lease_id} of task {task.id} is not current")
     if not is_final:

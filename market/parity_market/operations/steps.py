@@ -94,6 +94,7 @@ def free(
     exit_code: int | None = None,
     exclude: bool = False,
     fault: bool = False,
+    attempts: int | None = None,
 ) -> TaskRow:
     """Give a task back after an attempt that brought nothing, or end it when its attempts are used up.
 
@@ -105,11 +106,13 @@ def free(
         exclude: ``node_id`` may not have it again; so it is after its second attempt at it in any case, whatever it
             says of them, while another node could run it: one node must not use up all attempts of somebody's task.
         fault: ``node_id`` said that the task itself is at fault.
+        attempts: How many it has used with this one; None when this one counts.
     """
+    used = task.attempts if attempts is None else attempts
     events = [(event, detail)]
     state = advance(task.state, event)
     exclude = exclude or (state is TaskState.PENDING and node_id is not None and _is_futile(tx, market, task, node_id))
-    if state is TaskState.PENDING and task.attempts >= task.max_attempts:
+    if state is TaskState.PENDING and used >= task.max_attempts:
         events.append((TaskEvent.ATTEMPTS_EXHAUSTED, f"all {task.max_attempts} attempts are used up"))
         state = TaskState.FAILED
     is_final = state in FINAL_STATES
@@ -128,6 +131,7 @@ def free(
         faults_doc=with_name(task.faults_doc, node_id) if fault else task.faults_doc,
         result_cid=None,
         result_size=None,
+        attempts=used,
     )
     if is_final:
         release_unfinished(tx, market, task, now_us=now_us)

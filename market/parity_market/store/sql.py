@@ -95,7 +95,7 @@ TASK_REPORTED = update(
 )  # fmt: skip
 TASK_FREED = update(
     t.task, ["id"], *_STEP, "completed_us", "failure", "message", "exit_code", "excluded_doc", "faults_doc",
-    "result_cid", "result_size",
+    "result_cid", "result_size", "attempts",
 )  # fmt: skip
 TASK_VERIFY_RETRY = update(t.task, ["id"], *_STEP, "verify_attempts")
 

@@ -22,6 +22,7 @@ from parity_protocol.lease import (
     Lease,
     ReportDecision,
     TaskView,
+    attempts_after_release,
     decide_claim,
     decide_renew,
     decide_report,
@@ -54,6 +55,7 @@ class SimulatedTask:
     state: TaskState = TaskState.PENDING
     fence: int = 0
     attempts: int = 0
+    hand_backs: int = 0  # leases that were given back with nothing started
     lease: Lease | None = None
     last_holder: str | None = None
     order_hash: str = ""
@@ -210,6 +212,10 @@ class TaskBook:
         try:
             task = self._task(item.task_id)
             self._held(task, item)
+            task.attempts = attempts_after_release(self._view(task), hand_backs=task.hand_backs)
+            if task.state is TaskState.LEASED:
+                task.hand_backs += 1
+                task.last_holder = None
             self._free(task, TaskEvent.RELEASE)
         except ParityError as exc:
             return wire.WriteItem(status=exc.status, problem=problem_of(exc))

@@ -13,9 +13,11 @@ from parity_protocol.errors import ClaimRefused, LeaseConflict, ParityError, Sta
 from parity_protocol.ids import ClaimId, Fence, LeaseId, NodeId, TaskId
 from parity_protocol.lease import (
     LEASE_MARGIN,
+    MAX_HAND_BACKS,
     Lease,
     ReportDecision,
     TaskView,
+    attempts_after_release,
     decide_claim,
     decide_renew,
     decide_report,
@@ -175,6 +177,16 @@ def test_a_report_after_the_cancel_is_told_so() -> None:
         decide_report(leased(_S.CANCELLED), node_id=ADA, fence=Fence(1), already_taken=False)
 
 
+@pytest.mark.parametrize(
+    ("state", "hand_backs", "used"),
+    [(_S.LEASED, 0, 0), (_S.LEASED, MAX_HAND_BACKS - 1, 0), (_S.LEASED, MAX_HAND_BACKS, 1), (_S.RUNNING, 0, 1)],
+)
+def test_a_lease_given_back_with_nothing_started_is_no_attempt_so_many_times(
+    state: TaskState, hand_backs: int, used: int
+) -> None:
+    assert attempts_after_release(leased(state), hand_backs=hand_backs) == used
+
+
 @given(sent=st.floats(0, 1e9), ttl=st.floats(0.01, 86_400))
 def test_the_node_stops_before_the_market_may_give_the_task_away(sent: float, ttl: float) -> None:
     """The market starts counting when it grants, which is after the node sent its request."""
@@ -186,14 +198,16 @@ def test_the_node_stops_before_the_market_may_give_the_task_away(sent: float, tt
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from([ADA, BOB]), st.sampled_from(["claim", "renew", "lose"]), st.integers(0, 40)),
+        st.tuples(
+            st.sampled_from([ADA, BOB]), st.sampled_from(["claim", "renew", "lose", "give back"]), st.integers(0, 40)
+        ),
         max_size=40,
     )
 )
 def test_fences_only_grow_and_two_nodes_never_hold_a_task_at_once(
     steps: list[tuple[NodeId, str, int]],
 ) -> None:
-    task, now, fences = view(max_attempts=100), NOW, [0]
+    task, now, fences, hand_backs = view(max_attempts=100), NOW, [0], 0
     held: dict[NodeId, Lease] = {}
     for number, (node, action, seconds) in enumerate(steps):
         now += timedelta(seconds=seconds)
@@ -212,8 +226,14 @@ def test_fences_only_grow_and_two_nodes_never_hold_a_task_at_once(
                 task = replace(task, lease=lease)
             elif action == "lose" and task.lease is not None and task.lease.expires_at <= now:
                 task = replace(task, state=_S.PENDING, lease=None)
+            elif action == "give back" and node in held:
+                decide_renew(task, node_id=node, lease_id=held[node].lease_id, fence=held[node].fence, now=now)
+                used = attempts_after_release(task, hand_backs=hand_backs)
+                task, hand_backs = replace(task, state=_S.PENDING, lease=None, attempts=used), hand_backs + 1
+                del held[node]
         except ParityError:
             pass
         live = [lease.node_id for lease in held.values() if lease.expires_at > now]
         assert len(live) <= 1
+        assert task.attempts >= len(fences) - 1 - MAX_HAND_BACKS
     assert fences == sorted(set(fences))

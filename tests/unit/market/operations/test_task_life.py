@@ -45,7 +45,7 @@ from parity_market.testing import (
 from parity_market.testing.database import open_empty
 from parity_protocol.api.leases import ReleaseItem, RenewItem, ReportItem, StartItem
 from parity_protocol.errors import Blame, EscrowTooLow, FailureReason, InvalidTransition, ParityError
-from parity_protocol.lease import Lease
+from parity_protocol.lease import MAX_HAND_BACKS, Lease
 from parity_protocol.task import FINAL_STATES, TRANSITIONS, TaskEvent, TaskState
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ class Model:
     max_attempts: int = 3
     holder: str | None = None
     live: bool = False  # the newest lease was not ended
+    hand_backs: int = 0  # leases that were given back with nothing started
+    is_handed_back: bool = False  # the newest lease was
     lapses: float = 0.0  # seconds since the start
     excluded: set[str] = field(default_factory=set)
     faults: set[str] = field(default_factory=set)
@@ -242,6 +244,7 @@ class TaskLife(RuleBasedStateMachine):
         assert answer.fence == task.fence + 1
         task.fence, task.holder, task.live, task.state = answer.fence, node, True, _S.LEASED
         task.attempts += 1
+        task.is_handed_back = False
         task.lapses = self.seconds + TTL.total_seconds()
         self.held.append(Held(node, answer, item, task))
         _COUNTS["claim"] += 1
@@ -338,6 +341,12 @@ class TaskLife(RuleBasedStateMachine):
 
         assert (answer is None) == self._current(held)
         if answer is None:
+            if held.task.state is _S.LEASED:
+                is_free = held.task.hand_backs < MAX_HAND_BACKS
+                held.task.hand_backs += 1
+                held.task.is_handed_back = True
+                held.task.attempts -= is_free
+                _COUNTS["hand-back" if is_free else "one hand-back too many"] += 1
             self._freed(held.task, exclude=reason.blame is Blame.NODE)
             _COUNTS["release"] += 1
 
@@ -367,6 +376,7 @@ class TaskLife(RuleBasedStateMachine):
         return (
             held.reported is None
             and task.fence == held.lease.fence
+            and not task.is_handed_back
             and task.state in (_S.PENDING, _S.LEASED, _S.RUNNING)
         )
 
@@ -608,7 +618,7 @@ class TaskLife(RuleBasedStateMachine):
 EXPECTED = {
     "submit", "submit fl", "submission without cover refused", "submit again", "claim", "claim refused",
     "excluded node refused", "claim again",
-    "renew", "stale renewal refused", "start", "release", "report", "report after the lease lapsed",
+    "renew", "stale renewal refused", "start", "release", "hand-back", "report", "report after the lease lapsed",
     "stale report refused", "report again", "failure by task", "failure by node", "failure by dependency",
     "failure by interrupted", "task fault confirmed", "task fault unconfirmed", "accept", "reject", "later",
     "second acceptance refused", "lease reaped", "deadline", "cancel", "cancel again", "restart",
