@@ -13,7 +13,7 @@ from parity_cli.output import Output
 from parity_protocol.errors import InvalidInput, NotFound, ParityError
 
 if TYPE_CHECKING:
-    from parity_client import Client
+    from parity_cli.session_files import SessionFiles
     from parity_fl.settings import FlSettings
 
 __all__ = [
@@ -21,12 +21,12 @@ __all__ = [
     "changed",
     "check_free",
     "checkpoint_of",
+    "cid_of",
     "privacy_of",
     "read_changes",
     "read_spec",
     "resumed",
     "spec_of",
-    "stored_cid",
 ]
 
 MAX_SPEC_BYTES = 65_536
@@ -103,8 +103,8 @@ def privacy_of(given: dict[str, Any]) -> dict[str, Any]:
     return switches
 
 
-async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec that the options ask for; data that are given as a file are stored first.
+async def spec_of(files: SessionFiles, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec that the options ask for; data that are given as a file are added to ``files``.
 
     What neither an option nor an ``FL_*`` variable of this shell says is left to the market.
     """
@@ -119,10 +119,11 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     defaults = load_fl_settings()
     _check_whole(given, has_rate="fl_client_lr" in defaults.model_fields_set)
     path: Path | None = given["data"]
-    cid = given["dataset"] if path is None or given["dry_run"] else (await client.data.add(path)).cid
+    cid = given["dataset"] if path is None else await files.name(path)
+    if path is not None:
+        _check_rows(path)
     if path is None and given["shards"]:
         path = next(filter(None, map(_file, given["shards"])), None)
-    data_format = "json" if path is not None and path.suffix.lower() == ".json" else "csv"
     training = {name: given[name] for name in ("epochs", "batch_size", "learning_rate") if given[name] is not None}
     cut = {"strategy": given["partition"], "total_parts": given["parts"], "min_samples": given["min_samples"]}
     model_settings: dict[str, Any] = {"hidden_layers": list(given["hidden"])} if given["hidden"] else {}
@@ -133,7 +134,7 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "type": "federated_learning",
         "model_type": given["model_type"],
         "dataset_cid": cid,
-        "data_format": data_format,
+        "data_format": _format_of(path),
         "model_config": model_settings,
         "partition_config": cut | ({} if given["alpha"] is None else {"alpha": given["alpha"]}),
         **(
@@ -144,6 +145,24 @@ async def spec_of(client: Client, given: dict[str, Any]) -> dict[str, Any]:
         "seed": given["seed"],
         **({} if given["engine"] == "parity" else {"engine": given["engine"]}),
     }
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse data that no node could read.
+
+    Raises:
+        InvalidInput: They cannot be; the message says where.
+    """
+    from parity_fl.data import load_dataset
+
+    try:
+        load_dataset(path.read_bytes(), _format_of(path))
+    except ParityError as exc:
+        raise InvalidInput(f"{path}: {exc.message}", field="data") from exc
+
+
+def _format_of(path: Path | None) -> str:
+    return "json" if path is not None and path.suffix.lower() == ".json" else "csv"
 
 
 def _check_kind(given: dict[str, Any]) -> None:
@@ -213,8 +232,8 @@ def _rounds(defaults: FlSettings, given: dict[str, Any]) -> dict[str, Any]:
     return {"rounds_config": rounds, **({} if total is None else {"total_rounds": total})}
 
 
-async def stored_cid(client: Client, given: str, *, field: str) -> str:
-    """Return the CID of data at the market; a file is stored first.
+async def cid_of(files: SessionFiles, given: str, *, field: str) -> str:
+    """Return the CID of data; a file is added to ``files``.
 
     Raises:
         InvalidInput: It is no file and no CID.
@@ -223,7 +242,7 @@ async def stored_cid(client: Client, given: str, *, field: str) -> str:
 
     path = _file(given)
     if path is not None:
-        return (await client.data.add(path)).cid
+        return await files.name(path)
     try:
         return str(Cid.parse(given))
     except InvalidInput as exc:
@@ -235,8 +254,8 @@ def _file(text: str) -> Path | None:
     return path if path.is_file() else None
 
 
-async def checkpoint_of(out: Output, client: Client, given: str) -> str:
-    """Return the CID of a checkpoint at the market; one that is given as a file, or as its folder, is stored first.
+async def checkpoint_of(out: Output, files: SessionFiles, given: str) -> str:
+    """Return the CID of a checkpoint; one that is given as a file, or as its folder, is added to ``files``.
 
     Raises:
         InvalidInput: It is neither, and no CID.
@@ -256,7 +275,7 @@ async def checkpoint_of(out: Output, client: Client, given: str) -> str:
 
     path, data = file
     found = decode_checkpoint(data)
-    cid = (await client.data.add(path)).cid
+    cid = await files.name(path)
     out.say(f"goes on after round {found.round} of session {found.session_id}, from {path.name} ({cid})")
     return cid
 

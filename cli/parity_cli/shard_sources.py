@@ -12,8 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from parity_protocol.errors import BadField, ParityError
 
 if TYPE_CHECKING:
-    from parity_cli.output import Output
-    from parity_client import Client
+    from parity_cli.session_files import SessionFiles
     from parity_client.orders import Source
     from parity_fl.shards import ShardSummary
 
@@ -85,11 +84,11 @@ def _read(text: str) -> ShardFile | Source | str:
     return ShardFile(path, size)
 
 
-async def sources_of(out: Output, client: Client, shards: Sequence[ShardFile | Source | str]) -> list[Source]:
-    """Return the sources to sign: files are stored first, private; a URL is asked for its size.
+async def sources_of(files: SessionFiles, shards: Sequence[ShardFile | Source | str]) -> list[Source]:
+    """Return the sources to sign: files are added to ``files`` for their parts alone; a URL is asked for its size.
 
     Raises:
-        ParityError: A file could not be stored, which shard is said before; or a URL does not say its size.
+        ParityError: A file cannot be read, or a URL does not say its size.
     """
     from parity_client.remote import content_length
     from parity_protocol.needs import CidInput, HttpsInput
@@ -97,12 +96,7 @@ async def sources_of(out: Output, client: Client, shards: Sequence[ShardFile | S
     found: list[Source] = []
     for part, shard in enumerate(shards):
         if isinstance(shard, ShardFile):
-            try:
-                cid = (await client.data.add(shard.path)).cid
-            except ParityError:
-                out.warn(f"shard {part} ({shard.path}) could not be stored")
-                raise
-            out.say(f"shard {part}  {shard.path.name} stored as {cid}")
+            cid = await files.name(shard.path, role=f"shard {part}")
             found.append(CidInput(cid=cid, max_bytes=shard.size))
         elif isinstance(shard, str):
             url, _, fragment = shard.partition("#")

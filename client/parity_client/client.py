@@ -27,8 +27,7 @@ from parity_client.orders import (
     amount_of,
     make_submission,
     market_domain,
-    sharded_spec,
-    spec_text,
+    spec_and_shards,
 )
 from parity_client.proof import VerifiedReceipt, verify_proof
 from parity_client.results import MAX_RESULT_BYTES, Result, raise_unless_completed, result_of_group, result_of_task
@@ -41,6 +40,8 @@ from parity_protocol.api.nodes import NodeReply, WhyNoWorkReply
 from parity_protocol.api.tasks import (
     AccountReply,
     CancelReply,
+    CheckReply,
+    CheckRequest,
     EventsReply,
     GroupReply,
     LogsReply,
@@ -57,7 +58,7 @@ from parity_protocol.api.tasks import (
     WhyPendingReply,
 )
 from parity_protocol.clock import Clock, SystemClock
-from parity_protocol.errors import BadField, Conflict, DigestMismatch, NotFound, Unauthenticated
+from parity_protocol.errors import Conflict, DigestMismatch, NotFound, Unauthenticated
 from parity_protocol.ids import Address
 from parity_protocol.join import JoinString, TrustedMarket, parse_join, verify_market
 from parity_protocol.quantities import TokenAmount
@@ -221,6 +222,21 @@ class Client:
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
+    async def check(
+        self, spec: Mapping[str, Any] | str, reward: str | TokenAmount = 0, *, shards: Sequence[Source] = ()
+    ) -> CheckReply:
+        """Ask whether the market would take a submission, before its data are stored; nothing is signed or bound.
+
+        Args:
+            reward: 0 asks for no money; for the others see ``submit``, which raises the same.
+        """
+        (text, _), amount = spec_and_shards(spec, shards), amount_of(reward, decimals=self.document.token_decimals)
+        http, body = self._open_http(), CheckRequest(spec=text, reward=amount)
+        return parse_reply(
+            CheckReply,
+            await self._signed_call(lambda session: http.send("POST", paths.TASK_CHECK, body=body, session=session)),
+        )
+
     async def submit(
         self,
         spec: Mapping[str, Any] | str,
@@ -244,12 +260,7 @@ class Client:
             InvalidInput: The spec or an amount is not acceptable; ``field`` names what.
             EscrowTooLow: The money set aside for this market does not cover the reward.
         """
-        sealed: tuple[str, ...] = ()
-        if shards:
-            if isinstance(spec, str):
-                raise BadField("shards need a spec that is not a text yet: their hashes are put into it", field="spec")
-            spec, sealed = sharded_spec(spec, shards)
-        text, decimals = spec_text(spec), self.document.token_decimals
+        (text, sealed), decimals = spec_and_shards(spec, shards), self.document.token_decimals
         amount = amount_of(reward, decimals=decimals)
         most = None if max_reward is None else amount_of(max_reward, decimals=decimals)
         if self.wallet is None:

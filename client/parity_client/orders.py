@@ -28,6 +28,7 @@ __all__ = [
     "make_submission",
     "market_domain",
     "sharded_spec",
+    "spec_and_shards",
     "spec_text",
 ]
 
@@ -143,3 +144,17 @@ def sharded_spec(spec: Mapping[str, Any], sources: Sequence[Source]) -> tuple[di
         raise BadField(f"a sharded session has no {given[0]} of its own: its parts have sources", field=given[0])
     sealed = tuple(seal_shard(source, secrets.token_bytes(SALT_BYTES)) for source in sources)
     return {**spec, "data_mode": "sharded", "shards": [shard_digest(text) for text in sealed]}, sealed
+
+
+def spec_and_shards(spec: Mapping[str, Any] | str, sources: Sequence[Source]) -> tuple[str, tuple[str, ...]]:
+    """Return the text to sign, and each part's sealed source; without ``sources`` there are none.
+
+    Raises:
+        InvalidInput: As ``spec_text`` and ``sharded_spec``; or the spec of shards is a text already.
+    """
+    if not sources:
+        return spec_text(spec), ()
+    if isinstance(spec, str):
+        raise BadField("shards need a spec that is not a text yet: their hashes are put into it", field="spec")
+    members, sealed = sharded_spec(spec, sources)
+    return spec_text(members), sealed

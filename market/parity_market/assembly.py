@@ -104,6 +104,7 @@ async def assemble(
             gateways=settings.market_gateways,
             quota=settings.market_upload_quota,
             fleet_of=fleets.prepare,
+            check_fleet=fleets.check_installed,
             offload=offload,
             settings=training,
         )

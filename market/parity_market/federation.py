@@ -118,6 +118,7 @@ class Federation:
         gateways: Trustless gateways for data that a submitter names but has not uploaded.
         quota: Bytes that may be fetched for one submitter.
         fleet_of: Prepares a session's SuperLink; without it sessions with ``engine: flower`` are refused.
+        check_fleet: Raises what ``fleet_of`` would raise for every session of this market.
         offload: Does a job (see ``federation_worker.execute``) somewhere else than on the event loop.
         settings: What holds for sessions that say nothing themselves.
     """
@@ -132,6 +133,7 @@ class Federation:
         gateways: Sequence[str] = (),
         quota: int = 2 << 30,
         fleet_of: FleetOf | None = None,
+        check_fleet: Callable[[], None] | None = None,
         offload: Offload = run_in_process,
         settings: FlSettings | None = None,
     ) -> None:
@@ -142,6 +144,7 @@ class Federation:
         self._gateways = tuple(gateways)
         self._quota = quota
         self._fleet_of = fleet_of
+        self._check_fleet = check_fleet
         self._offload = offload
         self._settings = settings or FlSettings()
         self._turns = asyncio.Semaphore(WORKERS)
@@ -155,8 +158,11 @@ class Federation:
 
         Raises:
             BadField: The first setting that is wrong.
+            Unprocessable: Its engine is not here.
         """
         new_session(spec, "", self._settings)
+        if spec.engine == "flower" and self._check_fleet is not None:
+            self._check_fleet()
 
     async def plan(self, spec: FederatedLearningSpec, *, creator: str, order_hash: str) -> JsonObject:
         """Check a session against its data and cut them; the same order always gets the same plan.

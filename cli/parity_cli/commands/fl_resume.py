@@ -11,6 +11,7 @@ from parity_cli.commands.fl_sessions import submit_and_follow
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
+from parity_cli.session_files import SessionFiles
 from parity_cli.session_spec import resumed
 from parity_cli.shard_sources import read_shards, sources_of
 from parity_protocol.errors import InvalidInput, NotFound
@@ -95,9 +96,10 @@ async def resume(
             hint=f"parity fl resume {session_id} --reward {reward} --shard … for each part, in the same order",
             field="shard",
         )
-    sources = await sources_of(out, client, read)
+    files = SessionFiles()
+    sources = await sources_of(files, read)
     out.say(f"goes on after round {checkpoint.round} of session {session_id} ({checkpoint.cid})")
-    await submit_and_follow(out, client, spec, reward, no_wait=no_wait, output=output, shards=sources)
+    await submit_and_follow(out, client, spec, reward, no_wait=no_wait, output=output, shards=sources, files=files)
 
 
 async def _session(client: Client, session_id: str) -> FlSessionReply:

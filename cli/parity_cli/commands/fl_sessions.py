@@ -11,17 +11,18 @@ import click
 from parity_cli.lazy import Command
 from parity_cli.output import Output
 from parity_cli.place import with_client
+from parity_cli.session_files import SessionFiles
 from parity_cli.session_spec import (
     SECTIONS,
     changed,
     check_free,
     checkpoint_of,
+    cid_of,
     privacy_of,
     read_changes,
     read_spec,
     resumed,
     spec_of,
-    stored_cid,
 )
 from parity_cli.shard_sources import read_shards, sharded_session, sources_of, summaries_of, table_of
 from parity_cli.waiting import tell_why
@@ -115,7 +116,9 @@ MAX_LISTED = 200
     metavar="CID|FOLDER|FILE",
     help="Go on from a checkpoint, in the round after it; --rounds counts from the first round of all.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be submitted; store and sign nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Ask whether it would be taken, and say what would be sent; store and sign nothing."
+)
 @click.option("--no-wait", is_flag=True, help="Submit only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the finished model here.")
 @with_client
@@ -124,30 +127,39 @@ async def run_session(out: Output, client: Client, **given: Any) -> None:
 
     SPEC is a JSON file; without it the options say what to train.
     """
+    files = SessionFiles()
     shards, changes = read_shards(given["shards"]), read_changes(given["changes"], SECTIONS)
     given["solver"] = changes["model"].get("solver", given["solver"])
     if given["evaluation"] and not shards:
         raise click.UsageError("--eval belongs to --shard: a partitioned session scores with a part of its data")
-    spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(client, given)
+    spec = read_spec(given["spec"]) if given["spec"] is not None else await spec_of(files, given)
     spec = changed(spec, changes)
     if switches := privacy_of(given):
         spec = {**spec, "privacy": {**spec.get("privacy", {}), **switches}}
     if shards:
         spec = sharded_session(spec, len(shards))
         summaries = summaries_of(spec, shards)
+    if given["evaluation"]:
+        spec["eval_cid"] = await cid_of(files, given["evaluation"], field="eval_cid")
+    sources = await sources_of(files, shards)
+    if given["resume_from"]:
+        spec = resumed(spec, await checkpoint_of(out, files, given["resume_from"]))
     if given["dry_run"]:
+        await client.check(spec, shards=sources)
         from parity_cli.screens.shards import plan_screen
 
         found = table_of(shards, summaries) if shards else []
         out.emit({"spec": spec, "shards": found, "reward": given["reward"]}, lambda: plan_screen(spec, found))
         return
-    if given["evaluation"]:
-        spec["eval_cid"] = await stored_cid(client, given["evaluation"], field="eval_cid")
-    sources = await sources_of(out, client, shards)
-    if given["resume_from"]:
-        spec = resumed(spec, await checkpoint_of(out, client, given["resume_from"]))
     await submit_and_follow(
-        out, client, spec, given["reward"], no_wait=given["no_wait"], output=given["output"], shards=sources
+        out,
+        client,
+        spec,
+        given["reward"],
+        no_wait=given["no_wait"],
+        output=given["output"],
+        shards=sources,
+        files=files,
     )
 
 
@@ -160,10 +172,17 @@ async def submit_and_follow(
     no_wait: bool,
     output: Path | None,
     shards: Sequence[Source] = (),
+    files: SessionFiles,
 ) -> None:
-    """Submit a session, print each round as it closes, and keep the finished model in ``output``."""
+    """Submit a session, print each round as it closes, and keep the finished model in ``output``.
+
+    Args:
+        files: What it names and the market may not have yet; stored once the market has said that it would take it.
+    """
     if output is not None:
         check_free(output)
+    await client.check(spec, reward, shards=shards)
+    await files.store(out, client)
     made = await client.submit(spec, reward, shards=shards)
     out.say(f"submitted session {made.id} ({len(made.task_ids)} parts)")
     out.context.update({"id": made.id, "task_ids": list(made.task_ids)})

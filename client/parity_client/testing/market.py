@@ -25,7 +25,7 @@ from parity_fl.rounds_config import is_in_rounds
 from parity_protocol.api import paths
 from parity_protocol.api.market import JWKS_TYPE
 from parity_protocol.api.problem import problem_of
-from parity_protocol.api.tasks import SignInRequest, SubmitRequest
+from parity_protocol.api.tasks import CheckRequest, SignInRequest, SubmitRequest
 from parity_protocol.errors import (
     Forbidden,
     NotFound,
@@ -251,6 +251,9 @@ class FakeMarket(httpx.AsyncBaseTransport):
         account = self._caller(request, body)
         if path == paths.TASKS and request.method == "POST":
             return _json(self._submit(SubmitRequest.model_validate_json(body), account), 201)
+        if path == paths.TASK_CHECK and request.method == "POST":
+            spec = parse_spec(CheckRequest.model_validate_json(body).spec)
+            return _json({"type": spec.type, "parts": parts_of(spec)})
         stored = await self.storage.answer(request, path, query, body, account)
         if stored is not None:
             return stored if isinstance(stored, httpx.Response) else _json(stored)

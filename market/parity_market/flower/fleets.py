@@ -73,15 +73,19 @@ class Fleets:
             Overloaded: So many sessions as the market allows use Flower already.
             StorageFull: The folder cannot be written.
         """
-        if not is_installed():
-            raise Unprocessable(
-                "engine flower is not installed here: parity fl engine install flower", field="spec.engine"
-            )
+        self.check_installed()
         make = partial(self._prepare, session_id, self._clock.now())
         try:
             return await anyio.to_thread.run_sync(make)
         except OSError as exc:
             raise StorageFull(f"the market cannot use its files of a session: {exc.strerror}") from exc
+
+    def check_installed(self) -> None:
+        """Refuse every session where there is no Flower; raises ``Unprocessable``."""
+        if not is_installed():
+            raise Unprocessable(
+                "engine flower is not installed here: parity fl engine install flower", field="spec.engine"
+            )
 
     def read(self, session_id: str) -> Fleet | None:
         """Return what ``prepare`` made; None if it did not, or not to its end."""

@@ -40,7 +40,7 @@ from parity_protocol.task import (
 )
 from parity_protocol.wire import JsonObject
 
-__all__ = ["NO_ORDER", "UNORDERED_LIFE", "NewSubmission", "cancel", "link_data", "owner_of", "submit"]
+__all__ = ["NO_ORDER", "UNORDERED_LIFE", "NewSubmission", "cancel", "check_money", "link_data", "owner_of", "submit"]
 
 NO_ORDER = "{}"  # in place of one
 UNORDERED_LIFE = timedelta(days=7)  # of a session without an order
@@ -77,6 +77,17 @@ class NewSubmission:
         if self.order is None:
             return to_us(now + UNORDERED_LIFE)
         return min(self.order.deadline, _LAST_SECOND) * 1_000_000
+
+
+def check_money(tx: ReadTx, market: Market, creator: str, reward: int, now: datetime) -> None:
+    """Refuse a reward that could not be bound now; nothing is.
+
+    Raises:
+        EscrowTooLow: The free escrow does not cover it.
+        ChainUnavailable: What the escrow is was not confirmed for too long.
+    """
+    if reward:
+        check_escrow(escrow_view(tx, market, creator, now), reward, creator=creator)
 
 
 def submit(tx: Tx, market: Market, new: NewSubmission, now: datetime) -> SubmitReply:

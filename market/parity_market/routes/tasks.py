@@ -18,6 +18,8 @@ from parity_protocol.api import paths
 from parity_protocol.api.tasks import (
     AccountReply,
     CancelReply,
+    CheckReply,
+    CheckRequest,
     EventsReply,
     GroupReply,
     LogsReply,
@@ -46,6 +48,7 @@ from parity_protocol.task import (
     ShardInput,
     TaskState,
     parse_spec,
+    parts_of,
 )
 from parity_protocol.wire import JsonObject
 
@@ -94,6 +97,27 @@ async def submit_order(
         await state.store.write(lambda tx: tasks.link_data(tx, new, made.task_ids, now))
     state.rounds.wake(made.id)
     return made
+
+
+async def check(call: Call) -> CheckReply:
+    """Tell whether a submission would be taken, before its data are stored; changes nothing."""
+    state, creator, body = call.state, call.caller.id, call.body
+    assert isinstance(body, CheckRequest)
+    spec = parse_spec(body.spec)
+    if isinstance(spec, FederatedLearningSpec):
+        state.federation.check_settings(spec)
+    cids_of_spec(spec)
+
+    async def look() -> None:
+        now = state.clock.now()
+        await state.store.read(lambda tx: tasks.check_money(tx, state.market, creator, body.reward, now))
+
+    try:
+        await look()
+    except EscrowTooLow:
+        await refresh_account(state, creator)
+        await look()
+    return CheckReply(type=spec.type, parts=parts_of(spec))
 
 
 def _sources_of(
@@ -311,6 +335,9 @@ ENDPOINTS = (
         SubmitRequest,
         SUBMIT_BODY,
         status=201,
+    ),
+    Endpoint(
+        "POST", paths.TASK_CHECK, check, Access.SUBMITTER, "Would this be taken?", CheckReply, CheckRequest, SUBMIT_BODY
     ),
     Endpoint("GET", paths.TASKS, page, Access.SUBMITTER, "List your tasks", TasksReply, query=(LIMIT, CURSOR)),
     Endpoint("GET", _task(""), get, Access.SIGNED, "A task", TaskReply),

@@ -22,6 +22,7 @@ __all__ = [
     "STORAGE_LIST",
     "STORAGE_UPLOAD",
     "TASKS",
+    "TASK_CHECK",
     "account_path",
     "fl_part_path",
     "fl_round_path",
@@ -48,6 +49,7 @@ LEASE_RELEASE = f"{API}/leases/release"
 LEASE_LOGS = f"{API}/leases/logs"
 REPORTS = f"{API}/reports"
 TASKS = f"{API}/tasks"
+TASK_CHECK = f"{API}/tasks/check"
 STORAGE_UPLOAD = f"{API}/storage/upload"
 STORAGE_LIST = f"{API}/storage/list"
 FL_SESSIONS = f"{API}/federated-learning/sessions"

@@ -17,6 +17,8 @@ from parity_protocol.wire import Request, WireTime
 __all__ = [
     "AccountReply",
     "CancelReply",
+    "CheckReply",
+    "CheckRequest",
     "EventReply",
     "EventsReply",
     "GroupReply",
@@ -78,6 +80,23 @@ class SubmitRequest(Request):
     shards: Annotated[
         tuple[Annotated[str, StringConstraints(max_length=MAX_SEALED_CHARS)], ...], Field(max_length=MAX_PARTS)
     ] = ()
+
+
+class CheckRequest(Request):
+    """``POST /api/v1/tasks/check``: a spec that may be submitted later. Nothing is signed, stored or bound.
+
+    Data that it names need not be at the market yet, so what only they can show is not looked at.
+    """
+
+    spec: Annotated[str, StringConstraints(min_length=2, max_length=MAX_SPEC_BYTES)]
+    reward: WireTokenAmount = 0  # for everything the spec becomes; 0 looks at no money
+
+
+class CheckReply(_Reply):
+    """The market would take it, as far as that can be said without its data."""
+
+    type: str
+    parts: int  # tasks that it would become
 
 
 class TaskReply(_Reply):

@@ -129,6 +129,16 @@ def test_a_session_whose_parts_are_merged_at_once_is_followed_shown_and_kept_lik
     assert [one["id"] for one in listed.json["sessions"]] == ["group-1"]
 
 
+def test_data_that_no_node_could_read_are_not_stored(parity: Parity, joined: FakeMarket, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("a,label\n1,2\nx,3\n")
+
+    done = parity("fl", "run", "--data", "d.csv", "--model", "random_forest", "--reward", "1")
+
+    assert done.code != 0
+    assert "d.csv: " in done.err
+    assert joined.storage.visibility == {}
+
+
 def test_a_forest_is_asked_for_by_options_and_has_nothing_of_rounds(
     parity: Parity, joined: FakeMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from parity_client import remote
+from parity_client import Client, remote
 from parity_client.testing import FakeMarket
 from parity_fl.settings import FlSettings
-from parity_protocol.errors import Unreachable
+from parity_protocol.api import paths
+from parity_protocol.errors import BadField, Unreachable
 from parity_protocol.needs import CidInput, HttpsInput, ShardInput
 from parity_protocol.shards import open_shards
 
@@ -215,3 +216,35 @@ def test_privacy_switches_are_in_the_signed_spec(parity: Parity, joined: FakeMar
         "l2_norm_clip": 0.5,
         "secure_aggregation": True,
     }
+
+
+def test_what_the_market_would_refuse_is_not_stored(parity: Parity, joined: FakeMarket, shards: list[str]) -> None:
+    refusal = BadField("secure_aggregation needs 3 to 200 parts, got 2", field="spec.privacy.secure_aggregation")
+    options = (*OPTIONS, "--min-samples", "2")
+    for more in ("--no-wait", "--dry-run"):
+        joined.fail_next(refusal, path=paths.TASK_CHECK)
+
+        done = run(parity, *shards, options=options, more=("--secure-aggregation", more))
+
+        assert done.code != 0
+        assert "needs 3 to 200 parts, got 2" in done.err
+    assert joined.storage.visibility == {}
+    assert joined.training.sessions == {}
+
+
+def test_a_file_that_changes_under_the_submission_is_not_signed_for(
+    parity: Parity, joined: FakeMarket, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Client.check
+
+    async def and_meanwhile(*arguments: Any, **named: Any) -> Any:
+        with (tmp_path / "north.csv").open("a") as file:
+            file.write("9,9,1\n")
+        return await check(*arguments, **named)
+
+    monkeypatch.setattr(Client, "check", and_meanwhile)
+
+    done = run(parity, *shards, options=(*OPTIONS, "--min-samples", "2"))
+
+    assert "north.csv changed while the session was made" in done.err
+    assert joined.training.sessions == {}
