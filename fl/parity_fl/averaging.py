@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate import Strategy, Update, UpdatesOf, make_strategy
+from parity_fl.aggregate import Arbiter, Strategy, Update, UpdatesOf, make_strategy
 from parity_fl.contribution import Credit, shapley
 from parity_fl.models import Weights
 from parity_fl.models.base import RoundModel
@@ -136,6 +136,7 @@ def average(
     score: Callable[[Weights], dict[str, float]],
     credit: Credit | None = None,
     private: NoiseSetup | None = None,
+    arbiter: Arbiter | None = None,
 ) -> Averaged | Refused:
     """Combine a round's updates by its rule.
 
@@ -149,6 +150,7 @@ def average(
         score: Finite scores of a model, ``loss`` among them if anything can be left out; empty without a hold-out.
         credit: How each part is scored; None scores none.
         private: With differential privacy.
+        arbiter: Of the round, where somebody can tell whose an update is that several parts sent.
 
     Raises:
         BadDocument: ``state`` is not one of ours.
@@ -169,7 +171,7 @@ def average(
     before = {} if state is None else decode_state(state)
 
     def rule_before() -> Strategy:
-        rule = make_strategy(strategy) if private is None else private.rule(strategy)
+        rule = make_strategy(strategy, arbiter) if private is None else private.rule(strategy)
         if state is not None:
             rule.restore(before)
         return rule

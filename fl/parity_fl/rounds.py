@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 from parity_fl.aggregate import make_strategy
+from parity_fl.arbiter import Retraining
 from parity_fl.averaging import (
     Bodies,
     PartTrainer,
@@ -71,9 +72,12 @@ class RoundServer:
         state: bytes | memoryview | None,
         updates: Bodies,
         *,
+        number: int,
         credit: Credit | None = None,
     ) -> Reduced | Refused:
         """Close a round: what it returns follows from the arguments alone.
+
+        Where several parts sent the same update, they are trained again here to see whose it is; see ``arbiter``.
 
         Views of mapped files take no memory beside the model's own; they are let go as soon as they have been read.
 
@@ -81,6 +85,7 @@ class RoundServer:
             base: The round's model file.
             state: ``Reduced.state`` of the round before; None in the first.
             updates: By part, what reads or maps its body; called several times, one body in memory at a time.
+            number: Of the round, from 1.
             credit: How each part is scored; None scores none.
 
         Raises:
@@ -99,6 +104,7 @@ class RoundServer:
             weight=lambda part: float(self._plan.part_size(part)),
             score=self.scores,
             credit=credit,
+            arbiter=Retraining(self._made, number=number, proximal_mu=self._strategy.mu),
         )
         return done if isinstance(done, Refused) else done.reduced(encode_weights(done.weights))
 

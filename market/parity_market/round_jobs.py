@@ -133,6 +133,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
             map_file(base, max_bytes=MAX_FILE_BYTES),
             map_file(path, max_bytes=MAX_FILE_BYTES) if path.exists() else None,
             updates,
+            number=number,
             credit=credit,
         )
     if isinstance(reduced, Refused):

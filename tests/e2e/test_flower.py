@@ -117,7 +117,9 @@ def trained_here(session: dict[str, Any], plan_doc: dict[str, Any]) -> bytes:
     model, state = server.first(), None
     for number in range(1, ROUNDS + 1):
         updates = [trainer.train(model, number=number, update_format="fp16").update for trainer in trainers]
-        reduced = server.reduce(model, state, {part: lambda body=body: body for part, body in enumerate(updates)})
+        reduced = server.reduce(
+            model, state, {part: lambda body=body: body for part, body in enumerate(updates)}, number=number
+        )
         assert isinstance(reduced, Reduced)
         model, state = reduced.model, reduced.state
     return server.final(model, rounds=ROUNDS).model_bytes

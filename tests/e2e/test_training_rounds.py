@@ -134,7 +134,9 @@ def undisturbed(group: GroupReply) -> str:
     base, state = server.first(), None
     for number in range(1, int(str(group.metrics["rounds"])) + 1):
         bodies = [one.train(base, number=number, update_format="fp16").update for one in trainers]
-        done = server.reduce(base, state, {part: partial(bytes, body) for part, body in enumerate(bodies)})
+        done = server.reduce(
+            base, state, {part: partial(bytes, body) for part, body in enumerate(bodies)}, number=number
+        )
         assert isinstance(done, Reduced)
         base, state = done.model, done.state
     return sha256(base).hexdigest()

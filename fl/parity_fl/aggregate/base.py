@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parity_fl.models.base import Weights
 from parity_fl.strategy import StrategyConfig
 
-__all__ = ["Aggregated", "Strategy", "Update", "Updates", "UpdatesOf", "make_strategy"]
+__all__ = ["Aggregated", "Arbiter", "Strategy", "Update", "Updates", "UpdatesOf", "make_strategy"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +34,20 @@ class Update:
 Updates = Callable[[], Iterator[Update]]
 UpdatesOf = Callable[[Collection[int]], Iterator[Update]]
 """Gives a fresh iterator over the updates of some parts, in ascending order of them."""
+
+
+class Arbiter(Protocol):
+    """Says whose update it is, when several parts of a round sent the same one."""
+
+    def __call__(self, base: Weights, updates: Updates, groups: Sequence[tuple[int, ...]]) -> dict[int, str]:
+        """Return why parts are refused; who is not named was right. MUST be a function of its arguments and the round.
+
+        Args:
+            base: The model that the updates started from.
+            updates: The round's.
+            groups: Parts, ascending, that sent equal updates.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +118,12 @@ class Strategy(Protocol):
         ...
 
 
-def make_strategy(config: StrategyConfig) -> Strategy:
-    """Return the rule, at the beginning of a session; ``restore`` continues one."""
+def make_strategy(config: StrategyConfig, arbiter: Arbiter | None = None) -> Strategy:
+    """Return the rule, at the beginning of a session; ``restore`` continues one.
+
+    Args:
+        arbiter: Of the next round; None leaves the lowest part of those that sent the same update and refuses the others.
+    """
     from parity_fl.aggregate.pipeline import Pipeline  # it imports the types above
 
-    return Pipeline(config)
+    return Pipeline(config, arbiter)

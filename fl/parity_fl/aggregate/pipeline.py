@@ -15,7 +15,7 @@ from typing import Final, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.aggregate.base import Aggregated, Updates, UpdatesOf
+from parity_fl.aggregate.base import Aggregated, Arbiter, Updates, UpdatesOf
 from parity_fl.aggregate.distances import bulyan_selection, gram, krum_order, mixing, squared_distances
 from parity_fl.aggregate.layout import Block, Layout, load_block, pieces, take_block
 from parity_fl.aggregate.left_out import sums_without_each
@@ -62,9 +62,9 @@ class _Round:
 class Pipeline:
     """Implements ``Strategy`` for every rule."""
 
-    def __init__(self, config: StrategyConfig) -> None:
+    def __init__(self, config: StrategyConfig, arbiter: Arbiter | None = None) -> None:
         self.name = STRATEGIES[config.strategy]
-        self._config = config
+        self._config, self._arbiter = config, arbiter
         self._optimizer = ServerOptimizer(config)
         self._history: list[float] = []
 
@@ -72,7 +72,8 @@ class Pipeline:
         """See ``Strategy``."""
         layout = Layout.of(base)
         config = self._config
-        found = screen(layout, updates, n, history=self._history, max_ratio=config.max_norm_ratio)
+        arbiter = None if self._arbiter is None else partial(self._arbiter, base, updates)
+        found = screen(layout, updates, n, history=self._history, max_ratio=config.max_norm_ratio, arbiter=arbiter)
         plan = self._plan(layout, updates, found, n)
 
         out = {name: np.empty(shape, dtype=np.float32) for name, shape in layout.shapes.items()}
@@ -116,7 +117,7 @@ class Pipeline:
         before = self.state()
         for part in parts:
             others = [other for other in parts if other != part]
-            rule = Pipeline(config)
+            rule = Pipeline(config, self._arbiter)
             rule.restore(before)
             try:
                 yield part, rule.aggregate(base, partial(updates, others), len(others)).weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,15 @@ class Screening:
     running: float
 
 
-def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float], max_ratio: float) -> Screening:
+def screen(
+    layout: Layout,
+    updates: Updates,
+    n: int,
+    *,
+    history: Sequence[float],
+    max_ratio: float,
+    arbiter: Callable[[Sequence[tuple[int, ...]]], dict[int, str]] | None = None,
+) -> Screening:
     """Check all updates of a round.
 
     Args:
@@ -52,6 +60,7 @@ def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float]
         n: How many updates must come.
         history: Medians of earlier rounds.
         max_ratio: An update is too long above this many medians.
+        arbiter: Returns why parts are refused, of groups that sent equal updates; None keeps each group's first.
 
     Raises:
         Internal: The spool gives another number of updates, or not in ascending order.
@@ -81,7 +90,8 @@ def screen(layout: Layout, updates: Updates, n: int, *, history: Sequence[float]
         for part in [part for part, square in squares.items() if square == 0]:
             rejected[part] = "echo: the update is zero: the round's model came back untrained"
             del squares[part]
-    rejected |= _copies(layout, updates, squares)
+    if copies := _copies(layout, updates, squares):
+        rejected |= _all_but_first(copies) if arbiter is None else arbiter(copies)
     norms = {part: math.sqrt(square) for part, square in squares.items() if part not in rejected}
     # The low median: of two lengths the shorter counts, so that one attacker among two cannot raise it.
     median = middle([norm for norm in norms.values() if norm > 0])
@@ -125,16 +135,15 @@ def _squares(layout: Layout, updates: Updates, parts: Collection[int]) -> dict[i
     return totals
 
 
-def _copies(layout: Layout, updates: Updates, squares: dict[int, float]) -> dict[int, str]:
-    """Return the later of any two equal updates. Only those of equal length are looked at again."""
+def _copies(layout: Layout, updates: Updates, squares: dict[int, float]) -> list[tuple[int, ...]]:
+    """Return the parts that sent equal updates, group by group. Only those of equal length are looked at again."""
     same: defaultdict[float, int] = defaultdict(int)
     for square in squares.values():
         same[square] += 1
     suspects = {part for part, square in squares.items() if square > 0 and same[square] > 1}
-    found: dict[int, str] = {}
     if not suspects:
-        return found
-    first: dict[bytes, int] = {}
+        return []
+    groups: defaultdict[bytes, list[int]] = defaultdict(list)
     for update in updates():
         if update.part in suspects:
             digest = hashlib.sha256()
@@ -142,7 +151,9 @@ def _copies(layout: Layout, updates: Updates, squares: dict[int, float]) -> dict
                 flat = update.delta[name].reshape(-1)
                 for piece in pieces(len(flat)):
                     digest.update(flat[piece].astype("<f4").tobytes())
-            owner = first.setdefault(digest.digest(), update.part)
-            if owner != update.part:
-                found[update.part] = f"duplicate: the update equals that of part {owner}"
-    return found
+            groups[digest.digest()].append(update.part)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _all_but_first(groups: Sequence[tuple[int, ...]]) -> dict[int, str]:
+    return {part: f"duplicate: the update equals that of part {group[0]}" for group in groups for part in group[1:]}

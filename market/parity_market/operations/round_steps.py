@@ -46,7 +46,8 @@ def next_step(
     if session.state == SessionState.DONE:
         pairs = pairs_of(tx, group_id, part, fence)
         accepted = tuple(AcceptedUpdate(round=one, phase=two, sha256=three) for one, two, three in pairs)
-        return RoundStep(state="done", accepted=accepted, **place)
+        told = {**place, "message": session.message or ("" if pairs else _last_refusal(tx, row, part, fence))}
+        return RoundStep(state="done", accepted=accepted, **told)
     if session.state == SessionState.PAUSED or row.state != RoundState.OPEN or not _is_asked(tx, row, part, fence):
         return RoundStep(state="wait", **place)
     left = None if session.deadline_us is None else (session.deadline_us - to_us(now)) / 1e6
@@ -60,6 +61,14 @@ def next_step(
         closes_in_s=left,
         **place,
     )
+
+
+def _last_refusal(tx: ReadTx, row: FlRoundRow, part: int, fence: int) -> str:
+    """Return why a holder's update is not in the last round's model, for one that has nothing to be paid for."""
+    number = row.round - 1
+    sent = tx.all(sql_rounds.FL_UPDATES_OF_PART_IN_ROUND, group_id=row.group_id, round=number, phase=0, part=part)
+    reasons = [update.reason for update in sent if update.fence == fence and update.state == UpdateState.REJECTED]
+    return f"round {number}: {reasons[0]}" if reasons else ""
 
 
 def _is_asked(tx: ReadTx, row: FlRoundRow, part: int, fence: int) -> bool:

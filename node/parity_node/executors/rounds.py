@@ -260,7 +260,8 @@ class RoundLoop:
         """Return the part's result: the updates of this lease that are in the model."""
         pairs = [{"round": one.round, "phase": one.phase, "sha256": one.sha256} for one in step.accepted]
         if not pairs:
-            return Ended(FailureReason.INTERRUPTED, "the session is done, without an update of this lease")
+            why = f": {step.message}" if step.message else ""
+            return Ended(FailureReason.INTERRUPTED, f"the session is done, without an update of this lease{why}")
         if not {(one.round, one.phase, one.sha256) for one in step.accepted} <= self._sent:
             return Ended(FailureReason.NODE_FAULT, "the market lists updates that this node did not send")
         document = {"format": FORMAT, "session": self._place.group_id, "part": self._place.part, "updates": pairs}

@@ -64,7 +64,7 @@ class Session:
         for number in range(1, rounds + 1):
             if number == restart_after + 1:
                 self.server = RoundServer(self.spec, self.plan, DATA, StrategyConfig("fedadam", server_lr=0.03))
-            done.append(self.reduce(base, self.updates(base, number), state=state))
+            done.append(self.reduce(base, self.updates(base, number), state=state, number=number))
             base, state = done[-1].model, done[-1].state
         return done
 
@@ -74,9 +74,10 @@ class Session:
         updates: dict[int, Callable[[], bytes]],
         *,
         state: bytes | None = None,
+        number: int = 1,
         credit: Credit | None = None,
     ) -> Reduced:
-        found = self.server.reduce(base, state, updates, credit=credit)
+        found = self.server.reduce(base, state, updates, number=number, credit=credit)
         assert isinstance(found, Reduced)
         return found
 
@@ -123,7 +124,7 @@ def test_updates_that_are_not_the_models_are_rejected_by_name_and_do_not_move_it
 def test_a_round_without_one_usable_update_is_refused() -> None:
     session = Session()
 
-    found = session.server.reduce(session.server.first(), None, {0: lambda: b"rubbish"})
+    found = session.server.reduce(session.server.first(), None, {0: lambda: b"rubbish"}, number=1)
 
     assert isinstance(found, Refused)
     assert set(found.rejected) == {0}

@@ -88,7 +88,7 @@ def test_a_simulation_ends_with_the_weights_that_market_and_nodes_make() -> None
     for number in (1, 2, 3):
         made = [node.train(file, number=number).update for node in nodes]
         bodies = {part: partial(made.__getitem__, part) for part in range(4)}
-        reduced = server.reduce(file, state, bodies)
+        reduced = server.reduce(file, state, bodies, number=number)
         file, state = reduced.model, reduced.state
     shapes = SessionModel.load(spec, plan, DIGITS).model.shapes()
 

@@ -57,7 +57,9 @@ async def straight(play: Play, count: int) -> str:
     base, state = server.first(), None
     for number in range(1, count + 1):
         bodies = [trainer.train(base, number=number).update for trainer in trainers]
-        found = server.reduce(base, state, {part: (lambda body=body: body) for part, body in enumerate(bodies)})  # type: ignore[misc]
+        found = server.reduce(
+            base, state, {part: (lambda body=body: body) for part, body in enumerate(bodies)}, number=number
+        )  # type: ignore[misc]
         assert isinstance(found, Reduced)
         base, state = found.model, found.state
     return sha256(base).hexdigest()
@@ -328,6 +330,27 @@ async def test_an_update_that_is_not_finite_leaves_the_model_as_it_is_without_it
     assert updates[2].state == "rejected"
     assert "finite" in updates[2].reason
     assert updates[0].state == updates[1].state == "accepted"
+
+
+@pytest.mark.parametrize("thief", [0, 2])
+async def test_a_node_that_sends_another_parts_update_as_its_own_is_told_so_and_the_other_is_in_the_model(
+    rig: Rig, thief: int
+) -> None:
+    play = await Play.begin(rig)
+
+    for _ in range(3):
+        step, copied = await play.body(1)
+        await play.send(thief, step, copied)  # it comes first
+        await play.round(*({0, 1, 2} - {thief}))
+
+    for shown in (await play.show()).rounds[:3]:
+        states = {update.part: (update.state, update.reason) for update in shown.updates}
+        assert states.pop(thief) == ("rejected", "duplicate: it is part 1's update")
+        assert set(states.values()) == {("accepted", "")}
+    told, honest = await play.next(thief), await play.next(1)
+    assert told.accepted == ()  # nothing of it is paid
+    assert told.message == "round 3: duplicate: it is part 1's update"
+    assert [update.round for update in honest.accepted] == [1, 2, 3]
 
 
 async def test_a_round_with_too_few_usable_updates_opens_again_for_the_others(rig: Rig, clock: FakeClock) -> None:
@@ -628,7 +651,7 @@ async def test_shapley_values_of_a_session_are_those_of_their_definition(rig: Ri
     def loss(*parts: int) -> float:
         if not parts:
             return server.scores(decode_weights(base, server._made.model.shapes()))["loss"]
-        done = server.reduce(base, None, {part: partial(bytes, bodies[part]) for part in parts})
+        done = server.reduce(base, None, {part: partial(bytes, bodies[part]) for part in parts}, number=1)
         assert isinstance(done, Reduced)
         return done.metrics["loss"]
 

@@ -36,9 +36,9 @@ def train(number: int, model: bytes = b"model") -> RoundStep:
     return RoundStep(state="train", round=number, phase=0, total_rounds=3, base=base, base_size=len(model))
 
 
-def done(*updates: tuple[int, bytes]) -> RoundStep:
+def done(*updates: tuple[int, bytes], message: str = "") -> RoundStep:
     accepted = tuple(AcceptedUpdate(round=one, phase=0, sha256=sha256(two).hexdigest()) for one, two in updates)
-    return RoundStep(state="done", round=4, phase=0, total_rounds=3, accepted=accepted)
+    return RoundStep(state="done", round=4, phase=0, total_rounds=3, accepted=accepted, message=message)
 
 
 class ScriptedMarket:
@@ -225,6 +225,13 @@ async def test_a_part_whose_updates_are_all_late_has_nothing_to_report(bench: Be
 
     assert loop.ended is not None
     assert loop.ended.reason is FailureReason.INTERRUPTED
+
+
+async def test_a_part_whose_updates_were_all_refused_says_why_to_its_operator(bench: Bench) -> None:
+    loop = await bench.run(ScriptedMarket(train(1), done(message="round 3: duplicate: it is part 1's update")))
+
+    assert loop.ended is not None
+    assert loop.ended.message.endswith("without an update of this lease: round 3: duplicate: it is part 1's update")
 
 
 async def test_the_loop_returns_when_the_child_has_ended(bench: Bench) -> None:
