@@ -12,9 +12,9 @@ from parity_protocol.errors import BadField
 __all__ = ["Section", "fail"]
 
 
-def fail(field: str, message: str) -> NoReturn:
-    """Raise ``BadField`` for ``field``."""
-    raise BadField(message, field=field)
+def fail(field: str, message: str, *, hint: str = "") -> NoReturn:
+    """Raise ``BadField`` for ``field``; ``hint`` says what to do instead."""
+    raise BadField(message, field=field, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

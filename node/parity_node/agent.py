@@ -34,9 +34,9 @@ from parity_node.outbox import Outbox, Settled
 from parity_node.presence import Load, Presence
 from parity_node.resume import Resumer
 from parity_node.settings import NodeSettings
-from parity_node.shards import usable_shards
+from parity_node.shards import LentData
 from parity_node.slots import Slots
-from parity_node.status import agent_status, read_logs
+from parity_node.status import agent_health, agent_status, read_logs
 from parity_node.store.base import NodeStore
 from parity_node.supervise import FATAL, supervise
 from parity_node.taking import Taker
@@ -79,6 +79,7 @@ class AgentParts:
     clock: Clock
     cache: NodeCache
     disk: DiskGuard
+    lent: LentData
     ballast: Ballast | None = None  # of the journal
     metrics: NodeMetrics = field(default_factory=NodeMetrics)
 
@@ -241,7 +242,7 @@ class Agent:
         ).model_copy(
             update={
                 "policy": self.policy.announced(),
-                "shards": tuple(sorted(usable_shards(settings.shards())[0])),
+                "shards": self._parts.lent.usable(),
                 "engines": installed_engines(),
                 "gpus": tuple(Gpu(name=device, memory_bytes=0) for device in settings.runner_docker_gpus),
             }
@@ -266,6 +267,10 @@ class Agent:
                 return self.policy.to_json()
             case "cache":
                 return await answer_cache(self._parts.cache, request)
+            case "data":
+                answer = self._parts.lent.answer(request)
+                self._announce()
+                return answer
             case "drain":
                 grace_s = request.get("grace_s")
                 if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float)):
@@ -275,7 +280,7 @@ class Agent:
             case "logs":
                 return await read_logs(self, request)
             case _:
-                raise BadField("expected the command status, policy, cache, drain or logs", field="command")
+                raise BadField("expected the command status, policy, cache, data, drain or logs", field="command")
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -331,7 +336,7 @@ class Agent:
         )
         port = self._parts.settings.runner_metrics_port
         if port:
-            serve = partial(serve_health, port, metrics=self.metrics.render, health=self._health)
+            serve = partial(serve_health, port, metrics=self.metrics.render, health=partial(agent_health, self))
             group.start_soon(partial(supervise, "health", serve, clock=clock))
 
     async def _probe(self, kinds: list[TaskKind]) -> None:
@@ -370,8 +375,12 @@ class Agent:
                 probed_at = clock.monotonic()
             await self._probe([kind for kind in before if is_time or kind in self._has_run])
             if self._executor_states != before or installed_engines() != self.capability().engines:
-                self.measure()
-                self.presence.announce()
+                self._announce()
+
+    def _announce(self) -> None:
+        """Measure again, and tell the market at once."""
+        self.measure()
+        self.presence.announce()
 
     def _note_end(self, kind: str, outcome: str, seconds: float) -> None:
         self.metrics.execution_ended(kind, outcome, seconds)
@@ -390,8 +399,7 @@ class Agent:
             if now != told:
                 told = now
                 log.info("policy_announced", digest=now.digest, open=now.is_open)
-                self.measure()
-                self.presence.announce()
+                self._announce()
 
     # -- working -------------------------------------------------------------------------------------------------
 
@@ -420,18 +428,6 @@ class Agent:
             is_draining=self.is_draining,
             outbox_rows=self.outbox.rows,
         )
-
-    def _health(self) -> tuple[bool, Mapping[str, object]]:
-        standing = self.presence.standing
-        is_ready = standing.is_eligible and not self.is_draining
-        return is_ready, {
-            "status": "ok" if is_ready else "degraded",
-            "version": node_version(),
-            "enrolled": standing.is_enrolled,
-            "eligible": standing.is_eligible,
-            "draining": self.is_draining,
-            "problems": list(standing.problems),
-        }
 
     def _watch_gauges(self) -> None:
         self.metrics.watch("slots", "Slots in all", lambda: float(self.slots.count))

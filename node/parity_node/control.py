@@ -1,7 +1,7 @@
 """How the command line talks to the running agent: one line of JSON each way over a Unix socket of mode 0600.
 
 ``{"command": "status"}``, ``{"command": "drain", "grace_s": 600}``, ``{"command": "logs", "task_id": "…", "offset": 0}``,
-``{"command": "cache", "action": "list"}`` (see ``cache/requests.py``).
+``{"command": "cache", "action": "list"}`` (see ``cache/requests.py``), ``{"command": "data", …}`` (``shards.LentData``).
 An answer has ``ok``; a failed one has ``code`` and ``message``.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["ask_agent", "serve_control"]
 
 POINTER_FILE = "control.json"  # where the socket is and who serves it
 SOCKET_FILE = "control.sock"
-MAX_REQUEST_BYTES = 4_096
+MAX_REQUEST_BYTES = 32_768  # a path has up to 4,096 bytes, and each may be escaped
 MAX_ANSWER_BYTES = 4 << 20
 REQUEST_TIMEOUT_S = 5.0  # to say what is wanted
 ANSWER_TIMEOUT_S = 110.0  # an engine may take its time to remove images

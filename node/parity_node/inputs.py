@@ -136,8 +136,8 @@ class TaskInputs:
 
     def _link_shard(self, item: ShardInput, target: Path) -> None:
         """Let ``target`` lead to the operator's data: sandboxes mount it read-only, and nothing is copied."""
-        named = {name: path for name, path in self._shards.items() if name == item.shard}
-        usable, problems = usable_shards(named)
+        path = self._shards.get(item.shard)
+        usable, problems = usable_shards({} if path is None else {item.shard: path})
         if problem := problems.get(item.shard):
             log.warning("shard_not_usable", shard=item.shard, problem=problem)
         if item.shard not in usable:  # the task is not told where it would be

@@ -26,6 +26,7 @@ from parity_node.market.http import HttpMarket
 from parity_node.observability.logging import configure_logging
 from parity_node.observability.metrics import NodeMetrics
 from parity_node.settings import NodeSettings
+from parity_node.shards import LentData
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.waiting import Backoff
 from parity_protocol.clock import Clock, SystemClock
@@ -52,6 +53,7 @@ class NodeServices:
     cache: NodeCache
     disk: DiskGuard
     metrics: NodeMetrics
+    lent: LentData
 
 
 @runtime_checkable
@@ -79,7 +81,7 @@ def run_node(settings: NodeSettings, *, executors: ExecutorFactory | None = None
     configure_logging(settings.runner_log_level, settings.runner_log_format)
     settings.market_url()
     keys = load_keys(settings.state_dir(), hostname=settings.runner_hostname)
-    with exclusive_lock(settings.state_dir() / LOCK_FILE):
+    with exclusive_lock(settings.state_dir() / LOCK_FILE, node_id=keys.node_id):
         anyio.run(_run, settings, keys, executors or _own_executors, backend_options={"use_uvloop": _has_uvloop()})
 
 
@@ -91,7 +93,8 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
     cache = cache_of(settings, cache_dir=folders.cache, results_dir=folders.results, clock=clock)
     disk = DiskGuard(folders.by_name(), floor_bytes=settings.runner_disk_floor, clock=clock)
     metrics = NodeMetrics()
-    executors = make_executors(NodeServices(settings, keys, folders, market, clock, cache, disk, metrics))
+    lent = LentData(settings.shards())
+    executors = make_executors(NodeServices(settings, keys, folders, market, clock, cache, disk, metrics, lent))
     try:
         agent = Agent(
             AgentParts(
@@ -106,6 +109,7 @@ async def _run(settings: NodeSettings, keys: NodeKeys, make_executors: ExecutorF
                 clock=clock,
                 cache=cache,
                 disk=disk,
+                lent=lent,
                 ballast=store.ballast,
                 metrics=metrics,
             )

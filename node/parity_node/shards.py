@@ -5,14 +5,69 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["MAX_SHARDS", "parse_shards", "usable_shards"]
+import structlog
+
+from parity_protocol.errors import BadField
+
+__all__ = ["MAX_SHARDS", "LentData", "parse_shards", "usable_shards"]
 
 MAX_SHARDS = 64
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+log = structlog.get_logger(__name__)
+
+
+class LentData(Mapping[str, Path]):
+    """What a running node lends now, by name: tasks look a name up when they begin, the operator changes it meanwhile.
+
+    Args:
+        shards: What the settings said at the start.
+    """
+
+    def __init__(self, shards: Mapping[str, Path]) -> None:
+        self._now = dict(shards)
+
+    def __getitem__(self, name: str) -> Path:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def usable(self) -> tuple[str, ...]:
+        """Return the names that a task could read now, sorted."""
+        return tuple(sorted(usable_shards(self._now)[0]))
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what ``{"command": "data", "name": "…", "path": "/…"}`` asks for; without a path the name is taken back.
+
+        Raises:
+            BadField: It is no name and path, or too many are lent.
+        """
+        name, path = request.get("name"), request.get("path")
+        if not isinstance(name, str) or not (path is None or isinstance(path, str)):
+            raise BadField("data needs a name, and a path unless the name is taken back", field="name")
+        now = {known: place for known, place in self._now.items() if known != name}
+        if path is not None:
+            try:
+                found = parse_shards(f"{name}={path}")
+            except ValueError as exc:
+                raise BadField(str(exc), field="name") from exc
+            if found != {name: Path(path)}:
+                raise BadField("a path with a comma or a space at its end cannot be lent", field="path")
+            now |= found
+        if len(now) > MAX_SHARDS:
+            raise BadField(f"at most {MAX_SHARDS} data sets, got {len(now)}", field="name")
+        self._now = now  # another dictionary: threads may be reading the last one
+        log.info("data_lent" if path is not None else "data_taken_back", name=name, path=path)
+        return {"names": list(self.usable())}
 
 
 def parse_shards(text: str) -> dict[str, Path]:

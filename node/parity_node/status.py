@@ -1,4 +1,4 @@
-"""What ``parity node status`` and ``parity node logs`` get from the running agent."""
+"""What ``parity node status``, ``parity node logs`` and a health check get from the running agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from parity_protocol.errors import BadField, NotFound
 if TYPE_CHECKING:
     from parity_node.agent import Agent
 
-__all__ = ["agent_status", "read_logs"]
+__all__ = ["agent_health", "agent_status", "read_logs"]
 
 
 def agent_status(agent: Agent) -> dict[str, Any]:
@@ -61,10 +61,25 @@ def agent_status(agent: Agent) -> dict[str, Any]:
             for item in agent.metrics.refusals.values()
         ],
         "policy": {"digest": agent.policy.digest, "problem": agent.policy.problem},
+        "lends": list(capability.shards),
         "disk_free_bytes": capability.disk_free_bytes,
         "disks": [{"folders": list(volume.names), "free_bytes": volume.free_bytes} for volume in parts.disk.volumes()],
         "disk_floor_bytes": parts.disk.floor_bytes,
         "obstacle": agent.obstacle(),
+    }
+
+
+def agent_health(agent: Agent) -> tuple[bool, dict[str, object]]:
+    """Return whether the node takes work now, and the document that says so."""
+    standing = agent.presence.standing
+    is_ready = standing.is_eligible and not agent.is_draining
+    return is_ready, {
+        "status": "ok" if is_ready else "degraded",
+        "version": node_version(),
+        "enrolled": standing.is_enrolled,
+        "eligible": standing.is_eligible,
+        "draining": agent.is_draining,
+        "problems": list(standing.problems),
     }
 
 

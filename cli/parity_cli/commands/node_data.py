@@ -13,7 +13,7 @@ from parity_cli.commands.node_setup import config_option
 from parity_cli.lazy import Command, Group
 from parity_cli.node_place import node_file, node_settings
 from parity_cli.output import Output, pass_output
-from parity_protocol.errors import BadField, Conflict, NotFound
+from parity_protocol.errors import BadField, Conflict, NotFound, ParityError, Unreachable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +28,7 @@ def data() -> None:
     """Data of your own that tasks may name, such as your part of a sharded training session.
 
     A task never learns where they lie, and the market never gets them: it offers work that names them to nodes that have
-    the name. They are kept in RUNNER_SHARDS of the node's settings; a running node reads those when it starts.
+    the name. They are kept in RUNNER_SHARDS of the node's settings, and a running node is told at once.
     """
 
 
@@ -63,10 +63,9 @@ def add(out: Output, name: str, path: Path, replace: bool, config_path: Path | N
     if known.get(name, place) != place and not replace:
         raise Conflict(f"{name} is {known[name]} already", hint="Give --replace, or another name.", field="name")
     file = _write({**known, name: place}, config_path)
-    out.emit(
-        {"name": name, "path": str(place), "config": str(file)},
-        f"{name}  {place}\na running node lends it once it starts again",
-    )
+    is_told, told = _tell_node(config_path, name, place)
+    document = {"name": name, "path": str(place), "config": str(file), "told": is_told}
+    out.emit(document, f"{name}  {place}\n{told or 'the running node lends it from now on'}")
 
 
 @data.command(
@@ -109,9 +108,23 @@ def remove(out: Output, name: str, config_path: Path | None) -> None:
         raise NotFound(f"there is no data set {name[:40]!r}", hint="See parity node data list.")
     path = known.pop(name)
     file = _write(known, config_path)
-    out.emit(
-        {"name": name, "path": str(path), "config": str(file)}, f"{name} is lent no longer, once the node starts again"
-    )
+    is_told, told = _tell_node(config_path, name, None)
+    document = {"name": name, "path": str(path), "config": str(file), "told": is_told}
+    out.emit(document, f"{name} is lent no longer{f'; {told}' if told else ''}")
+
+
+def _tell_node(config_path: Path | None, name: str, path: Path | None) -> tuple[bool, str]:
+    """Tell the running node; return whether one was told, and what there is to say if not."""
+    from parity_node.control import ask_agent
+
+    request = {"command": "data", "name": name, "path": None if path is None else str(path)}
+    try:
+        ask_agent(node_settings(config_path).state_dir(), request)
+    except Unreachable:
+        return False, "no node runs here now; it reads this when it starts"
+    except ParityError as exc:
+        return False, f"the running node did not take it ({exc.message}); it reads this when it starts again"
+    return True, ""
 
 
 def _known(config_path: Path | None) -> dict[str, Path]:

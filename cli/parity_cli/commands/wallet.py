@@ -26,7 +26,7 @@ from parity_cli.transactions import (
 from parity_protocol.errors import Conflict, ParityError, Unprocessable
 
 if TYPE_CHECKING:
-    from parity_client import Client
+    from parity_client import Client, Config
     from parity_contracts.chain.calls import Call
     from parity_contracts.chain.web3_chain import Web3Chain
     from parity_protocol.ids import Address
@@ -80,8 +80,16 @@ def create(
     out.emit(
         {"name": name, "address": address, "keystore": str(path)},
         f"{address}\nkeystore {path} (encrypted): keep a copy and its passphrase, nobody can restore them\n"
-        "next: parity wallet deposit --amount 10",
+        f"{_first_steps(settings)}",
     )
+
+
+def _first_steps(settings: Config) -> str:
+    """Return what comes before a task can be paid for, as far as this machine knows."""
+    if settings.current is None:
+        return "next: parity config use 'JOIN', the string that `parity market serve` prints"
+    deposit = "parity wallet deposit --amount 10, then parity wallet allow --amount 10"
+    return f"on a development chain first: parity wallet faucet\nnext: {deposit}"
 
 
 @wallet.command(
@@ -119,7 +127,8 @@ def faucet(out: Output, amount: str, to: str | None, market: str | None, wallet:
 
     document = run_async(ask)
     tokens = format_tokens(int(document["tokens"]), decimals=document["decimals"])
-    out.emit(document, f"{address} has {tokens} {document['symbol']} and {format_tokens(int(document['wei']))} ether")
+    has = f"{address} has {tokens} {document['symbol']} and {format_tokens(int(document['wei']))} ether"
+    out.emit(document, has if to else f"{has}\nnext: parity wallet deposit --amount 10")
 
 
 async def _give(chain: Web3Chain, rpc_url: str, address: Address, tokens: int) -> None:

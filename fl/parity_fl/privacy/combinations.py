@@ -68,6 +68,7 @@ def check_privacy(privacy: PrivacyConfig, session: PrivateSession) -> list[str]:
             PLACE,
             "privacy needs data_mode sharded: in a partitioned session every node and the market read the whole data"
             " set, so there is nothing left to protect",
+            hint="Name where each part's data lie, `parity fl run --shard SOURCE` once per part, instead of one data set.",
         )
     warnings: list[str] = []
     if privacy.differential_privacy:

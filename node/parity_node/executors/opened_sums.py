@@ -7,15 +7,29 @@ it opened, but a market can end a lease and offer the part again, and then anoth
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Collection
+from datetime import datetime, timedelta
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+
+import structlog
 
 from parity_contracts.files import make_private_dir, write_file
 from parity_protocol.disk import failure_of
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
 
-__all__ = ["OpenedSums"]
+__all__ = ["KEPT_FOR", "OpenedSums"]
+
+KEPT_FOR = timedelta(days=400)
+"""Without a change; a session's tasks end long before, and then nothing of it is asked for any more."""
+MAX_LOOKED_AT = 20_000  # files of one sweep
+
+_NAME = re.compile(r"[0-9a-f]{64}\.json")
+
+log = structlog.get_logger(__name__)
 
 
 class OpenedSums:
@@ -62,6 +76,28 @@ class OpenedSums:
             full = isinstance(exc, StorageFull)
             reason = FailureReason.DISK_FULL if full else FailureReason.NODE_FAULT
             raise ExecutionFailed(reason, f"an opened sum cannot be noted: {exc.message}") from exc
+
+    def forget_old(self, now: datetime) -> int:
+        """Remove the lists that nothing was added to for ``KEPT_FOR``, and return how many; other files are left alone.
+
+        Args:
+            now: Current time, UTC. What cannot be read or removed is kept, and looked at again at the next start.
+        """
+        before = (now - KEPT_FOR).timestamp()
+        removed = 0
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in islice(entries, MAX_LOOKED_AT):
+                    if _NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
+                        Path(entry.path).unlink()
+                        removed += 1
+        except FileNotFoundError:  # none was ever written
+            return 0
+        except OSError as exc:
+            log.warning("opened_sums_not_swept", error=exc.strerror)
+        if removed:
+            log.info("opened_sums_forgotten", lists=removed, older_than_days=KEPT_FOR.days)
+        return removed
 
     def _path(self, salt: str) -> Path:
         return self._folder / f"{sha256(f'parity opened sums {salt}'.encode()).hexdigest()}.json"

@@ -54,7 +54,7 @@ class ExecutorSet(Mapping[TaskKind, Executor]):
 
 
 def build_executors(services: NodeServices) -> ExecutorSet:
-    """Return this program's executors; nothing is opened or tried yet."""
+    """Return this program's executors; nothing is opened or tried yet, and what is too old to matter is removed."""
     market, settings = services.market, services.settings
     store = services.cache.data.store
     by_cid = MarketInputs(
@@ -71,8 +71,10 @@ def build_executors(services: NodeServices) -> ExecutorSet:
         store=store,
         known=services.folders.cache / KNOWN_FOLDER,
         clock=services.clock,
-        shards=settings.shards(),
+        shards=services.lent,
     )
+    sums = OpenedSums(services.folders.state / "opened-sums")
+    sums.forget_old(services.clock.now())
     exec_dir = services.folders.executions
     keys = (services.folders.state / name for name in (DEVICE_KEY_FILE, OPERATOR_KEY_FILE))
     hidden = tuple(path for path in keys if path.exists())
@@ -104,7 +106,7 @@ def build_executors(services: NodeServices) -> ExecutorSet:
                 clock=services.clock,
                 rounds=HttpRounds(market),
                 market_host=urlsplit(market.url).hostname or "",
-                sums=OpenedSums(services.folders.state / "opened-sums"),
+                sums=sums,
             ),
         ],
         (by_cid, inputs),

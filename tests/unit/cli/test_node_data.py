@@ -11,6 +11,7 @@ import pytest
 
 from parity_cli.node_place import node_file, node_settings
 from parity_client import Home
+from parity_protocol.errors import BadDocument
 
 if TYPE_CHECKING:
     from .conftest import Parity
@@ -105,3 +106,49 @@ def test_what_the_environment_says_is_not_written_over(
 
     assert done.code != 0
     assert "set in the environment" in done.err
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the commands tell a running node, which agrees."""
+    found: list[dict[str, Any]] = []
+
+    def ask(_state_dir: Path, request: dict[str, Any]) -> dict[str, Any]:
+        found.append(request)
+        return {"ok": True}
+
+    monkeypatch.setattr("parity_node.control.ask_agent", ask)
+    return found
+
+
+def test_a_running_node_is_told_at_once(parity: Parity, home: Home, lent: Path, asked: list[dict[str, Any]]) -> None:
+    added = parity("node", "data", "add", "a", str(lent / "a.csv"))
+    removed = parity("node", "data", "remove", "a", "--json")
+
+    assert asked == [
+        {"command": "data", "name": "a", "path": str(lent / "a.csv")},
+        {"command": "data", "name": "a", "path": None},
+    ]
+    assert "from now on" in added.out
+    assert removed.json["told"] is True
+
+
+def test_without_a_running_node_the_next_one_is_promised(parity: Parity, home: Home, lent: Path) -> None:
+    added = parity("node", "data", "add", "a", str(lent / "a.csv"))
+
+    assert added.code == 0
+    assert "no node runs here now; it reads this when it starts" in added.out
+
+
+def test_a_node_that_does_not_take_it_is_quoted(
+    parity: Parity, home: Home, lent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> dict[str, Any]:
+        raise BadDocument("expected the command status")
+
+    monkeypatch.setattr("parity_node.control.ask_agent", refuse)
+
+    added = parity("node", "data", "add", "a", str(lent / "a.csv"))
+
+    assert added.code == 0
+    assert "did not take it (expected the command status); it reads this when it starts again" in added.out

@@ -53,6 +53,18 @@ def test_a_new_wallet_is_encrypted_private_and_in_use(parity: Parity, home: Home
     assert home.load().wallet == "work"
 
 
+def test_a_new_wallet_is_told_what_comes_before_its_first_task(parity: Parity, home: Home, market: FakeMarket) -> None:
+    alone = parity("wallet", "create")
+    parity("config", "use", str(market.join))
+    joined = parity("wallet", "create", "--name", "second")
+
+    assert alone.out.splitlines()[-1].startswith("next: parity config use")
+    assert [line.partition(": ")[2] for line in joined.out.splitlines()[-2:]] == [
+        "parity wallet faucet",
+        "parity wallet deposit --amount 10, then parity wallet allow --amount 10",
+    ]
+
+
 def test_a_second_wallet_does_not_push_the_first_aside(parity: Parity, home: Home) -> None:
     parity("wallet", "create")
 

@@ -20,6 +20,7 @@ from parity_node.executors.base import Executor
 from parity_node.folders import Folders
 from parity_node.keys import NodeKeys
 from parity_node.settings import NodeSettings
+from parity_node.shards import LentData
 from parity_node.store.base import NodeStore, Phase
 from parity_node.store.memory import MemoryNodeStore
 from parity_node.testing.executors import ScriptedExecutor
@@ -124,6 +125,7 @@ def node_factory(market: MarketSimulator, clock: FakeClock, folders: Folders) ->
                 clock=clock,
                 cache=cache_of(chosen, cache_dir=folders.cache, results_dir=folders.results, clock=clock),
                 disk=disk or DiskGuard(folders.by_name(), floor_bytes=chosen.runner_disk_floor, clock=clock),
+                lent=LentData(chosen.shards()),
                 ballast=getattr(journal, "ballast", None),
             )
         )

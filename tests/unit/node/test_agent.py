@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,6 +44,28 @@ async def test_offered_task_is_executed_reported_and_paid_once(node, market: Mar
     assert running.executor.started == [task.id]
     assert running.executor.cleaned == [task.id]
     assert (await running.store.load()).executions == ()
+
+
+async def test_data_that_are_lent_or_taken_back_are_announced_without_a_restart(
+    node, market: MarketSimulator, tmp_path: Path
+) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:-1]):  # a node that is root lends what everybody may read
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o011)
+    (tmp_path / "rows.csv").write_text("a,label\n1,0\n")
+    (tmp_path / "rows.csv").chmod(0o644)
+
+    def announced() -> list[tuple[str, ...]]:
+        return [beat.capability.shards for beat in market.heartbeats if beat.capability is not None]
+
+    async with node() as running:
+        told = {"command": "data", "name": "ward", "path": str(tmp_path / "rows.csv")}
+        answer = await running.agent.handle_control(told)
+        await running.until(lambda: announced()[-1:] == [("ward",)], within_s=2)
+        await running.agent.handle_control({"command": "data", "name": "ward"})
+        await running.until(lambda: announced()[-1:] == [()], within_s=2)
+
+    assert answer["names"] == ["ward"]
 
 
 async def test_no_more_tasks_run_than_there_are_slots(node, market: MarketSimulator, clock: FakeClock) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from parity_node.settings import load_settings
-from parity_node.shards import parse_shards, usable_shards
-from parity_protocol.errors import ConfigInvalid
+from parity_node.shards import MAX_SHARDS, LentData, parse_shards, usable_shards
+from parity_protocol.errors import BadField, ConfigInvalid
 
 
 def test_pairs_are_read_in_order() -> None:
@@ -53,3 +53,44 @@ def test_what_cannot_be_read_is_not_offered_and_says_why(tmp_path: Path) -> None
     assert usable == {"good": good.resolve(), "file": (tmp_path / "file").resolve(), "link": good.resolve()}
     assert set(problems) == {"closed", "pipe", "missing"}
     assert "neither a file nor a folder" in problems["pipe"]
+
+
+def test_a_running_node_lends_what_it_is_told_to_and_takes_names_back() -> None:
+    lent = LentData({"a": Path("/old"), "b": Path("/kept")})
+    before = lent.items()
+
+    lent.answer({"command": "data", "name": "a", "path": "/new"})
+    lent.answer({"command": "data", "name": "c", "path": "/more"})
+    lent.answer({"command": "data", "name": "b", "path": None})
+    lent.answer({"command": "data", "name": "unknown"})
+
+    assert dict(lent) == {"a": Path("/new"), "c": Path("/more")}
+    assert dict(before) == dict(lent)  # who holds it sees the change
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"name": 1},
+        {"name": "a", "path": 1},
+        {"name": "../a", "path": "/x"},
+        {"name": "a", "path": "x"},
+        {"name": "a", "path": "/x,b=/y"},
+    ],
+)
+def test_a_running_node_refuses_what_its_settings_could_not_say(request_: dict[str, object]) -> None:
+    lent = LentData({"kept": Path("/x")})
+
+    with pytest.raises(BadField):
+        lent.answer(request_)
+
+    assert dict(lent) == {"kept": Path("/x")}
+
+
+def test_a_running_node_lends_no_more_than_its_settings_could_name() -> None:
+    lent = LentData({f"n{number}": Path("/x") for number in range(MAX_SHARDS)})
+
+    lent.answer({"name": "n1", "path": "/y"})
+    with pytest.raises(BadField, match=f"at most {MAX_SHARDS}"):
+        lent.answer({"name": "one-more", "path": "/x"})

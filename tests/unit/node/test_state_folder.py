@@ -91,10 +91,11 @@ def test_same_folder_on_another_machine_is_another_instance(tmp_path: Path) -> N
 def test_second_agent_on_a_state_folder_is_told_who_holds_it(tmp_path: Path) -> None:
     with (
         exclusive_lock(tmp_path / "lock"),
-        pytest.raises(NodeInUse, match=f"process {os.getpid()}"),
-        exclusive_lock(tmp_path / "lock"),
+        pytest.raises(NodeInUse, match=rf"node abc is already running here \(pid {os.getpid()}\)") as caught,
+        exclusive_lock(tmp_path / "lock", node_id="abc"),
     ):
         pass
+    assert "parity node status" in caught.value.hint()
 
 
 def test_lock_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ async def test_what_a_submission_would_be_refused_for_is_said(
     assert words in reply.json()["detail"]
 
 
+async def test_who_asks_for_privacy_over_one_data_set_is_told_the_option_that_has_it(
+    served: Served, me: Signer
+) -> None:
+    reply = await check(served, me, {**SESSION, "privacy": SECURE})
+
+    assert "--shard" in reply.json()["hint"]
+
+
 async def test_money_that_is_not_there_is_said_and_is_not_asked_for_without_a_reward(
     served: Served, me: Signer
 ) -> None:

@@ -12,6 +12,7 @@ from parity_node.executors.registry import build_executors
 from parity_node.observability.metrics import NodeMetrics
 from parity_node.run import NodeServices
 from parity_node.settings import NodeSettings
+from parity_node.shards import LentData
 from parity_protocol.task import TaskKind
 from parity_protocol.testing.clock import FakeClock
 
@@ -29,6 +30,7 @@ async def test_what_tasks_are_refused_by_the_proxy_is_counted_in_the_nodes_metri
         cache=SimpleNamespace(data=SimpleNamespace(store=None), images=None),
         disk=SimpleNamespace(watch=print),
         metrics=metrics,
+        lent=LentData({}),
     )
 
     found = build_executors(cast("NodeServices", parts))
