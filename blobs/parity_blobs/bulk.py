@@ -1,7 +1,10 @@
-"""A large file from a socket to the disk on two threads: one receives, one hashes and writes what hashed right.
+"""A large file from a socket to the disk on a thread of its own: received, hashed, and written when it hashed right.
 
 Through the event loop a byte costs more than its hash: a new object for each piece, a copy to join the pieces, and a
-dozen Python calls for each. Here four buffers go round, and every call that touches bytes releases the interpreter.
+dozen Python calls for each. Here one buffer is used again and again while it is in the processor's cache, and every call
+that touches bytes releases the interpreter. A second thread to hash while the first one receives costs more than it
+brings: the buffers move between processors, each hand-over wakes a thread, and a local gateway needs a processor too.
+What must go on meanwhile is the peer, so the kernel is asked to hold a few megabytes for it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,9 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from queue import SimpleQueue
 from typing import Protocol
 
 from parity_blobs.http_transport import TakenOver
@@ -24,9 +26,10 @@ from parity_protocol.errors import Unreachable
 
 __all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "write_at"]
 
-MIN_BULK_BYTES = 4 << 20  # below it two threads are not worth starting
+MIN_BULK_BYTES = 4 << 20  # below it a thread is not worth starting
 
-_BUFFERS = 4  # each as large as the largest leaf
+_BUFFER_BYTES = 1 << 19  # received at once, or a leaf if that is larger; beside its copies it fits a second-level cache
+_AHEAD_BYTES = 1 << 22  # that the peer may send while one leaf is hashed and written; the kernel may allow less
 _TICK_S = 0.25  # after which a wait for bytes looks up
 _NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the threads
 _IOV_MAX = 512  # below every platform's
@@ -72,9 +75,7 @@ class Bulk:
         self._pace = pace
         self.written: deque[CheckedLeaf] = deque()
         self._is_stopped = False
-        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
-        self._full: SimpleQueue[memoryview | Exception] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="blob-bulk")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="blob-bulk")
         self._keeping: asyncio.Future[None] | None = None
 
     async def news(self) -> AsyncIterator[deque[CheckedLeaf]]:
@@ -87,11 +88,8 @@ class Bulk:
         """
         tick = min(_TICK_S, self._pace.stall_s)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(tick), int(tick % 1 * 1e6)))
-        size = max(leaf.size for leaf in self._leaves)
-        for _ in range(_BUFFERS):
-            self._free.put(memoryview(bytearray(size)))
-        self._pool.submit(self._receive, tick)
-        keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep))
+        _make_room(self._sock)
+        keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep, tick))
         is_over = False
         while not is_over:
             done, _ = await asyncio.wait([keeping], timeout=_NEWS_S)
@@ -108,72 +106,85 @@ class Bulk:
         if self._keeping is not None:
             await asyncio.wait([self._keeping])
             self._keeping.exception()  # told already, or nobody's any more
-        self._pool.shutdown()  # the other thread has nothing left to wait for
+        self._pool.shutdown()
         self._sock.close()
 
     def _halt(self) -> None:
         self._is_stopped = True
-        self._free.put(None)
         with suppress(OSError):  # the peer was faster
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    # -- on threads ------------------------------------------------------------------------------------------------
+    # -- on the thread ---------------------------------------------------------------------------------------------
 
-    def _receive(self, tick_s: float) -> None:
+    def _keep(self, tick_s: float) -> None:
+        buffer = memoryview(bytearray(max(_BUFFER_BYTES, *(leaf.size for leaf in self._leaves))))
         try:
-            for leaf in self._leaves:
-                buffer = self._free.get()
-                if buffer is None:
-                    break
-                self._fill(buffer[: leaf.size], tick_s)
-                self._full.put(buffer)
-        except Exception as exc:  # noqa: BLE001 - raised by the other thread, after every leaf before it
-            self._full.put(exc)
-        else:
-            self._full.put(Unreachable(f"{self._pace.url}: given up"))
-
-    def _fill(self, rest: memoryview, tick_s: float) -> None:
-        """Receive until ``rest`` is full."""
-        if early := len(rest[: len(self._early)]):
-            rest[:early], self._early = self._early[:early], self._early[early:]
-            self._pace.count(early)
-            rest = rest[early:]
-        silent_s = 0.0
-        while rest:
-            count = 0
-            with self._pace.waiting():
-                try:
-                    count = self._sock.recv_into(rest, 0, socket.MSG_WAITALL)
-                except BlockingIOError:
-                    silent_s += tick_s
-                except OSError as exc:
-                    raise Unreachable(f"{self._pace.url}: {exc.strerror or exc}") from exc
-                else:
-                    silent_s = 0.0
-            if silent_s >= self._pace.stall_s:
-                raise Unreachable(f"{self._pace.url}: nothing came for {self._pace.stall_s:g} s")
-            if not silent_s and not count:
-                raise Unreachable(f"{self._pace.url}: the connection was closed without a whole answer")
-            if count:
-                self._pace.count(count)
-                rest = rest[count:]
-
-    def _keep(self) -> None:
-        try:
-            for leaf in self._leaves:
-                buffer = self._full.get()
-                if isinstance(buffer, Exception):
-                    raise buffer
-                if self._is_stopped:
-                    return
-                content = buffer[: leaf.size]
-                checked = CheckedLeaf.of(leaf.cid, content)
-                write_at(self._fd, [content], self._at)
-                self._at += leaf.size
-                self.written.append(checked)
-                self._free.put(buffer)
+            for batch in _batches(self._leaves, len(buffer)):
+                self._keep_batch(batch, buffer[: sum(leaf.size for leaf in batch)], tick_s)
         finally:
             self._halt()
+
+    def _keep_batch(self, batch: Sequence[Leaf], buffer: memoryview, tick_s: float) -> None:
+        """Receive the leaves that fill ``buffer``; each counts as soon as it is here, whatever becomes of the next."""
+        came = start = 0
+        for leaf in batch:
+            end = start + leaf.size
+            while came < end:
+                came += self._receive(buffer[came:], tick_s)
+            if self._is_stopped:
+                raise Unreachable(f"{self._pace.url}: given up")
+            content = buffer[start:end]
+            checked = CheckedLeaf.of(leaf.cid, content)
+            write_at(self._fd, [content], self._at)
+            self._at += leaf.size
+            self.written.append(checked)
+            start = end
+
+    def _receive(self, room: memoryview, tick_s: float) -> int:
+        """Fill ``room`` or as much of it as comes without a pause; return how many bytes came, at least one."""
+        if count := min(len(room), len(self._early)):
+            room[:count], self._early = self._early[:count], self._early[count:]
+            self._pace.count(count)
+            return count
+        silent_s = 0.0
+        while True:
+            with self._pace.waiting():
+                try:
+                    count = self._sock.recv_into(room, 0, socket.MSG_WAITALL)
+                except BlockingIOError:
+                    silent_s += tick_s
+                    if silent_s < self._pace.stall_s:
+                        continue
+                    raise Unreachable(f"{self._pace.url}: nothing came for {self._pace.stall_s:g} s") from None
+                except OSError as exc:
+                    raise Unreachable(f"{self._pace.url}: {exc.strerror or exc}") from exc
+            if not count:
+                raise Unreachable(f"{self._pace.url}: the connection was closed without a whole answer")
+            self._pace.count(count)
+            return count
+
+
+def _batches(leaves: Sequence[Leaf], max_bytes: int) -> Iterator[Sequence[Leaf]]:
+    """Cut ``leaves`` into runs of at most ``max_bytes`` of content; none of them is larger itself."""
+    first = size = 0
+    for at, leaf in enumerate(leaves):
+        if size + leaf.size > max_bytes:
+            yield leaves[first:at]
+            first, size = at, 0
+        size += leaf.size
+    yield leaves[first:]
+
+
+def _make_room(sock: socket.socket) -> None:
+    """Let the peer send on while nobody receives.
+
+    By way of the low-water mark, which makes Linux enlarge the buffer behind it at once, within its own limit for a
+    connection. Asking for a buffer's size would end the kernel's own adjustment, under a limit that is often lower.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _AHEAD_BYTES)
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 def write_at(fd: int, parts: Sequence[bytes | memoryview], at: int) -> None:
