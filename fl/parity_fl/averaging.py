@@ -63,6 +63,8 @@ class Reduced:
         more_phases: The round goes on with another phase.
         next_round: Number of the next round, where a session goes on from a checkpoint; None is the one after this.
         asks: What the next phase, or the first of the next round, asks of the parts.
+        left: Phases of the round that are still to come, of a forest an estimate from above; after a phase in which shards
+            agree also those of one round after it.
     """
 
     model: bytes
@@ -77,6 +79,7 @@ class Reduced:
     next_round: int | None = None
     restarts: bool = False
     drops: bool = False
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)

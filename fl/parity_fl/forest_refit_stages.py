@@ -34,6 +34,7 @@ class _TreesStage:
     name: PhaseName = "trees"
     table: tuple[int, int] | None = None
     wave = 0
+    left = 2
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -70,6 +71,7 @@ class _RefitStage:
     name: PhaseName = "refit"
     table: tuple[int, int] | None = None
     wave = 0
+    left = 1
 
     def __init__(self, ground: Ground, forest: Forest) -> None:
         self._ground, self._forest = ground, forest

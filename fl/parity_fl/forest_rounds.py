@@ -100,6 +100,7 @@ class ForestPhases:
             contributions={},
             more_phases=more,
             appends=True,
+            left=server.left,
         )
 
     def _server_at(self, base: bytes, state: Callable[[], bytes] | None) -> HistogramServer:

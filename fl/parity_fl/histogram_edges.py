@@ -23,9 +23,19 @@ from numpy.typing import NDArray
 from parity_fl.histogram_codec import Sparse, summed
 from parity_protocol.errors import BadDocument
 
-__all__ = ["DIGIT_BITS", "Bins", "EdgeSearch", "chosen_candidates", "count_digits", "float_keys", "key_values"]
+__all__ = [
+    "DIGIT_BITS",
+    "SEARCH_PHASES",
+    "Bins",
+    "EdgeSearch",
+    "chosen_candidates",
+    "count_digits",
+    "float_keys",
+    "key_values",
+]
 
 DIGIT_BITS: Final = (11, 11, 10)
+SEARCH_PHASES: Final = 2 * len(DIGIT_BITS) - 1  # the second search begins with the counts of the first
 _OVERSAMPLING: Final = 4
 _SIGN: Final = np.uint32(1 << 31)
 
@@ -131,7 +141,7 @@ class EdgeSearch:
     """
 
     def __init__(self, features: NDArray[np.int64], rows: tuple[int, ...], max_bins: int) -> None:
-        self._features = features
+        self.features = features
         self._part_rows = rows
         self._rows = sum(rows)
         self._max_bins = max_bins
@@ -146,6 +156,11 @@ class EdgeSearch:
         self._of_part: dict[int, Sparse] = {}
         self._edges: NDArray[np.uint32] | None = None  # keys of the chosen edges, once known
         self.thresholds: list[NDArray[np.float64]] | None = None
+
+    @property
+    def left(self) -> int:
+        """Phases until the thresholds are known, this one included; ``SEARCH_PHASES`` at first."""
+        return len(DIGIT_BITS) - self.step + (len(DIGIT_BITS) - 1 if self._edges is None else 0)
 
     @staticmethod
     def most_cells(max_bins: int) -> int:
@@ -162,11 +177,11 @@ class EdgeSearch:
         """Return feature and prefix of each bucket to count, rising."""
         if self.step == 0:
             self._bucket = self._of
-            self._n_buckets = len(self._features)
-            return self._features, np.zeros(len(self._features), dtype=np.int64)
+            self._n_buckets = len(self.features)
+            return self.features, np.zeros(len(self.features), dtype=np.int64)
         code, self._bucket = np.unique((self._of << 32) | self._prefix, return_inverse=True)
         self._n_buckets = len(code)
-        return self._features[code >> 32], code & 0xFFFF_FFFF
+        return self.features[code >> 32], code & 0xFFFF_FFFF
 
     @property
     def size(self) -> int:
@@ -194,7 +209,7 @@ class EdgeSearch:
         said = counted[self._bucket]
         if not np.array_equal(said, expected):
             wrong = int(np.argmax(said != expected))
-            column = int(self._features[self._of[wrong]])
+            column = int(self.features[self._of[wrong]])
             _fail(part, f"a bucket of feature {column} has {said[wrong]} rows, before it had {expected[wrong]}")
 
     def close(self, total: Sparse, of_part: dict[int, Sparse]) -> None:
@@ -234,8 +249,8 @@ class EdgeSearch:
         ranks: list[int] = []
         owners: list[int] = []
         up_to = self._rank - self._left + self._inside  # rows with at most the found value
-        searched = len(self._rank) // len(self._features)
-        for place in range(len(self._features)):
+        searched = len(self._rank) // len(self.features)
+        for place in range(len(self.features)):
             mine = slice(place * searched, (place + 1) * searched)
             counts, where = np.unique(up_to[mine], return_index=True)
             keep = counts < self._rows
@@ -249,7 +264,7 @@ class EdgeSearch:
         self._rank = np.array(ranks, dtype=np.int64)
         self._reset()
         if not len(self._rank):
-            self.thresholds = [np.empty(0, dtype=np.float64) for _ in self._features]
+            self.thresholds = [np.empty(0, dtype=np.float64) for _ in self.features]
         elif self._first is not None:
             self._descend(self._first)
 
@@ -257,7 +272,7 @@ class EdgeSearch:
         values = key_values(self._edges).astype(np.float64) if self._edges is not None else np.empty(0)
         after = key_values(self._prefix.astype(np.uint32)).astype(np.float64)
         middle = values + (after - values) / 2
-        self.thresholds = np.split(middle, np.searchsorted(self._of, np.arange(1, len(self._features))))
+        self.thresholds = np.split(middle, np.searchsorted(self._of, np.arange(1, len(self.features))))
 
 
 def _fail(part: int, message: str) -> NoReturn:

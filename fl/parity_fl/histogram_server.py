@@ -100,6 +100,11 @@ class HistogramServer:
         return None if self._stage is None else self._stage.table
 
     @property
+    def left(self) -> int:
+        """Phases until the forest is done, the one that is asked now included; an estimate from above."""
+        return 0 if self._stage is None else self._stage.left
+
+    @property
     def waiting(self) -> tuple[int, ...]:
         """Parts whose answer is missing in this phase."""
         return () if self._stage is None else tuple(part for part in range(self._parts) if part not in self._answers)

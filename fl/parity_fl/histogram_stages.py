@@ -13,11 +13,11 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.bootstrap import leaves_rows_out
 from parity_fl.histogram_agreement import MAX_SAID_BYTES, PartSays, agree, check_against_plan, read_classes
 from parity_fl.histogram_codec import Sparse, decode_answer, max_answer_bytes, summed
-from parity_fl.histogram_edges import Bins, EdgeSearch
+from parity_fl.histogram_edges import SEARCH_PHASES, Bins, EdgeSearch
 from parity_fl.histogram_phases import Agreed, ClassesRequest, EdgesRequest, ScoreRequest
+from parity_fl.histogram_progress import Tables, has_score
 from parity_fl.histogram_trees import Grower
 from parity_fl.plan import PartitionPlan
 from parity_fl.shards import ShardPlan
@@ -74,8 +74,10 @@ class Stage(Protocol):
 
     Attributes:
         table: Cells of the table that it asks for, and the largest value of one; None if it asks for something else.
+        left: Phases until the forest is done, this one included; estimated from above where the data decide.
     """
 
+    left: int
     table: tuple[int, int] | None
 
     name: PhaseName
@@ -101,6 +103,7 @@ class ClassesStage:
     def __init__(self, job: Job, then: Callable[[Ground], Stage]) -> None:
         self._job, self._then = job, then
         self._classification = job.config.task == "classification"
+        self.left = 1 + _phases_after_classes(job)
         self.body = ClassesRequest(self._classification).encode()
 
     def check(self, part: int, answer: bytes) -> None:
@@ -141,6 +144,17 @@ class Ground:
         everybody = PartSays(self.n_features, sum(self.rows), classes, low, high)
         return Ground(replace(self.job, parts=1), self.agreed, [everybody])
 
+    def tables(self) -> Tables:
+        """Return how large the tables of the levels may be."""
+        return Tables.of(
+            self.job.config,
+            rows=sum(self.rows),
+            n_features=self.n_features,
+            classes=len(self.agreed.class_names),
+            max_phase_bytes=self.job.max_phase_bytes,
+            cell_bytes=self.job.cell_bytes,
+        )
+
     @property
     def n_features(self) -> int:
         """Columns of the data."""
@@ -169,6 +183,8 @@ class _EdgesStage:
         self._size, self._buckets = search.size, len(feature)
         most = max(ground.rows)
         self.table: tuple[int, int] | None = (self._size, most)
+        waiting = -(-(ground.n_features - end) // len(search.features))  # further groups of features
+        self.left = search.left + waiting * SEARCH_PHASES + ground.tables().all_levels(ground.job.config)
         self.max_answer_bytes = max_answer_bytes(min(self._size, self._buckets * most), self._size, most)
 
     @classmethod
@@ -222,6 +238,7 @@ class _LevelStage:
         self._kept: dict[int, Sparse] = {}  # tables that were read to be checked, as long as there is room
         self._room = _KEPT_CELLS
         self.wave = grower.wave
+        self.left = grower.left() + has_score(ground.job.config)
         request = grower.next_request()
         self.body = request.encode()
         self._size, self._cells = prod(request.shape), grower.max_cells()
@@ -246,8 +263,7 @@ class _LevelStage:
         if not self._grower.done:
             return _LevelStage(self._ground, self._grower)
         result.forest, numbers = self._grower.forest()
-        config = self._ground.job.config
-        if not (config.oob_score and leaves_rows_out(config)):
+        if not has_score(self._ground.job.config):
             return None
         return _ScoreStage(self._ground, result.forest, numbers)
 
@@ -260,6 +276,7 @@ class _LevelStage:
 class _ScoreStage:
     name: PhaseName = "score"
     wave = 0
+    left = 1
     _CELLS = 4
 
     def __init__(self, ground: Ground, forest: Forest, numbers: NDArray[np.int64]) -> None:
@@ -293,6 +310,22 @@ class _ScoreStage:
         for place, value in zip(cells.index.tolist(), cells.value.tolist(), strict=True):
             numbers[place] = value
         return numbers
+
+
+def _phases_after_classes(job: Job) -> int:
+    if job.config.mode == "leaf_refit":
+        return 2
+    if job.plan is None:
+        return SEARCH_PHASES + job.config.max_depth + has_score(job.config)
+    tables = Tables.of(
+        job.config,
+        rows=job.plan.n_rows - job.plan.holdout_size,
+        n_features=job.plan.n_features,
+        classes=job.plan.class_count,
+        max_phase_bytes=job.max_phase_bytes,
+        cell_bytes=job.cell_bytes,
+    )
+    return SEARCH_PHASES + tables.all_levels(job.config)
 
 
 def _total(tables: Iterable[Sparse]) -> Sparse:

@@ -20,6 +20,7 @@ from parity_fl.histogram_codec import Sparse, max_answer_bytes, summed
 from parity_fl.histogram_draws import MAX_DRAWS, feature_order
 from parity_fl.histogram_edges import Bins
 from parity_fl.histogram_phases import NO_FEATURE, Agreed, GrowingTrees, LevelRequest
+from parity_fl.histogram_progress import Tables
 from parity_fl.histogram_splits import Criterion, Splits, best_splits, draws_of, is_pure
 from parity_fl.spec import ForestConfig
 from parity_fl.trees import Forest
@@ -113,6 +114,17 @@ class Grower:
     def wave(self) -> int:
         """Wave of the next nodes."""
         return self._open[0].wave
+
+    def left(self) -> int:
+        """Return how many phases of levels are to come, the next one included: an estimate from above."""
+        # A root's draws are a bound that nothing comes near, until its first table is there.
+        rows = sum(sum(counts) for counts in self._class_rows)
+        draws = sum(min(node.draws, rows) if node.depth == 0 else node.draws for node in self._open)
+        shallowest = min(node.depth for node in self._open)
+        tables = Tables(rows, self._tries, self._width, self._agreed.columns, self._max_phase_bytes, self._cell_bytes)
+        return tables.levels(
+            self._config, nodes=len(self._open), draws=draws, depths=self._config.max_depth - shallowest
+        )
 
     @property
     def max_value(self) -> int:

@@ -333,6 +333,7 @@ class RoundEngine:
                     asks=done["asks"],
                     next_round=done["next_round"],
                     restarts=done["restarts"],
+                    left=done["left"],
                     small={name: b64decode(data) for name, data in done["small"].items()},
                     keeps_state=done["keeps_state"],
                     whole=chosen if whole is not None else None,

@@ -154,6 +154,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "asks": reduced.asks,
         "next_round": reduced.next_round,
         "restarts": reduced.restarts,
+        "left": reduced.left,
         "keeps_state": reduced.appends and reduced.more_phases,
         "drops_state": reduced.drops,
         "accepted": list(reduced.accepted),

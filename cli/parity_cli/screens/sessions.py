@@ -26,6 +26,8 @@ def round_line(one: FlRoundReply, *, total: int) -> str:
     """Return one closed round for a running display."""
     scores = "  ".join(f"{name} {one.metrics[name]:.4f}" for name in _SCORES if _is_number(one.metrics.get(name)))
     scores += "".join(f"  {name} {_short(one.metrics[name])}" for name in _PRIVACY if name in one.metrics)
+    if left := one.metrics.get("phases_left"):  # of a forest an estimate
+        scores += f"  about {left} left"
     taken = sum(update.state == "accepted" for update in one.updates)
     rejected = [f"part {update.part}: {update.reason}" for update in one.updates if update.state == "rejected"]
     phase = _phase(one)

@@ -24,7 +24,16 @@ from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, TooFewUpdates
 
-__all__ = ["MAX_FAILED_SUMS", "SecureMean", "SecureStep", "close_phase", "full_weight", "rule_state", "state_of_rule"]
+__all__ = [
+    "MAX_FAILED_SUMS",
+    "SecureMean",
+    "SecureStep",
+    "close_phase",
+    "full_weight",
+    "phases_left",
+    "rule_state",
+    "state_of_rule",
+]
 
 MAX_FAILED_SUMS: Final = 5  # of one round, before the session gives up
 
@@ -47,6 +56,7 @@ class SecureStep:
         rejected: Why others are not, by part.
         metrics: What may be told; empty while the round is not over.
         restarts: The sum could not be opened, and nothing of it was: the round begins another one with every part.
+        left: Phases of the sum that are still to come.
     """
 
     request: bytes
@@ -56,6 +66,7 @@ class SecureStep:
     rejected: dict[int, str]
     metrics: dict[str, float]
     restarts: bool = False
+    left: int = 0
 
 
 @dataclass(slots=True)
@@ -161,11 +172,14 @@ class SecureMean:
                 return closing
             again = _Kept("keys", kept.number + 1, kept.failed + 1, kept.rule)
             good = tuple(part for part in sorted(answers) if part not in closing.rejected)
-            return SecureStep(b"", model, again.encode(), good, closing.rejected, {"restarted": 1.0}, restarts=True)
+            return SecureStep(
+                b"", model, again.encode(), good, closing.rejected, {"restarted": 1.0}, restarts=True, left=len(PHASES)
+            )
         server, closed = closing
         if server.phase is not None:
             kept.phase, kept.sums = server.phase, server.state()
-            return SecureStep(server.request, None, kept.encode(), closed.accepted, closed.rejected, {})
+            left = phases_left(server.phase)
+            return SecureStep(server.request, None, kept.encode(), closed.accepted, closed.rejected, {}, left=left)
         total, parts = server.result()
         weights, rule, metrics = self._applied(model, terms, total, parts, kept.rule)
         after = _Kept("keys", kept.number + 1, rule=rule)
@@ -249,6 +263,11 @@ def close_phase(
         return server, server.close(answers)
     except TooFewUpdates as exc:
         return Refused(exc.message, dict(exc.rejected))
+
+
+def phases_left(phase: str) -> int:
+    """Return how many phases of a secure sum are to come, the open one included."""
+    return len(PHASES) - next(place for place, one in enumerate(PHASES) if one == phase)
 
 
 def rule_state(state: bytes) -> dict[str, Vector]:

@@ -15,6 +15,7 @@ from parity_fl.averaging import Bodies, Refused, average
 from parity_fl.bootstrap import split_trees
 from parity_fl.contribution import Credit
 from parity_fl.forest_rounds import ForestPhases, decode_forest, encode_forest
+from parity_fl.histogram import HistogramServer
 from parity_fl.histogram_agreement import DEFAULT_MAX_PHASE_BYTES, check_histogram
 from parity_fl.limits import FOREST_LIMITS, MAX_UPDATE_BYTES, ForestLimits
 from parity_fl.linear import FeatureScale, LinearModel, linear_from_tensors, linear_tensors
@@ -31,6 +32,7 @@ from parity_fl.models.linear_sgd import LinearSgd
 from parity_fl.networks import Network
 from parity_fl.neural_config import NeuralConfig
 from parity_fl.privacy.dp import NoiseSetup
+from parity_fl.privacy.secagg import PHASES
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import opaque, raw_bytes
 from parity_fl.shards import ShardPlan
@@ -42,7 +44,19 @@ from parity_fl.trees import Forest, forest_from_tensors
 from parity_protocol import strict_json
 from parity_protocol.errors import BadDocument, BadField, ParityError
 
-__all__ = ["Averaging", "ExactLine", "Fitted", "Kind", "Scorer", "Step", "Turn", "check_plan", "forest_of", "kind_of"]
+__all__ = [
+    "Averaging",
+    "ExactLine",
+    "Fitted",
+    "Kind",
+    "Scorer",
+    "Step",
+    "Turn",
+    "check_plan",
+    "forest_of",
+    "kind_of",
+    "phases_of",
+]
 
 Fitted: TypeAlias = Network | LinearModel | Forest
 _HEADER_ALLOWANCE = 1 << 16
@@ -65,6 +79,7 @@ class Step:
         appends: As ``Reduced.appends``.
         drops: As ``Reduced.drops``.
         restarts: As ``Reduced.restarts``; ``tensors`` are what the round began with.
+        left: Phases of training that are still to come; of a forest an estimate from above.
     """
 
     tensors: Mapping[str, Tensor]
@@ -77,6 +92,7 @@ class Step:
     appends: bool = False
     restarts: bool = False
     drops: bool = False
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +128,14 @@ class Kind(Protocol):
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:
         """Return the model to predict with, and what else there is to say of it; ``BadDocument`` if unfinished."""
+
+
+def phases_of(spec: FlSpec, plan: ShardPlan) -> int:
+    """Return how many phases of training a round has; of a forest that the data decide on, an estimate from above."""
+    each = len(PHASES) if spec.privacy.secure_aggregation else 1
+    if not isinstance(spec.model, ForestConfig) or spec.model.mode == "union":
+        return each
+    return 1 + each * (HistogramServer(spec.model, plan).left - 1)  # the first one is answered openly
 
 
 def check_plan(spec: FlSpec, plan: ShardPlan) -> None:
@@ -349,7 +373,15 @@ class _Phases:
             return done
         name = "request" if done.more_phases else "forest"
         return Step(
-            {name: opaque(done.model)}, done.state, done.accepted, {}, {}, {}, more=done.more_phases, appends=True
+            {name: opaque(done.model)},
+            done.state,
+            done.accepted,
+            {},
+            {},
+            {},
+            more=done.more_phases,
+            appends=True,
+            left=done.left,
         )
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> tuple[Fitted, dict[str, float | None]]:

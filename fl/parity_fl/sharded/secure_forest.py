@@ -17,7 +17,7 @@ from parity_fl.histogram import HistogramServer
 from parity_fl.histogram_codec import encode_answer
 from parity_fl.histogram_draws import MAX_DRAWS
 from parity_fl.privacy.secure_counts import MAX_CELLS, cell_bytes, counts_setup, counts_table
-from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, close_phase, full_weight
+from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, close_phase, full_weight, phases_left
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
 from parity_fl.sharded.kinds import Fitted, Step, Turn, forest_of
@@ -152,7 +152,15 @@ class SecureForest:
             kept = encode_tensors(secure.state(), {"phase": secure.phase, "failed": str(failed)})
             asked = {SECURE: opaque(secure.request)}
             return Step(
-                asked, _framed_record(_SUM, kept), closed.accepted, closed.rejected, {}, {}, more=True, appends=True
+                asked,
+                _framed_record(_SUM, kept),
+                closed.accepted,
+                closed.rejected,
+                {},
+                {},
+                more=True,
+                appends=True,
+                left=self._left(secure.phase),
             )
         total, _ = secure.result()
         answer = encode_answer(request, counts_table(total))
@@ -171,7 +179,8 @@ class SecureForest:
         kept = _framed_record(kind, record)
         if body:
             asked = {"request": opaque(body)}
-            return Step(asked, kept, accepted, rejected, {}, {}, more=True, appends=True, restarts=True)
+            left = self._left("keys")
+            return Step(asked, kept, accepted, rejected, {}, {}, more=True, appends=True, restarts=True, left=left)
         found = self._server.out_of_bag
         forest = {"forest": opaque(encode_forest(self._server.forest, found.score if found else None))}
         return Step(forest, kept, accepted, rejected, {"summed": float(self._plan.total_parts)}, {})
@@ -183,7 +192,12 @@ class SecureForest:
         good = tuple(part for part in sorted(answers) if part not in problem.rejected)
         told = {"restarted": 1.0}
         asked = {"request": opaque(request)}
-        return Step(asked, kept, good, problem.rejected, told, {}, more=True, appends=True, restarts=True)
+        left = self._left("keys")
+        return Step(asked, kept, good, problem.rejected, told, {}, more=True, appends=True, restarts=True, left=left)
+
+    def _left(self, phase: str) -> int:
+        """Return how many phases are to come, from one of the present table's sum on."""
+        return phases_left(phase) + (self._server.left - 1) * phases_left("keys")
 
 
 def _failed(record: bytes) -> int:

@@ -8,7 +8,7 @@ from parity_fl.models.base import Scaling
 from parity_fl.models.linear_exact import solve_linear
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secure_line import line_point, line_setup, line_statistics
-from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, SecureMean, close_phase, full_weight
+from parity_fl.privacy.secure_mean import MAX_FAILED_SUMS, SecureMean, close_phase, full_weight, phases_left
 from parity_fl.privacy.secure_part import SumTerms
 from parity_fl.sharded.bodies import SECURE, opaque, raw_bytes
 from parity_fl.sharded.kinds import Averaging, ExactLine, Scorer, Step, Turn
@@ -64,10 +64,20 @@ class SecureAveraging(Averaging):
             return done
         if done.restarts and done.weights is not None:
             told = done.metrics
-            return Step(done.weights, done.state, done.accepted, done.rejected, told, {}, more=True, restarts=True)
+            return Step(
+                done.weights,
+                done.state,
+                done.accepted,
+                done.rejected,
+                told,
+                {},
+                more=True,
+                restarts=True,
+                left=done.left,
+            )
         if done.weights is None:
             request = {SECURE: opaque(done.request)}
-            return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True)
+            return Step(request, done.state, done.accepted, done.rejected, {}, {}, more=True, left=done.left)
         scores = self._score(done.weights, self._scaling)
         return Step(done.weights, done.state, done.accepted, done.rejected, {**scores, **done.metrics}, {})
 
@@ -108,7 +118,8 @@ class SecureLine(ExactLine):
         if server.phase is not None:
             kept = encode_tensors(server.state(), {"phase": server.phase, "failed": str(terms.number)})
             asked = {SECURE: opaque(server.request)}
-            return Step(asked, kept, closed.accepted, closed.rejected, {}, {}, more=True)
+            left = phases_left(server.phase)
+            return Step(asked, kept, closed.accepted, closed.rejected, {}, {}, more=True, left=left)
         total, parts = server.result()
         point = line_point(terms, parts=plan.total_parts)
         rows = sum(plan.part_size(part) for part in parts)
@@ -121,7 +132,8 @@ class SecureLine(ExactLine):
             return problem
         kept = encode_tensors({}, {"phase": "keys", "failed": str(failed + 1)})
         good = tuple(part for part in sorted(answers) if part not in problem.rejected)
-        return Step(self.open(), kept, good, problem.rejected, {"restarted": 1.0}, {}, more=True, restarts=True)
+        told, left = {"restarted": 1.0}, phases_left("keys")
+        return Step(self.open(), kept, good, problem.rejected, told, {}, more=True, restarts=True, left=left)
 
 
 def _failed(state: bytes | None) -> int:

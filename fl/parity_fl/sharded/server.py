@@ -30,7 +30,7 @@ from parity_fl.privacy.secure_mean import rule_state, state_of_rule
 from parity_fl.resuming import RESUME_FIELD, settings_of
 from parity_fl.session import ShardTerms
 from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
-from parity_fl.sharded.kinds import Kind, Turn, check_plan, kind_of
+from parity_fl.sharded.kinds import Kind, Turn, check_plan, kind_of, phases_of
 from parity_fl.sharded.scoring import evaluate
 from parity_fl.shards import ShardPlan, ShardSummary, plan_shards
 from parity_fl.spec import FlSpec, ForestConfig
@@ -186,7 +186,10 @@ class ShardedServer:
         state, parts = _State("moments", plan), tuple(sorted(said))
         if not isinstance(self._spec.model, ForestConfig) and self._spec.model.standardize:
             base = encode_base(Base(plan.agreement))
-            return Reduced(base, state.encode(), parts, {}, _shape(plan), {}, more_phases=True, asks="moments")
+            left = 1 + self._phases(plan)
+            return Reduced(
+                base, state.encode(), parts, {}, _shape(plan), {}, more_phases=True, asks="moments", left=left
+            )
         width = plan.n_features
         return self._opened(state, Scaling(np.zeros(width), np.ones(width)), parts)
 
@@ -215,7 +218,7 @@ class ShardedServer:
             number = self._resumes.round + 1
         base = encode_base(Base(plan.agreement, scaling, tensors, kind.terms(inner or None)))
         state = _State("train", plan, {}, inner).encode()
-        return Reduced(base, state, parts, {}, _shape(plan), {}, next_round=number)
+        return Reduced(base, state, parts, {}, _shape(plan), {}, next_round=number, left=self._phases(plan))
 
     def _resumed(self, plan: ShardPlan, first: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bytes]:
         """Return the model and the strategy's state after the checkpoint.
@@ -247,7 +250,8 @@ class ShardedServer:
         if isinstance(step, Refused):
             return step
         terms = kind.terms(step.state) if step.restarts or not step.more else None
-        is_scored = not step.more and self._evaluation is None and plan.holdout_size > 0
+        has_score = self._evaluation is None and plan.holdout_size > 0
+        is_scored = not step.more and has_score
         asks: Asks = "score" if is_scored else "train"
         metrics = step.metrics
         if not step.more and self._evaluation is not None:
@@ -264,7 +268,12 @@ class ShardedServer:
             appends=step.appends,
             restarts=step.restarts,
             drops=step.drops,
+            left=(step.left if step.more else 0) + has_score,
         )
+
+    def _phases(self, plan: ShardPlan) -> int:
+        """Return how many phases a round has, the score included."""
+        return phases_of(self._spec, plan) + (self._evaluation is None and plan.holdout_size > 0)
 
     def _score(self, at: _State, base: bytes, updates: Bodies) -> Reduced | Refused:
         """Merge what the parts found on their hold-outs; the model stays as it is."""

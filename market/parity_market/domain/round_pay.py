@@ -1,11 +1,15 @@
-"""What the nodes that held a part earn of its reward: by the rounds that their updates are in, and what those gave."""
+"""What the nodes that held a part earn of its reward: by the rounds that their updates are in, and what those gave.
+
+A round may be several phases, each one exchange with the parts: of a forest, a secure sum, shards that agree. Pay counts
+phases, so that what was answered is paid though its round, or the session, never came to its end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Held", "shares_of"]
+__all__ = ["Held", "asked_of", "shares_of"]
 
 _SCALE = 1_000_000  # whole numbers: an amount of tokens does not fit a float
 
@@ -14,8 +18,44 @@ _SCALE = 1_000_000  # whole numbers: an amount of tokens does not fit a float
 class Held:
     """What came of a part under one lease."""
 
-    taken: int  # rounds and phases that have an accepted update of it
+    taken: int  # phases that have an accepted update of it
     gave: float = 0.0  # its contributions, summed; 0 where nobody is scored
+
+
+def asked_of(
+    phases: Sequence[tuple[int, Collection[int]]],
+    *,
+    part: int,
+    parts: int,
+    open_round: int,
+    rounds: range,
+    left: int,
+) -> tuple[int, int]:
+    """Return in how many closed phases a part was asked, and in how many it is in the whole session.
+
+    A session that ends early counts as if its other rounds had as many phases, and asked as many parts, as those before,
+    and as if its open round had come to its end.
+
+    Args:
+        phases: Round and cohort of each that has closed, in order; round 0 is what shards agree on.
+        part: Its number.
+        parts: How many there are.
+        open_round: Number of the one that is open; one more than the last when all are over.
+        rounds: Numbers of all rounds of training that the session was to have.
+        left: How many phases the open round has after those that closed; after round 0, the round after it.
+    """
+    asked = [number for number, cohort in phases if part in cohort]
+    done = max(0, open_round - rounds.start)
+    opened = [cohort for number, cohort in phases if number == open_round > 0 and cohort]
+    is_in = open_round > 0 and open_round in asked
+    if done:
+        answers, of = sum(len(cohort) for number, cohort in phases if 0 < number < open_round), done * parts
+    elif opened:
+        answers, of = (len(opened) + left) * len(opened[0]), parts
+    else:
+        answers, of = left, 1
+    remaining = max(0, len(rounds) - done - is_in)
+    return len(asked), len(asked) + (left if is_in else 0) - (-answers * remaining // of)
 
 
 def shares_of(
@@ -37,7 +77,7 @@ def shares_of(
     Args:
         reward: Of the part's task.
         base_share: In [0, 1].
-        asked: Rounds so far whose cohort the part was in; no lease has more of them, nor all together.
+        asked: Phases so far whose cohort the part was in; no lease has more of them, nor all together.
         expected: The same for the whole session: more than ``asked`` when that has not come to its end.
         holders: By fence.
         contributions: By part, summed over rounds; empty when nobody was scored, and then all of it is base.

@@ -12,6 +12,7 @@ from parity_market.domain.rounds import HELD, RoundState, SessionState, UpdateSt
 from parity_market.operations import round_small
 from parity_market.operations.blobs import add_ref
 from parity_market.operations.context import Market
+from parity_market.operations.round_rows import PHASES_LEFT
 from parity_market.operations.rounds import Published, load, move, move_round, open_round, tell
 from parity_market.operations.steps import end_lease, free, newest_lease
 from parity_market.store import sql_rounds
@@ -107,6 +108,7 @@ def close(
     more_phases: bool = False,
     asks: str = "train",
     restarts: bool = False,
+    left: int = 0,
     small: Mapping[str, bytes] | None = None,
     keeps_state: bool = False,
     next_round: int | None = None,
@@ -124,6 +126,7 @@ def close(
         keeps_state: Later phases of the round need the states that were kept before.
         asks: What the next phase, or the next round's first, asks of the parts.
         restarts: The next phase asks every part again.
+        left: Phases to come, as of ``Reduced.left``: what is paid if they never do is measured by it.
 
     Raises:
         InvalidTransition: It is not closing (any more), or is not what was reduced.
@@ -147,6 +150,8 @@ def close(
     round_small.forget(tx, group.id, keeps_states=keeps_state)
     round_small.keep(tx, group.id, small or {})
     shown: dict[str, object] = dict(metrics)
+    if left:
+        shown[PHASES_LEFT] = left
     if checkpoint is not None:
         shown["checkpoint_cid"] = checkpoint.sha256
         add_ref(tx, checkpoint.sha256, group.creator, visibility="private", size=checkpoint.size, now=now)

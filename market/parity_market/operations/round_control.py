@@ -6,7 +6,6 @@ until somebody remembers it: the session ends with the round before, and is canc
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
 from parity_fl.rounds_config import is_in_rounds
@@ -15,6 +14,7 @@ from parity_market.operations import tasks
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.groups import load as load_group
+from parity_market.operations.round_rows import first_round
 from parity_market.operations.rounds import OpenRound, config_of, load, move, session_of, tell
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
@@ -84,7 +84,7 @@ def stop(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow |
     if group.value.state != GroupState.RUNNING:
         raise InvalidTransition(f"session {group_id} has ended: it is {group.value.state}")
     waits = found is None or _waits(group, found)
-    if found is None or (waits and _rounds_done(found.session) == 0):
+    if found is None or (waits and found.session.round <= first_round(found.session)):
         tasks.cancel(tx, market, group_id, group.row.creator, now, why=_TOO_EARLY)
         tell(tx, market, group_id)
         return None if found is None else found.session
@@ -93,12 +93,6 @@ def stop(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow |
     moved = move(tx, found.session, now, state=SessionState.STOPPING, deadline_us=None, message="stopping")
     tell(tx, market, group_id)
     return moved
-
-
-def _rounds_done(session: FlSessionRow) -> int:
-    """Return how many rounds of training have closed here, without those of a checkpoint that it went on from."""
-    resumed = json.loads(session.settings_doc).get("resumed_from") or {}
-    return max(0, session.round - 1 - int(resumed.get("round", 0)))
 
 
 def _waits(group: Group, found: OpenRound) -> bool:

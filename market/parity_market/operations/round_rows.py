@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 from parity_market.store import sql_rounds
 from parity_market.store.base import ReadTx
-from parity_market.store.rows import FlRoundRow
+from parity_market.store.rows import FlRoundRow, FlSessionRow
 
-__all__ = ["closed_rounds"]
+__all__ = ["PHASES_LEFT", "closed_rounds", "first_round", "phases_left"]
 
 PAGE = 20_000  # rounds and phases read at once
+PHASES_LEFT = "phases_left"  # among a closed phase's metrics; see ``Reduced.left``
 
 
 def closed_rounds(tx: ReadTx, group_id: str) -> list[FlRoundRow]:
@@ -19,3 +22,14 @@ def closed_rounds(tx: ReadTx, group_id: str) -> list[FlRoundRow]:
         found += [row for row in page if row.state == "closed"]
         at = (page[-1].round, page[-1].phase + 1)
     return found
+
+
+def first_round(session: FlSessionRow) -> int:
+    """Return the number of a session's first round of training: above 1 where it went on from a checkpoint."""
+    resumed = json.loads(session.settings_doc).get("resumed_from") or {}
+    return int(resumed.get("round", 0)) + 1
+
+
+def phases_left(row: FlRoundRow) -> int:
+    """Return how many phases were to come when one closed."""
+    return int(json.loads(row.metrics_doc).get(PHASES_LEFT) or 0)

@@ -1,8 +1,9 @@
 """The money bound to a task when that ends: who has earned what of it; the rest is its creator's again.
 
-A part of a session that trains in rounds may have had several holders. Each is paid for the rounds that its updates are
-in, however the part ends; only a lease whose own report of them was refused is not. Who reports the session's end has a
-receipt for it. The others have none: what is put under their vouchers is a digest of the market's list of their updates.
+A part of a session that trains in rounds may have had several holders. Each is paid for the rounds, and the phases of one,
+that the market accepted its answers in, however the part and the session end; only a lease whose own report of them was
+refused is not. Who reports the session's end has a receipt for it. The others have none: what is put under their vouchers
+is a digest of the market's list of their updates.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from parity_fl.rounds_config import RoundsConfig
-from parity_market.domain.round_pay import Held, shares_of
+from parity_market.domain.round_pay import Held, asked_of, shares_of
 from parity_market.domain.rounds import LEGACY
 from parity_market.operations.context import Market
-from parity_market.operations.round_rows import closed_rounds
+from parity_market.operations.round_rows import closed_rounds, first_round, phases_left
 from parity_market.store import sql, sql_rounds
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import AccountRow, EarningRow, FlSessionRow, FlUpdateRow, TaskRow
@@ -25,7 +26,6 @@ from parity_protocol.errors import Internal
 __all__ = ["PAY_ROUNDS", "Share", "earn", "release_reserve", "release_unfinished", "shares_of_part"]
 
 PAY_ROUNDS = "rounds"  # kind of an earning without a receipt
-_DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,10 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
     if session is None:
         return 0, ()
     config = RoundsConfig.from_dict(json.loads(session.settings_doc)["rounds"], parts=task.parts)
-    asked, expected = _asked(tx, session, task.part)
+    asked, expected = _asked(tx, session, task.part, parts=task.parts)
     updates: dict[int, list[FlUpdateRow]] = {}
     for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=session.group_id, part=task.part):
-        if _is_over(session, update.round):
-            updates.setdefault(update.fence, []).append(update)
+        updates.setdefault(update.fence, []).append(update)
     for fence in [fence for fence in updates if fence != accepted]:
         # Who reported listed other updates than these; the owner of an old device has proved nothing.
         is_legacy = updates[fence][0].node_id.startswith(LEGACY)
@@ -109,27 +108,17 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
     )
 
 
-def _is_over(session: FlSessionRow, number: int) -> bool:
-    """Return whether a round has closed with all its phases."""
-    return number < session.round or session.state == _DONE
-
-
-def _asked(tx: ReadTx, session: FlSessionRow, part: int) -> tuple[int, int]:
-    """Return in how many rounds and phases so far a part was asked, and in how many it is in the whole session.
-
-    A session that ends early counts as if its other rounds had asked like those before. Nothing is known of the others
-    when not one is over.
-    """
-    rows = [row for row in closed_rounds(tx, session.group_id) if _is_over(session, row.round)]
-    asked = [row.round for row in rows if part in json.loads(row.cohort_doc)]
-    if session.state == _DONE:
-        return len(asked), len(asked)
-    first = min((row.round for row in rows if row.round > 0), default=session.round)
-    done, total = session.round - first, session.total_rounds - first + 1
-    if done < 1:
-        return 0, 0
-    agreed = sum(number == 0 for number in asked)  # a round in which nothing is trained comes once
-    return len(asked), agreed - -(len(asked) - agreed) * total // done
+def _asked(tx: ReadTx, session: FlSessionRow, part: int, *, parts: int) -> tuple[int, int]:
+    """Return in how many closed phases a part was asked, and in how many it is in the whole session; see ``asked_of``."""
+    rows = closed_rounds(tx, session.group_id)
+    return asked_of(
+        [(row.round, tuple(json.loads(row.cohort_doc))) for row in rows],
+        part=part,
+        parts=parts,
+        open_round=session.round,
+        rounds=range(first_round(session), session.total_rounds + 1),
+        left=phases_left(rows[-1]) if rows else 0,
+    )
 
 
 def _contribution(update: FlUpdateRow) -> float:
@@ -140,7 +129,7 @@ def _contributions(tx: ReadTx, session: FlSessionRow, parts: int) -> dict[int, f
     found: dict[int, float] = {}
     for part in range(parts):
         for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=session.group_id, part=part):
-            if "contribution" in json.loads(update.metrics_doc) and _is_over(session, update.round):
+            if "contribution" in json.loads(update.metrics_doc):
                 found[part] = found.get(part, 0.0) + _contribution(update)
     return found
 

@@ -14,9 +14,11 @@ from parity_cli.output import printable
 from parity_cli.screens.cells import cell, measure
 from parity_cli.screens.checks import checks_screen
 from parity_cli.screens.node import balance_screen, status_screen
+from parity_cli.screens.sessions import round_line
 from parity_cli.screens.task import event_line, group_screen, task_screen, tasks_screen, why_screen
 from parity_cli.screens.wallet import wallet_screen
 from parity_protocol.api.nodes import PayoutState, Refusal
+from parity_protocol.api.rounds import FlRoundReply
 from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply, WhyPendingReply
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -275,3 +277,12 @@ def test_the_balance_shows_the_three_keys() -> None:
 
     assert text.count(ADDRESS) == 3
     assert "unbonding 1 PDEV (ready 2026-01-09" in text
+
+
+def test_a_phase_says_about_how_many_are_left() -> None:
+    told = {"phases_left": 24}
+    one = FlRoundReply(
+        round=1, phase=3, state="closed", base="", base_size=0, cohort=(0, 1), metrics=told, opened_at=NOW
+    )
+
+    assert round_line(one, total=1) == "round 1/1 phase 3    about 24 left  0 of 2 updates"

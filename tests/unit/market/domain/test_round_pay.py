@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_market.domain.round_pay import Held, shares_of
+from parity_market.domain.round_pay import Held, asked_of, shares_of
 
 
 def pay(part: int, contributions: dict[int, float]) -> int:
@@ -84,3 +84,92 @@ def test_all_holders_together_never_earn_more_than_the_reward_and_none_less_than
 
     assert all(amount >= 0 for amount in earned.values())
     assert sum(earned.values()) <= reward
+
+
+# -- how much of a session is done ------------------------------------------------------------------------------------
+
+ALL = (0, 1)
+
+
+def asked(
+    *phases: tuple[int, tuple[int, ...]], part: int = 0, at: int, total: int, left: int = 0, first: int = 1
+) -> tuple[int, int]:
+    return asked_of(phases, part=part, parts=2, open_round=at, rounds=range(first, total + 1), left=left)
+
+
+def test_a_session_that_came_to_its_end_has_nothing_left_to_ask() -> None:
+    assert asked((1, ALL), (2, ALL), at=3, total=2) == (2, 2)
+    assert asked((0, ALL), (0, ALL), (1, ALL), (1, ALL), at=2, total=1) == (4, 4)
+    assert asked((1, ALL), (2, (1,)), at=3, total=2) == (1, 1)
+
+
+def test_rounds_that_never_came_count_as_those_before() -> None:
+    assert asked((1, ALL), (2, ALL), at=3, total=5) == (2, 5)
+    assert asked((0, ALL), (1, ALL), (1, ALL), at=2, total=10) == (3, 1 + 20)
+    assert asked((4, ALL), at=5, total=6, first=4) == (1, 3)  # it went on from a checkpoint after round 3
+
+
+def test_a_forest_that_is_never_finished_counts_the_phases_that_were_left() -> None:
+    assert asked((1, ALL), (1, ALL), at=1, total=1, left=6) == (2, 8)
+
+
+def test_the_open_round_of_many_counts_as_one_of_them() -> None:
+    assert asked((1, ALL), (1, ALL), (2, ALL), at=2, total=3, left=1) == (3, 6)
+    assert asked((1, ALL), (1, ALL), at=1, total=3, left=2) == (2, 12)
+
+
+def test_shards_that_agreed_on_something_are_paid_for_that_share_alone() -> None:
+    assert asked((0, ALL), at=0, total=20, left=3) == (1, 61)
+    assert asked((0, ALL), (0, ALL), at=1, total=20, left=2) == (2, 42)
+
+
+def test_a_part_that_was_not_asked_yet_does_not_earn_all_for_what_was_agreed_on() -> None:
+    assert asked((0, ALL), (1, (0,)), part=1, at=2, total=11) == (1, 1 + 5)
+
+
+def test_nothing_is_known_before_the_first_phase_has_closed() -> None:
+    assert asked(at=1, total=3) == (0, 0)
+
+
+@given(
+    rounds=st.lists(st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=4), max_size=5),
+    agreed=st.integers(0, 2),
+    opened=st.lists(st.sets(st.integers(0, 3)), max_size=4),
+    more=st.integers(0, 9),
+    left=st.integers(0, 20),
+    first=st.integers(1, 5),
+    reward=st.integers(0, 10**27),
+)
+def test_what_is_paid_for_a_part_of_a_session_is_never_more_than_its_reward_and_all_of_it_only_at_the_end(
+    rounds: list[list[set[int]]],
+    agreed: int,
+    opened: list[set[int]],
+    more: int,
+    left: int,
+    first: int,
+    reward: int,
+) -> None:
+    at = first + len(rounds)
+    phases = [(0, set(range(4)))] * agreed
+    phases += [(first + place, cohort) for place, cohorts in enumerate(rounds) for cohort in cohorts]
+    if more:  # else it is over
+        phases += [(at, cohort) for cohort in opened]
+    number = range(first, at + more)
+    left = left if more else 0
+
+    for part in range(4):
+        so_far, in_all = asked_of(phases, part=part, parts=4, open_round=at, rounds=number, left=left)
+        earned = shares_of(
+            reward,
+            base_share=1.0,
+            asked=so_far,
+            expected=in_all,
+            holders={1: Held(so_far // 2), 2: Held(so_far - so_far // 2)},
+            contributions={},
+            part=part,
+        )
+
+        assert 0 <= so_far <= in_all
+        assert sum(earned.values()) <= reward
+        if not more and so_far:
+            assert reward - sum(earned.values()) <= 1  # what does not divide stays the submitter's

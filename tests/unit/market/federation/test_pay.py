@@ -249,7 +249,7 @@ async def test_a_round_that_waits_for_nodes_is_given_up_and_the_one_before_is_th
         await Rounds(rig.state).step()
     shown = await play.show()
     assert (shown.state, shown.metrics["rounds"], shown.metrics["final_model"]) == ("completed", 1, base)
-    assert await Ledger(rig).paid(play) == {(ID[node], "rounds"): TOKEN for node in NODES}
+    assert await Ledger(rig).paid(play) == {(ID[node], "rounds"): TOKEN // 4 for node in NODES}
     assert await Ledger(rig).bound() == 0
 
 

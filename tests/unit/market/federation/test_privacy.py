@@ -26,9 +26,11 @@ from parity_fl.sharded.bodies import decode_base
 from parity_market import round_jobs
 from parity_market.domain.federation import new_session
 from parity_market.loops.training import Training
-from parity_market.operations import groups, round_closing, round_steps, round_views
+from parity_market.operations import groups, round_closing, round_steps, round_views, tasks
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
+from parity_market.store import sql
+from parity_market.store.base import ReadTx
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.errors import BadField
@@ -234,8 +236,29 @@ async def test_rounds_of_secure_sums_end_with_the_model_of_plain_ones(rig: Rig) 
 
     assert told(shown, "loss") == pytest.approx(straight(plain, known.session.partition, known.strategy), rel=1e-3)
     assert [one.phase for one in shown.rounds if one.round == 1] == [0, 1, 2, 3, 4, 5]
+    assert [one.metrics.get("phases_left") for one in shown.rounds] == [7, 6, *2 * (5, 4, 3, 2, 1, None)]
     assert told(shown, "summed") == [4, 4]
     assert any("waives" in line for line in shown.settings["warnings"])
+
+
+async def test_a_secure_session_that_is_cancelled_in_the_middle_of_a_sum_pays_the_phases_that_closed(rig: Rig) -> None:
+    play = await Play.begin(rig, SECURE)
+    await play.until(2, 3)
+    group = await play.group()
+    market, now = rig.state.market, rig.state.clock.now()
+
+    await rig.store.write(partial(tasks.cancel, market=market, root_id=play.id, creator=group.row.creator, now=now))
+
+    def read(tx: ReadTx) -> list[tuple[int, int]]:
+        return [
+            (row.amount, task.reward * 11 // 14)
+            for task in group.tasks
+            for row in tx.all(sql.EARNING_OF_TASK, task_id=task.id)
+        ]
+
+    paid = await rig.store.read(read)  # agreed in 2 phases, trained in 6 and 3; 3 more would have been the second round
+    assert len(paid) == len(NODES)
+    assert all(amount == expected for amount, expected in paid)
 
 
 async def test_epsilon_and_clip_norm_of_every_round_are_shown(rig: Rig) -> None:

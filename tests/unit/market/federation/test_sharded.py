@@ -27,6 +27,7 @@ from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_intake import EXTRA_BYTES
 from parity_market.routes.leases import make_manifest
+from parity_market.store import sql
 from parity_market.testing.builders import final_report, new_node
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
@@ -475,7 +476,12 @@ async def test_a_session_that_is_stopped_while_it_agrees_ends_at_once(rig: Rig, 
 
     shown = await play.show()
     assert (shown.state, shown.message) == ("cancelled", "stopped by its submitter before its first round had begun")
-    assert {str(task.state) for task in (await play.group()).tasks} == {"cancelled"}
+    tasks = (await play.group()).tasks
+    assert {str(task.state) for task in tasks} == {"cancelled"}
+    left = shown.rounds[0].metrics["phases_left"]
+    paid = await rig.store.read(lambda tx: [row.amount for row in tx.all(sql.EARNING_OF_TASK, task_id=tasks[0].id)])
+    assert left == 3  # to scale, to train, to score
+    assert paid == [tasks[0].reward // (1 + 2 * left)]  # of two rounds
 
 
 @pytest.mark.parametrize(("phases", "most"), [(0, 1_000 + EXTRA_BYTES), (2, EXTRA_BYTES + 4_096)])
