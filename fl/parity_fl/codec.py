@@ -29,6 +29,7 @@ from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, InvalidInput
 
 __all__ = [
+    "as_sent",
     "decode_delta",
     "decode_weights",
     "encode_delta",
@@ -36,12 +37,14 @@ __all__ = [
     "largest_body",
     "mapped_delta",
     "pack",
+    "sent_weights",
     "unpack",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Flat = NDArray[np.float32]
 
+_HALVED_BYTES: Final = 1 << 20  # of a model in 32 bits: from here on it may be sent in 16
 _BLOCK: Final = 1024  # values that share a scale
 _PIECE: Final = 1 << 16  # values of half precision worked on at a time
 _STEP: Final = 64  # blocks worked on at a time: a quarter of a megabyte stays near the core
@@ -106,6 +109,22 @@ class CodedTensor:
 def encode_weights(weights: Weights, update_format: UpdateFormat = "fp32") -> bytes:
     """Return a model's file; equal models give equal bytes."""
     return encode_tensors(pack(weights, update_format), {})
+
+
+def sent_weights(weights: Weights, update_format: UpdateFormat) -> bytes:
+    """Return the file that nodes start a round from: equal models give equal bytes.
+
+    A large model goes out in 16 bits unless updates come in 32: its download is the larger half of a round's traffic,
+    and what rounding takes, a thousandth at most, the market's own model keeps, to which the updates are added.
+    """
+    is_large = update_format != "fp32" and sum(tensor.nbytes for tensor in weights.values()) >= _HALVED_BYTES
+    return encode_weights(weights, "fp16" if is_large else "fp32")
+
+
+def as_sent(weights: Weights, update_format: UpdateFormat) -> Weights:
+    """Return a model of float32 as nodes read it from ``sent_weights``."""
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    return decode_weights(sent_weights(weights, update_format), shapes)
 
 
 def decode_weights(data: bytes | memoryview, shapes: Shapes, *, max_bytes: int = MAX_UPDATE_BYTES) -> Weights:

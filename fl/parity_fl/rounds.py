@@ -27,7 +27,7 @@ from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models import Weights
 from parity_fl.plan import PartitionPlan
 from parity_fl.resuming import settings_of
-from parity_fl.round_bodies import decode_weights, encode_weights
+from parity_fl.round_bodies import decode_weights, encode_weights, sent_weights
 from parity_fl.rounds_config import UpdateFormat
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
@@ -60,6 +60,10 @@ class RoundServer:
     def first(self) -> bytes:
         """Return the model file that round 1 starts from; it follows from the plan's seed."""
         return encode_weights(self._made.first())
+
+    def sent(self, file: bytes, update_format: UpdateFormat) -> bytes:
+        """Return what nodes fetch of a model file: the same bytes, or fewer; see ``sent_weights``."""
+        return sent_weights(decode_weights(file, self._made.model.shapes()), update_format)
 
     def scores(self, weights: Weights) -> dict[str, float]:
         """Return a model's scores on the hold-out; empty without one. What is not finite is left out."""

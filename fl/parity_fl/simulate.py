@@ -31,7 +31,7 @@ from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.noise import KEY_BYTES
 from parity_fl.privacy.secure_mean import SecureMean
 from parity_fl.privacy.simulated import SimulatedSums
-from parity_fl.round_bodies import decode_delta, encode_delta
+from parity_fl.round_bodies import as_sent, decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
 from parity_fl.shards import ShardPlan
@@ -332,10 +332,11 @@ class _Federation:
         updates: dict[int, Update] = {}
         rejected: dict[int, str] = {}
         losses: list[tuple[float, int]] = []
+        start = as_sent(base, self._format)
         for part in cohort:
             size = self._plan.part_size(part)
             try:
-                delta, loss = self._update(base, number, part)
+                delta, loss = self._update(start, number, part)
             except ExecutionFailed as exc:
                 if exc.reason != FailureReason.NUMERICAL_INSTABILITY:
                     raise

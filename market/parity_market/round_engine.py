@@ -39,6 +39,7 @@ from parity_market.round_files import (
     model_file,
     on_disk,
     resume_file,
+    sent_file,
     state_file,
     write_missing,
 )
@@ -402,6 +403,7 @@ class RoundEngine:
                 "plan": known.session.partition.to_dict(),
                 "strategy": known.strategy.to_dict(),
                 "fraction": known.config.fraction,
+                "format": known.config.update_format,
             },
         )
 
@@ -409,7 +411,8 @@ class RoundEngine:
         """Remove the files of a closed phase that nobody needs again; states that pile up go with the round's last."""
         folder = self.folder(group_id)
         shutil.rmtree(folder / "updates" / f"{number}-{phase}", ignore_errors=True)
-        model_file(folder, number, phase).unlink(missing_ok=True)
+        for path in (model_file(folder, number, phase), sent_file(folder, number, phase)):
+            path.unlink(missing_ok=True)
         for one in set(range(phase + 1)).difference(kept):
             state_file(folder, number, one).unlink(missing_ok=True)
 

@@ -24,7 +24,9 @@ __all__ = [
     "noise_file",
     "on_disk",
     "resume_file",
+    "sent_file",
     "settle",
+    "start_file",
     "state_file",
     "sync_folder",
     "update_file",
@@ -39,8 +41,19 @@ R = TypeVar("R")
 
 
 def model_file(folder: Path, number: int, phase: int) -> Path:
-    """Return where the model lies that a round starts from."""
+    """Return where the market's model lies that a round starts from."""
     return folder / f"model-{number}-{phase}.safetensors"
+
+
+def sent_file(folder: Path, number: int, phase: int) -> Path:
+    """Return where the model lies that nodes start a round from, if that is not the market's own."""
+    return folder / f"sent-{number}-{phase}.safetensors"
+
+
+def start_file(folder: Path, number: int, phase: int) -> Path:
+    """Return the file of the model that nodes start a round from."""
+    sent = sent_file(folder, number, phase)
+    return sent if sent.exists() else model_file(folder, number, phase)
 
 
 def state_file(folder: Path, number: int, phase: int) -> Path:

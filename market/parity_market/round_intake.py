@@ -16,7 +16,7 @@ from parity_market.operations import rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_bodies import Bodies, receive
-from parity_market.round_files import SMALL_BYTES, model_file, on_disk, settle, update_file
+from parity_market.round_files import SMALL_BYTES, model_file, on_disk, settle, start_file, update_file
 from parity_market.store.base import MarketStore
 from parity_market.store.rows import FlRoundRow
 from parity_protocol.api.rounds import RoundStep, UpdateTaken
@@ -67,7 +67,7 @@ class RoundIntake:
         """
         for _ in range(MODEL_LOOKS):  # a round may close between the row and its file: then the next one's is there
             row = await self._row(group_id)
-            path = model_file(self._folder(group_id), row.round, row.phase)
+            path = start_file(self._folder(group_id), row.round, row.phase)
             if path.exists():
                 return path, row.base_hash, row.base_size
         raise NotFound(f"the model of session {group_id} is not here any more")
@@ -116,7 +116,7 @@ class RoundIntake:
             Overloaded: Another body of the part is on its way under the same lease; try again.
         """
         group_id, is_phased = group.value.id, self._is_phased(group)
-        most = MAX_UPDATE_BYTES if is_phased else _most_bytes(await self._row(group_id))
+        most = MAX_UPDATE_BYTES if is_phased else _most_bytes(await self._row(group_id), self._folder(group_id))
         # What is refused is not written first: nobody fills the disk with rounds that are not asked for.
         known = await self._store.read(partial(rounds.examine, group_id=group_id, node_id=node_id, new=new))
         with self._bodies.only(f"part {new.part} of session {group_id} with fence {new.fence}"):
@@ -156,6 +156,11 @@ def _read_small(path: Path) -> bytes:
     return data if len(data) <= SMALL_BYTES else b""
 
 
-def _most_bytes(row: FlRoundRow) -> int:
+def _most_bytes(row: FlRoundRow, folder: Path) -> int:
     """Return the longest answer to a phase: an update is as long as its model, what is said of data is not."""
-    return EXTRA_BYTES + (row.base_size if row.asks == "train" else ANSWER_BYTES)
+    if row.asks != "train":
+        return EXTRA_BYTES + ANSWER_BYTES
+    try:
+        return EXTRA_BYTES + model_file(folder, row.round, row.phase).stat().st_size  # what is sent may be shorter
+    except FileNotFoundError:  # the round is over, as the update will be told
+        return EXTRA_BYTES + row.base_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -23,6 +23,7 @@ from parity_market.round_files import (
     model_file,
     noise_file,
     resume_file,
+    sent_file,
     state_file,
     sync_folder,
     update_file,
@@ -82,13 +83,16 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
     server = _server(job, folder)
     match job["do"]:
         case "begin" if job.get("resumes"):
-            return _resume(server, folder)
+            return _resume(server, folder, job)
         case "checkpoint":
             return _keep(server, folder, job)
         case "begin":
             number = 0 if _is_sharded(server) else 1
             asks = "train" if number else "summary"
-            return {**_publish(model_file(folder, number, 0), server.first()), "round": number, "asks": asks}
+            model = server.first()
+            files = _sent(server, model, sent_file(folder, number, 0), job)
+            _write_all([(model_file(folder, number, 0), model), *files])
+            return {**_named(*(data for _, data in files), model), "round": number, "asks": asks}
         case "reduce":
             return _reduce(server, folder, job)
         case "final":
@@ -141,13 +145,14 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
     following = (number, phase + 1) if reduced.more_phases else (reduced.next_round or number + 1, 0)
     model, state = model_file(folder, *following), state_file(folder, *following)
     is_small = max(len(reduced.model), len(reduced.state)) <= SMALL_BYTES
-    _write_both((model, reduced.model), (state, reduced.state), is_synced=not is_small)
+    sent = _sent(server, reduced.model, sent_file(folder, *following), job)
+    _write_all([(model, reduced.model), (state, reduced.state), *sent], is_synced=not is_small)
     small = {model.name: reduced.model, state.name: reduced.state} if is_small else {}
     saved = None
     if job.get("checkpoint") is not None and not reduced.more_phases and _saves(server):
         saved = _save(server, reduced.model, reduced.state, job, metrics=reduced.metrics)
     return {
-        **_named(reduced.model),
+        **_named(*(data for _, data in sent), reduced.model),
         "small": {name: b64encode(data).decode() for name, data in small.items()},  # durable with the rows to come
         "checkpoint": saved,
         "more_phases": reduced.more_phases,
@@ -231,7 +236,7 @@ def _keep(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any
     return {"checkpoint": _save(server, model, state, job, metrics={})}
 
 
-def _resume(server: Server, folder: Path) -> dict[str, Any]:
+def _resume(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     """Write model and state of the round after the checkpoint that a session goes on from."""
     from parity_fl.checkpoint import decode_checkpoint
     from parity_fl.rounds import RoundServer
@@ -239,11 +244,14 @@ def _resume(server: Server, folder: Path) -> dict[str, Any]:
     checkpoint = decode_checkpoint(_read(resume_file(folder)))
     number, origin = checkpoint.round + 1, {"after": checkpoint.round, "session_id": checkpoint.session_id}
     if _is_sharded(server):  # its shards agree again first; then it goes on from the checkpoint
-        return {**_publish(model_file(folder, 0, 0), server.first()), "round": 0, "asks": "summary", **origin}
+        model = server.first()
+        _write_all([(model_file(folder, 0, 0), model)])
+        return {**_named(model), "round": 0, "asks": "summary", **origin}
     assert isinstance(server, RoundServer)
     model, state = server.resume(checkpoint)
-    _write_both((model_file(folder, number, 0), model), (state_file(folder, number, 0), state))
-    return {**_named(model), "round": number, **origin}
+    sent = _sent(server, model, sent_file(folder, number, 0), job)
+    _write_all([(model_file(folder, number, 0), model), (state_file(folder, number, 0), state), *sent])
+    return {**_named(*(data for _, data in sent), model), "round": number, **origin}
 
 
 def _latest(folder: Path, number: int | None) -> dict[str, Any]:
@@ -263,18 +271,28 @@ def _latest(folder: Path, number: int | None) -> dict[str, Any]:
     return {"path": str(path), "round": checkpoint.round, "total_rounds": total, "owner": checkpoint.owner}
 
 
-def _write_both(first: tuple[Path, bytes], second: tuple[Path, bytes], *, is_synced: bool = True) -> None:
-    """Write two files of one folder, durably if they are not so elsewhere; the disk is waited for once for both."""
+def _sent(server: Server, model: bytes, path: Path, job: Mapping[str, Any]) -> list[tuple[Path, bytes]]:
+    """Return the file that nodes start from and its place, if it is another than the market's own."""
+    from parity_fl.rounds import RoundServer
+
+    if not isinstance(server, RoundServer):
+        return []
+    sent = server.sent(model, job["format"]) if job["format"] != "fp32" and len(model) > SMALL_BYTES else model
+    return [] if sent == model else [(path, sent)]
+
+
+def _write_all(files: Sequence[tuple[Path, bytes]], *, is_synced: bool = True) -> None:
+    """Write files of one folder, durably if they are not so elsewhere; the disk is waited for once for all."""
     if not is_synced:
-        for path, data in (first, second):
+        for path, data in files:
             temporary_of(path).write_bytes(data)
             temporary_of(path).replace(path)
         return
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write_synced, (temporary_of(first[0]), temporary_of(second[0])), (first[1], second[1])))
-    for path, _ in (first, second):
+    with ThreadPoolExecutor(len(files)) as pool:
+        list(pool.map(write_synced, (temporary_of(path) for path, _ in files), (data for _, data in files)))
+    for path, _ in files:
         temporary_of(path).replace(path)
-    sync_folder(first[0].parent)
+    sync_folder(files[0][0].parent)
 
 
 def temporary_of(path: Path) -> Path:
@@ -282,13 +300,9 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _publish(path: Path, data: bytes) -> dict[str, Any]:
-    write_file(path, data)
-    return _named(data)
-
-
-def _named(data: bytes) -> dict[str, Any]:
-    return {"sha256": sha256(data).hexdigest(), "size": len(data)}
+def _named(*files: bytes) -> dict[str, Any]:
+    """Return the digest and the size of the first file: what nodes fetch, where that is another than the model."""
+    return {"sha256": sha256(files[0]).hexdigest(), "size": len(files[0])}
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from parity_market.round_files import model_file, sync_folder, update_file, write_synced
+from parity_market.round_files import start_file, sync_folder, update_file, write_synced
 from parity_protocol.errors import Conflict
 
 __all__ = ["OLD_JOBS", "execute_old"]
@@ -30,7 +30,7 @@ def execute_old(job: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
     number, phase = job["round"], job["phase"]
     try:
-        model = model_file(folder, number, phase).read_bytes()
+        model = start_file(folder, number, phase).read_bytes()
     except FileNotFoundError as exc:
         raise Conflict(f"round {number} is not open") from exc
     if job["do"] == "old_base":

@@ -19,6 +19,7 @@ from parity_fl.aggregate.base import Aggregated, Arbiter, Updates, UpdatesOf
 from parity_fl.aggregate.distances import bulyan_selection, gram, krum_order, mixing, squared_distances
 from parity_fl.aggregate.layout import Block, Layout, load_block, pieces, take_block
 from parity_fl.aggregate.left_out import sums_without_each
+from parity_fl.aggregate.one_pass import OnePass
 from parity_fl.aggregate.optimizers import ServerOptimizer
 from parity_fl.aggregate.rules import closest_to_median, median, trimmed_mean
 from parity_fl.aggregate.screen import Screening, screen
@@ -73,18 +74,24 @@ class Pipeline:
         layout = Layout.of(base)
         config = self._config
         arbiter = None if self._arbiter is None else partial(self._arbiter, base, updates)
-        found = screen(layout, updates, n, history=self._history, max_ratio=config.max_norm_ratio, arbiter=arbiter)
+        summed: OnePass | None = None
+        if self._sums_plainly():
+            summed = OnePass(layout, base, updates, self._optimizer, is_uniform=config.is_uniform)
+        found = screen(
+            layout,
+            updates,
+            n,
+            history=self._history,
+            max_ratio=config.max_norm_ratio,
+            arbiter=arbiter,
+            measure=None if summed is None else summed.measure,
+        )
         plan = self._plan(layout, updates, found, n)
-
-        out = {name: np.empty(shape, dtype=np.float32) for name, shape in layout.shapes.items()}
-        square = 0.0
-        self._optimizer.begin(layout)
-        for block, at, delta in self._combined(layout, updates, plan):
-            step = self._optimizer.step(block, at, delta)
-            place = slice(block.begin + at.start, block.begin + at.stop)
-            square += float(np.square(step).sum())
-            with np.errstate(over="ignore"):  # said below, with a reason
-                out[block.name].reshape(-1)[place] = base[block.name].reshape(-1)[place] + step
+        if summed is not None and summed.parts == found.parts:
+            out, square = summed.weights, summed.square
+        else:
+            summed = None  # its model is another's room
+            out, square = self._walk(layout, base, updates, plan)
         if not all(np.isfinite(tensor).all() for tensor in out.values()):
             raise Unprocessable("the next model would have NaN or Inf values: the round's model is out of range")
         self._optimizer.commit()
@@ -107,10 +114,28 @@ class Pipeline:
             influence=_influence(plan),
         )
 
+    def _sums_plainly(self) -> bool:
+        """Return whether the next model is a weighted sum of updates as they came."""
+        config = self._config
+        return config.strategy in _SUMS and config.clip == "none" and config.pre_aggregation == "none"
+
+    def _walk(self, layout: Layout, base: Weights, updates: Updates, plan: _Round) -> tuple[Weights, float]:
+        """Return the next model, and the squared length of the step to it."""
+        out = {name: np.empty(shape, dtype=np.float32) for name, shape in layout.shapes.items()}
+        square = 0.0
+        self._optimizer.begin(layout)
+        for block, at, delta in self._combined(layout, updates, plan):
+            step = self._optimizer.step(block, at, delta)
+            place = slice(block.begin + at.start, block.begin + at.stop)
+            square += float(np.square(step).sum())
+            with np.errstate(over="ignore"):  # said by the caller, with a reason
+                out[block.name].reshape(-1)[place] = base[block.name].reshape(-1)[place] + step
+        return out, square
+
     def without_each(self, base: Weights, updates: UpdatesOf, parts: Sequence[int]) -> Iterator[tuple[int, Weights]]:
         """See ``Strategy``."""
         config = self._config
-        if config.strategy in _SUMS and config.clip == "none" and config.pre_aggregation == "none" and len(parts) > 1:
+        if self._sums_plainly() and len(parts) > 1:
             weights = {update.part: 1.0 if config.is_uniform else update.weight for update in updates(parts)}
             yield from sums_without_each(Layout.of(base), self._optimizer, base, updates, weights)
             return

@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_fl.aggregate.base import Updates
 from parity_fl.aggregate.layout import Layout, pieces, take_block
 from parity_protocol.errors import Internal
 
-__all__ = ["Screening", "middle", "screen"]
+__all__ = ["Measure", "Screening", "middle", "screen", "square_of"]
+
+Measure: TypeAlias = Callable[[Mapping[int, float]], dict[int, float]]
+"""Returns the squared length of each update, by part, of the parts that have a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ def screen(
     history: Sequence[float],
     max_ratio: float,
     arbiter: Callable[[Sequence[tuple[int, ...]]], dict[int, str]] | None = None,
+    measure: Measure | None = None,
 ) -> Screening:
     """Check all updates of a round.
 
@@ -61,6 +68,7 @@ def screen(
         history: Medians of earlier rounds.
         max_ratio: An update is too long above this many medians.
         arbiter: Returns why parts are refused, of groups that sent equal updates; None keeps each group's first.
+        measure: Measures the updates, by somebody who reads them anyway; None reads them for that alone.
 
     Raises:
         Internal: The spool gives another number of updates, or not in ascending order.
@@ -80,7 +88,7 @@ def screen(
             weights[update.part] = update.weight
     if len(rejected) + len(weights) != n:
         raise Internal(f"the spool gave {len(rejected) + len(weights)} updates, {n} were announced")
-    squares = _squares(layout, updates, weights)
+    squares = (measure or partial(_squares, layout, updates))(weights)
     for part in [part for part, square in squares.items() if not math.isfinite(square)]:
         rejected[part] = "not_finite: the update has NaN or Inf values"
         del squares[part]
@@ -117,21 +125,33 @@ def middle(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2] if values else 0.0
 
 
-def _squares(layout: Layout, updates: Updates, parts: Collection[int]) -> dict[int, float]:
-    """Return squared lengths in float64; one is finite exactly when every value is, for no sum of float32 overflows.
+def square_of(values: NDArray[np.float64], room: NDArray[np.float64]) -> float:
+    """Return the squared length of a piece; one is finite exactly when every value is, for no sum of float32 overflows.
+
+    NumPy's own sum: a BLAS may split it over threads, and then its last bits depend on their number.
+
+    Args:
+        values: Shape ``(c,)``.
+        room: At least as long; overwritten.
+    """
+    return float(np.square(values, out=room[: len(values)]).sum())
+
+
+def _squares(layout: Layout, updates: Updates, weights: Mapping[int, float]) -> dict[int, float]:
+    """Return squared lengths in float64.
 
     Block by block over all updates, so that of a mapped file no more than a block is in memory.
     """
-    totals = dict.fromkeys(parts, 0.0)
+    totals = dict.fromkeys(weights, 0.0)
     for block in layout.blocks():
         for update in updates():
             if update.part not in totals:
                 continue
-            values = take_block(update, block)
+            values, found = take_block(update, block), 0.0
             for piece in pieces(block.size):
                 wide = values[piece].astype(np.float64)
-                # NumPy's own sum: a BLAS may split it over threads, and then its last bits depend on their number.
-                totals[update.part] += float(np.square(wide, out=wide).sum())
+                found += square_of(wide, wide)
+            totals[update.part] += found
     return totals
 
 

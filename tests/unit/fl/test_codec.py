@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from parity_fl.aggregate import Update
 from parity_fl.aggregate.layout import Block, take_block
 from parity_fl.codec import (
+    as_sent,
     decode_delta,
     decode_weights,
     encode_delta,
@@ -22,6 +23,7 @@ from parity_fl.codec import (
     largest_body,
     mapped_delta,
     pack,
+    sent_weights,
 )
 from parity_fl.models.base import Weights
 from parity_fl.rounds_config import UpdateFormat
@@ -305,3 +307,22 @@ def test_a_part_of_sixteen_bits_is_decoded_by_whoever_reads_it() -> None:
     assert not isinstance(part, np.ndarray)
     np.testing.assert_array_equal(part[10:20], whole[110:120])
     np.testing.assert_array_equal(np.asarray(part), whole[100:1900])
+
+
+def test_a_large_model_is_sent_in_half_its_bytes_unless_updates_come_whole() -> None:
+    weights = {"w": np.linspace(-0.3, 0.5, 1 << 18, dtype=np.float32)}
+
+    halved, whole = sent_weights(weights, "fp16"), sent_weights(weights, "fp32")
+
+    assert len(halved) < 0.51 * len(whole)
+    assert sent_weights(weights, "int8") == halved
+    assert whole == encode_weights(weights)
+    read = as_sent(weights, "fp16")["w"]
+    assert 0 < np.abs(read - weights["w"]).max() < 0.5 * 2.0**-11
+    assert np.array_equal(as_sent(weights, "fp32")["w"], weights["w"])
+
+
+def test_a_small_model_is_sent_as_it_is() -> None:
+    weights = {"w": np.linspace(-0.3, 0.5, (1 << 18) - 1, dtype=np.float32)}
+
+    assert sent_weights(weights, "fp16") == encode_weights(weights)

@@ -22,7 +22,7 @@ from parity_fl.privacy.accountant import epsilon_of, rdp_of_gaussian
 from parity_fl.privacy.combinations import WAIVED
 from parity_fl.privacy.config import read_privacy
 from parity_fl.round_bodies import decode_weights, encode_weights
-from parity_fl.rounds import RoundServer, RoundTrainer
+from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.runner import finish, plan_session, train
 from parity_fl.session import resolve_session
 from parity_fl.simulate import simulate
@@ -96,6 +96,46 @@ def test_a_simulation_ends_with_the_weights_that_market_and_nodes_make() -> None
 
     assert report.model_hash == weights_digest(decode_weights(file, shapes))
     assert report.accuracy == reduced.metrics["accuracy"]
+
+
+def test_a_simulation_of_halved_models_ends_with_the_weights_that_market_and_nodes_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parity_fl.codec._HALVED_BYTES", 1)
+    spec = network()
+    plan = plan_session(spec, DIGITS, SEED)
+    server = RoundServer(spec, plan, DIGITS, StrategyConfig())
+    nodes = [RoundTrainer(spec, plan, DIGITS, part) for part in range(4)]
+    file, state = server.first(), None
+    for number in (1, 2, 3):
+        sent = server.sent(file, "fp16")
+        assert len(sent) < len(file)
+        made = [node.train(sent, number=number, update_format="fp16").update for node in nodes]
+        bodies = {part: partial(made.__getitem__, part) for part in range(4)}
+        reduced = server.reduce(file, state, bodies, number=number)
+        assert isinstance(reduced, Reduced)
+        file, state = reduced.model, reduced.state
+
+    report = simulate(spec, DIGITS, seed=SEED, rounds=3, update_format="fp16")
+
+    assert report.model_hash == weights_digest(
+        decode_weights(file, SessionModel.load(spec, plan, DIGITS).model.shapes())
+    )
+    monkeypatch.undo()
+    assert simulate(spec, DIGITS, seed=SEED, rounds=3, update_format="fp16").model_hash != report.model_hash
+
+
+def test_updates_too_small_for_16_bits_of_the_model_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parity_fl.codec._HALVED_BYTES", 1)
+    spec = network()
+    assert spec.train is not None
+    spec = replace(spec, train=replace(spec.train, learning_rate=1e-5))
+
+    halved = simulate(spec, DIGITS, seed=SEED, rounds=30, update_format="fp16")
+    exact = simulate(spec, DIGITS, seed=SEED, rounds=30)
+
+    first, last = (exact.rounds[at].scores["loss"] for at in (0, -1))
+    assert halved.rounds[-1].scores["loss"] - last < 0.1 * (first - last)
 
 
 def test_one_node_is_central_training() -> None:

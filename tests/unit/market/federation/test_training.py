@@ -23,6 +23,7 @@ from parity_fl.model import decode_model
 from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.spec import ForestConfig
 from parity_fl.table import Table
+from parity_fl.tensors import decode_tensors
 from parity_fl.trees import Forest
 from parity_market import round_intake, round_jobs
 from parity_market.loops.rounds import Rounds
@@ -30,6 +31,7 @@ from parity_market.loops.training import Training
 from parity_market.operations import groups, leases, round_closing, round_control, round_small, round_views, rounds
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
+from parity_market.round_files import model_file, sent_file
 from parity_market.round_intake import EXTRA_BYTES
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
@@ -87,6 +89,31 @@ async def test_each_round_starts_from_the_model_of_the_last_and_the_final_one_is
     model = decode_model(await rig.state.federation.read(shown.result_cid, group.row.creator, max_bytes=1 << 20))
     assert model.n_features == 2
     assert rig.state.rounds.folders() == []
+
+
+async def test_nodes_start_from_the_large_model_in_half_its_bytes_and_the_market_keeps_it_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("parity_fl.codec._HALVED_BYTES", "parity_market.round_jobs.SMALL_BYTES"):
+        monkeypatch.setattr(place, 1)
+    play = await Play.begin(rig, rounds_config={"round_timeout_s": TIMEOUT_S, "quorum": 2, "update_format": "fp16"})
+    folder = rig.state.rounds.folder(play.id)
+
+    for number in (1, 2):
+        step = await play.next(0)
+        path, digest, size = await rig.state.rounds.intake.model(play.id)
+        sent, whole = path.read_bytes(), model_file(folder, number, 0).read_bytes()
+        assert (path, digest, size) == (sent_file(folder, number, 0), step.base, step.base_size)
+        assert (sha256(sent).hexdigest(), len(sent)) == (digest, size)
+        assert sent == encode_weights(decode_tensors(whole, max_bytes=1 << 16)[0], "fp16") != whole
+        await play.round(0, 1, 2)
+
+    assert not sent_file(folder, 2, 0).exists()
+    await play.round(0, 1, 2)
+    for part in range(3):
+        await play.report(part)
+    await Rounds(rig.state).step()
+    assert (await play.show()).state == "completed"
 
 
 @pytest.mark.parametrize("killed_after", ["begin", "two updates", "freeze", "reduce"])
