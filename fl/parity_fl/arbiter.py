@@ -28,7 +28,8 @@ MAX_WORK: Final = 100_000_000_000  # of a round, in rows times parameters; about
 _STEP_WORK: Final = 30_000  # what an optimizer's step costs beside its rows
 
 # Kernels differ in the last bits, half precision (of the update, and of a large model that nodes start from) in the
-# eleventh, 8 bits with their carry in the seventh; the updates of two parts differ by more than half their length unless the parts are nearly equal, and then the nearer one counts.
+# eleventh, 8 bits with their carry in the seventh; the updates of two parts differ by more than half their length unless
+# the parts are nearly equal, and then the nearer one counts.
 _TOLERANCE: Final = 0.25  # of the update's length
 _CLEARLY_NEARER: Final = 1.5
 

@@ -291,7 +291,7 @@ class PartTrainer:
         self._left: Weights | None = None  # the same after it
 
     def train(
-        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+        self, base: bytes | memoryview, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
     ) -> TrainedRound:
         """Train one round from the global model's file; see ``RoundTrainer.train``."""
         return self.train_from(

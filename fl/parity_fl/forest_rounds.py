@@ -181,7 +181,7 @@ class ForestTrainer:
         self._rows = len(rows.truth)
 
     def train(
-        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+        self, base: bytes | memoryview, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
     ) -> TrainedRound:
         """Answer one phase.
 
@@ -196,7 +196,7 @@ class ForestTrainer:
             ExecutionFailed: The data cannot be used, or the request draws otherwise than was signed.
         """
         del number, proximal_mu, update_format
-        return TrainedRound(self._part.answer(base), {"samples": float(self._rows)})
+        return TrainedRound(self._part.answer(bytes(base)), {"samples": float(self._rows)})
 
 
 def _config_of(spec: FlSpec) -> ForestConfig:

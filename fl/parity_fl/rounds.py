@@ -202,7 +202,7 @@ class RoundTrainer:
         self._trainer = PartTrainer(made.model, train, *made.rows(part), seed=plan.seed, part=part)
 
     def train(
-        self, base: bytes, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
+        self, base: bytes | memoryview, *, number: int, proximal_mu: float = 0.0, update_format: UpdateFormat = "fp32"
     ) -> TrainedRound:
         """Train one round from the global model. The same round again gives the same update.
 

@@ -89,7 +89,7 @@ class ShardedTrainer:
     def answer(
         self,
         asks: str,
-        base: bytes,
+        base: bytes | memoryview,
         *,
         number: int,
         proximal_mu: float = 0.0,
@@ -115,7 +115,7 @@ class ShardedTrainer:
                 fingerprint=self._fingerprint,
             )
             return TrainedRound(json.dumps(said.to_dict()).encode(), {"samples": float(said.n_rows)})
-        found = decode_base(base)
+        found = decode_base(bytes(base))
         agreed, cut = self._cut_as(found)
         if asks == "moments":
             moments = moments_of(self._spec, self._data.features[cut.training], cut.truth[cut.training])

@@ -33,7 +33,7 @@ class Trainer(Protocol):
     """Answers what a phase asks of one part."""
 
     def __call__(
-        self, asks: str, base: bytes, *, number: int, proximal_mu: float, update_format: UpdateFormat
+        self, asks: str, base: bytes | memoryview, *, number: int, proximal_mu: float, update_format: UpdateFormat
     ) -> TrainedRound:
         """Return the answer to a phase that starts from the file ``base``."""
 
@@ -81,7 +81,9 @@ def trainer_of(
     is_forest = isinstance(spec.model, ForestConfig)
     trainer = ForestTrainer(spec, cut, data, part) if is_forest else RoundTrainer(spec, cut, data, part)
 
-    def train(asks: str, base: bytes, *, number: int, proximal_mu: float, update_format: UpdateFormat) -> TrainedRound:
+    def train(
+        asks: str, base: bytes | memoryview, *, number: int, proximal_mu: float, update_format: UpdateFormat
+    ) -> TrainedRound:
         if asks != "train":
             raise ExecutionFailed(FailureReason.SPEC_INVALID, f"this session's parts cannot answer {asks[:32]!a}")
         return trainer.train(base, number=number, proximal_mu=proximal_mu, update_format=update_format)
@@ -95,6 +97,8 @@ def train_rounds(part: Answering, folder: Path, *, say: Callable[..., None]) -> 
     Raises:
         ExecutionFailed: The data cannot be used, or training diverges; ends the process.
     """
+    from parity_fl.spool import map_file
+
     told = set(part.opened())
     with socket.socket(fileno=0) as line, line.makefile("rwb") as stream:
         for question in stream:
@@ -106,7 +110,7 @@ def train_rounds(part: Answering, folder: Path, *, say: Callable[..., None]) -> 
                 )
             trained = part.train(
                 str(asked.get("asks", "train")),
-                (folder / MODEL).read_bytes(),
+                map_file(folder / MODEL),  # the node replaces it and never writes into it
                 number=int(asked["round"]),
                 proximal_mu=float(asked["mu"]),
                 update_format=update_format,

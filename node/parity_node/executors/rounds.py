@@ -205,7 +205,7 @@ class RoundLoop:
             model = await self._market.model(
                 self._place, step, max_bytes=min(step.base_size + _MODEL_SLACK, MAX_UPDATE_BYTES)
             )
-            await anyio.to_thread.run_sync((self._folder / MODEL).write_bytes, model)
+            await anyio.to_thread.run_sync(_replace, self._folder / MODEL, model)
             self._held = step.base
         began = self._clock.monotonic()
         answer = await self._ask(
@@ -300,3 +300,10 @@ class RoundLoop:
                 await anyio.wait_readable(self._line)
             except OSError:
                 return b""
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file anew: a child that has mapped the one before must not lose it."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
