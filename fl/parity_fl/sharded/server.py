@@ -24,7 +24,7 @@ from parity_fl.data import Dataset, label_classes, load_dataset, targets
 from parity_fl.finishing import FinalModel, Metric, indexed_importance
 from parity_fl.model import TrainedModel, encode_model
 from parity_fl.models.base import Scaling
-from parity_fl.models.moments import Moments, merged_scaling, moments_from_tensors
+from parity_fl.models.moments import Moments, fair_scaling, moments_from_tensors
 from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secure_mean import rule_state, state_of_rule
 from parity_fl.resuming import RESUME_FIELD, settings_of
@@ -206,10 +206,12 @@ class ShardedServer:
                 rejected[part] = f"malformed: {exc.message}"
         if len(moments) < plan.total_parts:
             return Refused(f"the moments of all {plan.total_parts} parts must be known", rejected)
-        parts = sorted(moments)
-        return self._opened(at, merged_scaling(self._spec, [moments[part] for part in parts]), tuple(parts))
+        scaling, left_out = fair_scaling(self._spec, moments)
+        return self._opened(at, scaling, tuple(sorted(moments)), left_out)
 
-    def _opened(self, at: _State, scaling: Scaling, parts: tuple[int, ...]) -> Reduced:
+    def _opened(
+        self, at: _State, scaling: Scaling, parts: tuple[int, ...], left_out: Mapping[int, int] | None = None
+    ) -> Reduced:
         plan = at.agreed
         kind = self._kind_of(plan, scaling)
         tensors, inner, number = kind.open(), b"", None
@@ -218,7 +220,10 @@ class ShardedServer:
             number = self._resumes.round + 1
         base = encode_base(Base(plan.agreement, scaling, tensors, kind.terms(inner or None)))
         state = _State("train", plan, {}, inner).encode()
-        return Reduced(base, state, parts, {}, _shape(plan), {}, next_round=number, left=self._phases(plan))
+        # By part, in how many columns the common scaling goes without it.
+        told = {f"scaling_without_part_{part}": float(columns) for part, columns in (left_out or {}).items()}
+        shown = {**_shape(plan), **told}
+        return Reduced(base, state, parts, {}, shown, {}, next_round=number, left=self._phases(plan))
 
     def _resumed(self, plan: ShardPlan, first: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bytes]:
         """Return the model and the strategy's state after the checkpoint.

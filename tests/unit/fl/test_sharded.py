@@ -28,6 +28,7 @@ from parity_fl.sharded import ShardedServer, ShardedTrainer
 from parity_fl.sharded.bodies import HoldoutScore, decode_base, merged_scores
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
+from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_fl.trees import Forest, forest_tensors
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, ParityError
 
@@ -384,6 +385,29 @@ def test_a_malformed_answer_is_rejected_with_its_part(phase: str, bad: bytes) ->
 
     assert set(done.rejected) == {1}
     assert isinstance(done, Refused if phase in ("summary", "moments") else Reduced)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mean", 1e16), ("spread", 1e30)])
+def test_a_part_that_lies_about_its_columns_does_not_flatten_those_of_all(name: str, value: float) -> None:
+    straight = Play(digits(300))
+    straight.step()
+    straight.step()
+    play = Play(digits(300))
+    play.step()
+    answers = play.answers()
+    said, _ = decode_tensors(answers[1], max_bytes=1 << 20)
+    moved = {**said, name: np.where(said[name] != 0, value, said[name])}
+
+    done = play.reduce({**answers, 1: encode_tensors(moved, {})})
+
+    assert isinstance(done, Reduced)
+    columns = done.metrics["scaling_without_part_1"]
+    assert columns > 40
+    true, found = decode_base(straight.base).scaling, decode_base(done.model).scaling
+    assert true is not None
+    assert found is not None
+    varied = true.deviation > 1
+    np.testing.assert_allclose(found.deviation[varied], true.deviation[varied], rtol=0.5)
 
 
 def test_a_summary_of_another_part_is_rejected() -> None:
