@@ -4,7 +4,7 @@ Through the event loop a byte costs more than its hash: a new object for each pi
 dozen Python calls for each. Here one buffer is used again and again while it is in the processor's cache, and every call
 that touches bytes releases the interpreter. A second thread to hash while the first one receives costs more than it
 brings: the buffers move between processors, each hand-over wakes a thread, and a local gateway needs a processor too.
-What must go on meanwhile is the peer, so the kernel is asked to hold a few megabytes for it.
+What must go on meanwhile is the peer, so the kernel is asked to hold some megabytes of what it sends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from parity_blobs.plain import Leaf
 from parity_blobs.verify import CheckedLeaf
 from parity_protocol.errors import Unreachable
 
-__all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "write_at"]
+__all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "make_room", "write_at"]
 
 MIN_BULK_BYTES = 4 << 20  # below it a thread is not worth starting
 
-_BUFFER_BYTES = 1 << 19  # received at once, or a leaf if that is larger; beside its copies it fits a second-level cache
-_AHEAD_BYTES = 1 << 22  # that the peer may send while one leaf is hashed and written; the kernel may allow less
+_BUFFER_BYTES = 1 << 20  # received at once, or a leaf if that is larger; fits a processor's second-level cache
+_AHEAD_BYTES = 1 << 24  # that the peer may send while a buffer is hashed and written; the kernel may allow less
 _TICK_S = 0.25  # after which a wait for bytes looks up
-_NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the threads
+_NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the thread
 _IOV_MAX = 512  # below every platform's
 
 
@@ -61,7 +61,7 @@ class Bulk:
 
     Args:
         room: The file, and the position in it where the first leaf's content goes.
-        pace: Used by one of the threads, and meanwhile by nobody else.
+        pace: Used by the thread, and meanwhile by nobody else.
 
     Attributes:
         written: Leaves that are in the file and that nobody has looked at yet; the caller takes them from the left.
@@ -88,7 +88,7 @@ class Bulk:
         """
         tick = min(_TICK_S, self._pace.stall_s)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(tick), int(tick % 1 * 1e6)))
-        _make_room(self._sock)
+        make_room(self._sock)
         keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep, tick))
         is_over = False
         while not is_over:
@@ -164,18 +164,7 @@ class Bulk:
             return count
 
 
-def _batches(leaves: Sequence[Leaf], max_bytes: int) -> Iterator[Sequence[Leaf]]:
-    """Cut ``leaves`` into runs of at most ``max_bytes`` of content; none of them is larger itself."""
-    first = size = 0
-    for at, leaf in enumerate(leaves):
-        if size + leaf.size > max_bytes:
-            yield leaves[first:at]
-            first, size = at, 0
-        size += leaf.size
-    yield leaves[first:]
-
-
-def _make_room(sock: socket.socket) -> None:
+def make_room(sock: socket.socket) -> None:
     """Let the peer send on while nobody receives.
 
     By way of the low-water mark, which makes Linux enlarge the buffer behind it at once, within its own limit for a
@@ -199,3 +188,14 @@ def write_at(fd: int, parts: Sequence[bytes | memoryview], at: int) -> None:
                 count = os.pwrite(fd, rest, at + done)
                 done, rest = done + count, rest[count:]
         at += wanted
+
+
+def _batches(leaves: Sequence[Leaf], max_bytes: int) -> Iterator[Sequence[Leaf]]:
+    """Cut ``leaves`` into runs of at most ``max_bytes`` of content; none of them is larger itself."""
+    first = size = 0
+    for at, leaf in enumerate(leaves):
+        if size + leaf.size > max_bytes:
+            yield leaves[first:at]
+            first, size = at, 0
+        size += leaf.size
+    yield leaves[first:]

@@ -26,6 +26,7 @@ _MAX_TEXT = 300  # characters; the longest accepted CID is 128 inline bytes in b
 _SHA2_256_BYTES = 32
 _V0_PREFIX = b"\x12\x20"
 _V0_TEXT_CHARS = 46
+_V1_PREFIXES = {bytes((1, codec, HASH_SHA2_256, _SHA2_256_BYTES)): codec for codec in (CODEC_RAW, CODEC_DAG_PB)}
 _CODEC_NAMES = {CODEC_RAW: "raw", CODEC_DAG_PB: "dag-pb"}
 
 
@@ -111,6 +112,8 @@ class Cid:
         if data[at : at + 2] == _V0_PREFIX:
             end = at + 2 + _SHA2_256_BYTES
             return cls(0, CODEC_DAG_PB, bytes(data[at + 2 : end])), end
+        if (codec := _V1_PREFIXES.get(bytes(data[at : at + 4]), 0)) and len(data) >= (end := at + 4 + _SHA2_256_BYTES):
+            return cls(1, codec, bytes(data[at + 4 : end])), end  # nearly every one; the rest says what is wrong
         try:
             version, at = decode_varint(data, at)
             if version != 1:
@@ -147,6 +150,9 @@ class Cid:
         if self.version == 0:
             raise BadCid("a CIDv0 has one text form; use to_v1() first")
         return encode_multibase(bytes(self), base)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)  # which keeps its own; a tuple of the fields would be made for every look-up
 
     def __bytes__(self) -> bytes:
         if self.version == 0:

@@ -393,8 +393,9 @@ async def _in_bulk(taken: TakenOver, leaves: list[Leaf], fetch: Fetch, meter: Me
     try:
         async for written in bulk.news():
             while written:
-                for block in fetch.due():
-                    yield block
+                if not fetch.walk.expects(written[0].cid):
+                    for block in fetch.due():
+                        yield block
                 leaf = written.popleft()
                 fetch.partial.wrote(leaf)
                 fetch.accept_leaf(leaf)

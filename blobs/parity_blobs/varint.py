@@ -37,6 +37,8 @@ def decode_varint(data: bytes, at: int = 0) -> tuple[int, int]:
     Raises:
         BadDocument: The data ends early, the varint is longer than nine bytes, or it is not in its shortest form.
     """
+    if 0 <= at < len(data) and (value := data[at]) < 0x80:  # most of them
+        return value, at + 1
     value = shift = 0
     for end in range(at, min(at + _MAX_VARINT_BYTES, len(data))):
         byte = data[end]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from parity_blobs.cid import CODEC_RAW, HASH_IDENTITY, Block, Cid
@@ -227,7 +228,7 @@ class DagVerifier:
         self._admit(leaf.cid, leaf.stored)
         self._count(leaf.stored)
         self._content += leaf.size
-        self._seen[leaf.cid.key] = _Seen(Node(Kind.FILE, b"", leaf.size, (), ()), (), None)
+        self._seen[leaf.cid.key] = _seen_leaf(leaf.size)
 
     def finish(self) -> DagSummary:
         """End the DAG.
@@ -328,7 +329,7 @@ class DagVerifier:
                 stack.append((key, True))
                 stack.extend((child, False) for child in seen.children if child not in sizes)
                 continue
-            heights[key] = 1 + max((heights[child] for child in seen.children), default=-1)
+            heights[key] = 1 + max(heights[child] for child in seen.children) if seen.children else 0
             if heights[key] > self._limits.max_depth:
                 raise TooLarge(f"{self.root}: deeper than {self._limits.max_depth} links")
             sizes[key] = self._size_of(key, seen, sizes)
@@ -378,6 +379,11 @@ class DagVerifier:
                     f"{self.root}: {_name(key)} claims {claimed} bytes for {_name(child)}, which has {sizes[child]}"
                 )
         return seen.node.size
+
+
+@lru_cache(maxsize=16)  # a file's leaves are of one size, but for the last
+def _seen_leaf(size: int) -> _Seen:
+    return _Seen(Node(Kind.FILE, b"", size, (), ()), (), None)
 
 
 def _name(key: _Key) -> str:

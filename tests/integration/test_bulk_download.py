@@ -403,3 +403,19 @@ async def test_a_target_that_fails_leaves_the_error_of_its_own(tmp_path: Path, b
 
     assert not isinstance(failed.value, ParityError)
     assert threads() == []
+
+
+async def test_the_kernel_holds_more_for_the_peer_and_hands_out_the_first_byte_at_once() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), PATIENCE_S) as peer,
+    ):
+        ours, _ = listener.accept()
+        with ours:
+            ours.settimeout(PATIENCE_S)
+            before = ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            bulk.make_room(ours)
+            peer.send(b"x")
+
+            assert ours.recv(2) == b"x"
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
