@@ -8,7 +8,7 @@ it and leave the honest one unpaid. Training again is no matter of opinion: it g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -42,6 +42,8 @@ class Retraining:
         number: Of the round, from 1.
         config: In place of the session's, for a strategy with its own client rate.
         proximal_mu: FedProx's coefficient.
+        start: Returns the model that nodes started from, where that is not the market's own: a large one goes to them in
+            16 bits.
         max_retrainings: Parts that are trained again at most.
         max_work: What training them may cost, in rows times parameters.
     """
@@ -53,10 +55,11 @@ class Retraining:
         number: int,
         config: TrainConfig | None = None,
         proximal_mu: float = 0.0,
+        start: Callable[[], Weights] | None = None,
         max_retrainings: int = MAX_RETRAININGS,
         max_work: int = MAX_WORK,
     ) -> None:
-        self._session, self._number, self._mu = session, number, proximal_mu
+        self._session, self._number, self._mu, self._start = session, number, proximal_mu, start
         self._config = required_training(config or session.spec.train)
         self._parts_left, self._work_left = max_retrainings, max_work
         self._known: dict[int, float] = {}  # by part: how far what it sent is from its own training, in lengths
@@ -75,8 +78,9 @@ class Retraining:
             self._parts_left -= len(new)
             self._work_left -= work
             sent = next(update for update in updates() if update.part == group[0])
+            start = base if self._start is None or not new else self._start()
             for part in new:
-                self._known[part] = self._distance(base, part, sent)
+                self._known[part] = self._distance(start, part, sent)
             refused |= self._judged(group)
         return refused
 
@@ -90,14 +94,14 @@ class Retraining:
             return dict.fromkeys(group, reason)
         return {part: f"duplicate: it is part {owners[0]}'s update" for part in group if part not in owners}
 
-    def _distance(self, base: Weights, part: int, sent: Update) -> float:
+    def _distance(self, start: Weights, part: int, sent: Update) -> float:
         """Return how far ``sent`` is from what training the part gives, over the length of that; inf if it diverges."""
         try:
-            made = self._session.train(part, base, self._number, config=self._config, proximal_mu=self._mu).delta
+            made = self._session.train(part, start, self._number, config=self._config, proximal_mu=self._mu).delta
         except (ExecutionFailed, MemoryError):
             return math.inf
         apart = length = 0.0
-        for name in Layout.of(base).shapes:
+        for name in Layout.of(start).shapes:
             ours, theirs = made[name].reshape(-1), sent.delta[name].reshape(-1)
             for piece in pieces(len(ours)):
                 wide = ours[piece].astype(np.float64)

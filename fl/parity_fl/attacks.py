@@ -31,6 +31,7 @@ ATTACKS: Final[dict[str, str]] = {
     "label_flip": "trains on turned-round labels",
     "nan": "sends NaN values",
     "inf": "sends infinite values",
+    "copy": "sends another node's update as its own",
     "scale": f"sends its update times {_SCALE:g}",
 }
 

@@ -7,7 +7,7 @@ named by the SHA-256 of its file; what a node sends is the difference to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from parity_fl.aggregate import make_strategy
 from parity_fl.arbiter import Retraining
@@ -77,6 +77,7 @@ class RoundServer:
         updates: Bodies,
         *,
         number: int,
+        start: Callable[[], bytes | memoryview] | None = None,
         credit: Credit | None = None,
     ) -> Reduced | Refused:
         """Close a round: what it returns follows from the arguments alone.
@@ -90,6 +91,7 @@ class RoundServer:
             state: ``Reduced.state`` of the round before; None in the first.
             updates: By part, what reads or maps its body; called several times, one body in memory at a time.
             number: Of the round, from 1.
+            start: Reads what nodes fetched of ``base``, see ``sent``; None if that was the same file.
             credit: How each part is scored; None scores none.
 
         Raises:
@@ -108,7 +110,12 @@ class RoundServer:
             weight=lambda part: float(self._plan.part_size(part)),
             score=self.scores,
             credit=credit,
-            arbiter=Retraining(self._made, number=number, proximal_mu=self._strategy.mu),
+            arbiter=Retraining(
+                self._made,
+                number=number,
+                proximal_mu=self._strategy.mu,
+                start=None if start is None else lambda: decode_weights(start(), shapes),
+            ),
         )
         return done if isinstance(done, Refused) else done.reduced(encode_weights(done.weights))
 

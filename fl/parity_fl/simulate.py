@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_fl.aggregate import Strategy, StrategyConfig, Update, check_strategy, make_strategy
+from parity_fl.arbiter import Retraining
 from parity_fl.attacks import Attack
 from parity_fl.averaging import credited
 from parity_fl.contribution import Credit, Method
@@ -34,7 +35,7 @@ from parity_fl.privacy.simulated import SimulatedSums
 from parity_fl.round_bodies import as_sent, decode_delta, encode_delta
 from parity_fl.rounds_config import RoundsConfig, UpdateFormat, cohort_of
 from parity_fl.runner import plan_session, train
-from parity_fl.shards import ShardPlan
+from parity_fl.simulation_report import RoundRecord, SimulationReport
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import client_learning_rate
 from parity_fl.table import Table
@@ -42,111 +43,11 @@ from parity_fl.training import SessionModel
 from parity_fl.trees import as_forest_features, predict
 from parity_protocol.errors import BadField, ExecutionFailed, FailureReason, Internal
 
-__all__ = ["MAX_ROUNDS", "RoundRecord", "SimulationReport", "simulate"]
+__all__ = ["MAX_ROUNDS", "simulate"]
 
 MAX_ROUNDS: Final = 10_000
 _NAMED: Final = ("accuracy", "r2", "loss", "mse", "holdout", "oob_local_mean", "oob_federated", "ridge")
 _MAX_BYTES: Final = 8 << 30  # of all updates of one round
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What happened in a round.
-
-    Attributes:
-        number: From 1; a forest has one round.
-        cohort: Parts that were asked, ascending.
-        accepted: Parts whose update is in the model.
-        rejected: Why others are not, by part.
-        scores: Of the new model on the hold-out: ``loss`` with ``accuracy``, or with ``r2`` and ``mse``.
-        train_loss: Mean over the cohort, by rows, on the rows that each trained on; None for a forest.
-        metrics: What the rule says about the updates.
-        contributions: By part, how much higher the hold-out's loss is without it; empty when not asked for.
-    """
-
-    number: int
-    cohort: tuple[int, ...]
-    accepted: tuple[int, ...]
-    rejected: dict[int, str]
-    scores: dict[str, float]
-    train_loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    contributions: dict[int, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready members; the scores are members of their own."""
-        members: dict[str, Any] = {"round": self.number, **self.scores}
-        if self.train_loss is not None:
-            members["train_loss"] = self.train_loss
-        members |= {"cohort": list(self.cohort), "accepted": list(self.accepted)}
-        members["rejected"] = {str(part): reason for part, reason in self.rejected.items()}
-        if self.metrics:
-            members["metrics"] = dict(self.metrics)
-        if self.contributions:
-            members["contributions"] = {str(part): value for part, value in self.contributions.items()}
-        return members
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationReport:
-    """The outcome of a simulation.
-
-    Attributes:
-        plan: How the data were cut.
-        strategy: The rule's name; ``union`` and so on for a forest.
-        scores: Of the last model on the hold-out; see ``RoundRecord``. A forest's named estimates are here too.
-        rounds: One record per round.
-        malicious: Parts that attacked, ascending.
-        warnings: What people should be told about their choices.
-        model_hash: SHA-256, hex, of the last model: of its weights, or of a forest's file.
-        model: The last model's file, to predict with; see ``decode_model``.
-        feature_importance: Of a forest: each column's share by its number, summing to 1.
-    """
-
-    model_type: str
-    plan: PartitionPlan | ShardPlan
-    strategy: str
-    scores: dict[str, float]
-    rounds: tuple[RoundRecord, ...]
-    malicious: tuple[int, ...]
-    warnings: tuple[str, ...]
-    model_hash: str
-    model: bytes = field(repr=False)
-    feature_importance: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of the hold-out that is classified right; None for regression and without a hold-out."""
-        return self.scores.get("accuracy")
-
-    @property
-    def r2(self) -> float | None:
-        """Coefficient of determination on the hold-out; None for classification."""
-        return self.scores.get("r2")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready members."""
-        plan = self.plan
-        return {
-            "model_type": self.model_type,
-            "strategy": self.strategy,
-            **self.scores,
-            **({"feature_importance": dict(self.feature_importance)} if self.feature_importance else {}),
-            "assignment_hash": plan.assignment_hash,
-            "model_hash": self.model_hash,
-            "seed": plan.seed,
-            "partition": {
-                "strategy": plan.strategy,
-                "total_parts": plan.total_parts,
-                "part_sizes": [plan.part_size(part) for part in range(plan.total_parts)],
-                "holdout_size": plan.holdout_size,
-                "redraws": 0 if isinstance(plan, ShardPlan) else plan.redraws,
-                "moved": 0 if isinstance(plan, ShardPlan) else plan.moved,
-            },
-            "malicious": list(self.malicious),
-            "warnings": list(self.warnings),
-            "rounds": [record.to_dict() for record in self.rounds],
-        }
 
 
 def simulate(
@@ -299,7 +200,10 @@ class _Federation:
         rule = make_strategy(self._strategy) if self._private is None else self._private.rule(self._strategy)
         records: list[RoundRecord] = []
         for number in range(1, rounds + 1):
-            weights, record = self._round(rule, weights, number)
+            start = as_sent(weights, self._format)
+            if self._private is None:
+                rule = self._rule_at(rule.state(), number, start)
+            weights, record = self._round(rule, weights, start, number)
             records.append(record)
             if on_round is not None:
                 on_round(record)
@@ -321,7 +225,7 @@ class _Federation:
         names = session.table.dataset.feature_names
         return encode_model(TrainedModel(session.finished(weights), classes, plan.n_features, names))
 
-    def _round(self, rule: Strategy, base: Weights, number: int) -> tuple[Weights, RoundRecord]:
+    def _round(self, rule: Strategy, base: Weights, start: Weights, number: int) -> tuple[Weights, RoundRecord]:
         cohort = cohort_of(
             self._rounds,
             parts=self._plan.total_parts,
@@ -332,7 +236,6 @@ class _Federation:
         updates: dict[int, Update] = {}
         rejected: dict[int, str] = {}
         losses: list[tuple[float, int]] = []
-        start = as_sent(base, self._format)
         for part in cohort:
             size = self._plan.part_size(part)
             try:
@@ -344,6 +247,7 @@ class _Federation:
                 continue
             updates[part] = Update(part, float(size), delta)
             losses.append((loss, size))
+        self._copy(updates)
         if not updates and cohort:
             raise ExecutionFailed(
                 FailureReason.NUMERICAL_INSTABILITY, f"no node could train round {number}: {rejected[cohort[0]]}"
@@ -357,7 +261,7 @@ class _Federation:
         scores = self._scores(done.weights)
         contributions, spent = credited(
             self._credit(number),
-            partial(self._rule_at, before),
+            partial(self._rule_at, before, number, start),
             base,
             partial(_of, updates),
             done.accepted,
@@ -379,8 +283,21 @@ class _Federation:
         seed = bytes.fromhex(self._plan.seed) + number.to_bytes(4, "big")
         return None if self._contribution is None else Credit(self._contribution, seed)
 
-    def _rule_at(self, state: Mapping[str, NDArray[np.float64]]) -> Strategy:
-        rule = make_strategy(self._strategy)
+    def _copy(self, updates: dict[int, Update]) -> None:
+        """Replace what thieves send by what the honest part after them sends, around the circle of those that answered."""
+        honest = [part for part in updates if part not in self._malicious]
+        if self._attack is None or self._attack.name != "copy" or not honest:
+            return
+        for part in self._malicious.intersection(updates):
+            victim = next((one for one in honest if one > part), honest[0])
+            updates[part] = replace(updates[part], delta=updates[victim].delta)
+
+    def _rule_at(self, state: Mapping[str, NDArray[np.float64]], number: int, start: Weights) -> Strategy:
+        """Return the rule of a round, at the state before it."""
+        arbiter = Retraining(
+            self._session, number=number, config=self._train, proximal_mu=self._strategy.mu, start=lambda: start
+        )
+        rule = make_strategy(self._strategy, arbiter)
         rule.restore(state)
         return rule
 

@@ -11,7 +11,8 @@ from parity_fl.averaging import Reduced, Refused, TrainedRound
 from parity_fl.rounds_config import UpdateFormat, cohort_of, read_rounds
 from parity_fl.session import ShardTerms
 from parity_fl.sharded import ShardedServer, ShardedTrainer
-from parity_fl.simulate import MAX_ROUNDS, RoundRecord, SimulationReport
+from parity_fl.simulate import MAX_ROUNDS
+from parity_fl.simulation_report import RoundRecord, SimulationReport
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import STRATEGIES, StrategyConfig, check_strategy
 from parity_protocol.errors import BadField, TooFewUpdates

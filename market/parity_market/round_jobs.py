@@ -133,11 +133,13 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         before = _read(path) if path.exists() else None
         reduced = server.reduce(_read(base), before, updates, states=states, credit=credit)
     else:  # mapped, and no name of it is kept here
+        fetched = sent_file(folder, number, phase)
         reduced = server.reduce(
             map_file(base, max_bytes=MAX_FILE_BYTES),
             map_file(path, max_bytes=MAX_FILE_BYTES) if path.exists() else None,
             updates,
             number=number,
+            start=partial(map_file, fetched, max_bytes=MAX_FILE_BYTES) if fetched.exists() else None,
             credit=credit,
         )
     if isinstance(reduced, Refused):

@@ -14,7 +14,8 @@ from benchmarks.figures import Aim, Figure
 from benchmarks.fl_tables import DECIMALS, HIDDEN, RATE, network, seed_of, table
 from parity_fl.attacks import Attack
 from parity_fl.runner import plan_session
-from parity_fl.simulate import SimulationReport, simulate
+from parity_fl.simulate import simulate
+from parity_fl.simulation_report import SimulationReport
 from parity_fl.strategy import StrategyConfig
 from parity_fl.table import Table
 

@@ -18,7 +18,7 @@ from parity_cli.output import Output, pass_output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from parity_fl.simulate import RoundRecord
+    from parity_fl.simulation_report import RoundRecord
 
 __all__ = ["simulate"]
 

@@ -189,6 +189,18 @@ def test_a_part_is_trained_again_once_in_a_round(monkeypatch: pytest.MonkeyPatch
     assert trained == [0, 1]
 
 
+def test_parts_are_trained_from_what_nodes_fetched() -> None:
+    settings = spec("neural_network")
+    session = SessionModel.load(settings, plan_session(settings, DATA, SEED), DATA)
+    base = session.first()
+    fetched = {name: value * np.float32(1.5) for name, value in base.items()}  # far more than 16 bits would lose
+    updates = [Update(part, 1.0, session.train(1, fetched, 1).delta) for part in (0, 1)]
+
+    found = Retraining(session, number=1, start=lambda: fetched)(base, lambda: iter(updates), [(0, 1)])
+
+    assert found == {0: "duplicate: it is part 1's update"}
+
+
 def test_what_can_be_read_of_eight_bits_is_enough() -> None:
     session = Session(spec("neural_network"))
     base = session.server.first()

@@ -23,6 +23,7 @@ from parity_fl.privacy.combinations import WAIVED
 from parity_fl.privacy.config import read_privacy
 from parity_fl.round_bodies import decode_weights, encode_weights
 from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
+from parity_fl.rounds_config import UpdateFormat
 from parity_fl.runner import finish, plan_session, train
 from parity_fl.session import resolve_session
 from parity_fl.simulate import simulate
@@ -280,6 +281,18 @@ def test_an_update_out_of_bounds_is_rejected_by_name_and_the_model_is_that_of_th
     assert report.accuracy > 0.8
 
 
+@pytest.mark.parametrize("update_format", ["fp32", "int8"])
+def test_who_copies_is_refused_and_whom_it_copied_is_in_the_model(update_format: UpdateFormat) -> None:
+    attack = Attack("copy", 2)
+    report = simulate(network(5), DIGITS, seed=SEED, rounds=4, attack=attack, update_format=update_format)
+
+    honest = tuple(sorted(set(range(5)) - set(report.malicious)))
+    for record in report.rounds:
+        assert record.accepted == honest
+        assert {reason.partition(":")[0] for reason in record.rejected.values()} == {"duplicate"}
+        assert set(record.rejected) == set(report.malicious)
+
+
 @pytest.mark.parametrize("name", ["sign_flip", "sign_flip_x5", "noise", "label_flip"])
 def test_mixing_and_trimming_outlive_two_of_eleven(name: str) -> None:
     spec = network(11)
@@ -345,11 +358,11 @@ def test_what_is_no_attack_is_refused(text: str) -> None:
     assert caught.value.field == "attack"
 
 
-def test_every_attack_but_label_flip_changes_what_is_sent() -> None:
+def test_every_attack_but_label_flip_and_copies_changes_what_is_sent() -> None:
     delta = {"a": np.ones(4, dtype=np.float32)}
     for name in ATTACKS:
         sent = Attack(name).update(delta, seed=SEED, number=1, part=0)
-        assert np.array_equal(sent["a"], delta["a"]) == (name == "label_flip")
+        assert np.array_equal(sent["a"], delta["a"]) == (name in {"label_flip", "copy"})
     assert Attack("label_flip").labels(np.array([0.0, 1.0, 4.0])).tolist() == [4.0, 3.0, 0.0]
 
 

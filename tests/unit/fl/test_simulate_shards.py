@@ -7,8 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from parity_fl.session import resolve_session
-from parity_fl.simulate import RoundRecord
 from parity_fl.simulate_shards import simulate_shards
+from parity_fl.simulation_report import RoundRecord
 from parity_fl.spec import FlSpec
 from parity_fl.strategy import StrategyConfig
 from parity_protocol.errors import BadField
