@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import pytest
-import uvicorn
 
 from parity_node.crashpoints import CRASHPOINTS
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.testing.market import MarketSimulator, SimulatedTask
-from parity_node.testing.simulator_app import simulator_app
+from parity_node.testing.simulator_server import serving
 from parity_protocol.clock import SystemClock
 from parity_protocol.report import Outcome
 from parity_protocol.task import TaskState
@@ -48,25 +46,6 @@ PLANS = {name: Plan() for name in CRASHPOINTS} | {
     "recovery.decided": Plan(script="file:2:0.3", nth=1, first_crash="start.handle.journalled:2"),
     "release.sent": Plan(script="file:2:60", tasks=1, nth=1, term_when_running=True),
 }
-
-
-class QuietServer(uvicorn.Server):
-    """Leaves the test process's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def serving(market: MarketSimulator, listener: socket.socket) -> AsyncIterator[None]:
-    server = QuietServer(uvicorn.Config(simulator_app(market), log_level="warning", lifespan="off"))
-    async with anyio.create_task_group() as group:
-        group.start_soon(server.serve, [listener])
-        try:
-            yield
-        finally:
-            server.should_exit = True
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

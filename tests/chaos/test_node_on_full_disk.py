@@ -8,20 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
-import uvicorn
 
 from parity_node.control import ask_agent
 from parity_node.disk import free_bytes
 from parity_node.store.sqlite import SqliteNodeStore
 from parity_node.testing.market import MarketSimulator, command_spec
-from parity_node.testing.simulator_app import simulator_app
+from parity_node.testing.simulator_server import serving
 from parity_node.testing.small_disk import Filler, tmpfs
 from parity_protocol.clock import SystemClock
 from parity_protocol.report import Outcome
@@ -33,26 +31,6 @@ MIB = 1 << 20
 DISK_BYTES, FLOOR_BYTES, BALLAST_BYTES = 48 * MIB, 8 * MIB, 2 * MIB
 FULL_S = 5.0
 SPEC = command_spec(resources={"disk_bytes": 1 * MIB}, max_output_bytes=65_536)
-
-
-class QuietServer(uvicorn.Server):
-    """Leaves the test process's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def serving(market: MarketSimulator, listener: socket.socket) -> AsyncIterator[None]:
-    server = QuietServer(uvicorn.Config(simulator_app(market), log_level="warning", lifespan="off"))
-    async with anyio.create_task_group() as group:
-        group.start_soon(server.serve, [listener])
-        try:
-            yield
-        finally:
-            market.go_offline()  # ends the polls that wait
-            server.should_exit = True
 
 
 async def until(condition: Callable[[], bool], what: str, *, within_s: float = 30.0) -> float:

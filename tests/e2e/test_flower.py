@@ -23,7 +23,6 @@ from parity_fl.plan import PartitionPlan
 from parity_fl.rounds import Reduced, RoundServer, RoundTrainer
 from parity_fl.session import resolve_session
 from parity_fl.strategy import StrategyConfig
-from parity_protocol.api.tasks import GroupReply
 from parity_protocol.needs import CidInput
 
 pytestmark = [pytest.mark.serial, pytest.mark.service("flower"), pytest.mark.timeout(300)]
@@ -89,17 +88,6 @@ async def stored(town: Town) -> str:
     return (await town.market.data.add(file)).cid
 
 
-async def ended(town: Town, group_id: str, within_s: float = 90.0) -> GroupReply:
-    found: list[GroupReply] = []
-
-    async def has_ended() -> bool:
-        found[:] = [await town.market.group(group_id, wait_s=1.0)]
-        return found[0].state != "running"
-
-    await town.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
-    return found[0]
-
-
 def plan_of(town: Town, group_id: str) -> dict[str, Any]:
     path = next(town.stack.folder.rglob("market.sqlite"))
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
@@ -129,7 +117,7 @@ async def test_two_nodes_train_three_rounds_over_flower_to_the_model_of_our_own_
     spec = network(await stored(town))
 
     made = await town.market.submit(spec, 2 * REWARD)
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["rounds"] == ROUNDS
@@ -162,7 +150,7 @@ async def test_rounds_go_on_when_a_node_a_superlink_and_the_market_are_killed(to
     assert town.stack.market_process is not None
     town.stack.processes.kill(town.stack.market_process)
     await town.stack.start_market()
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     shown = await town.market.sessions.show(made.id)
@@ -180,7 +168,7 @@ async def test_parts_on_data_that_nobody_shares_train_over_flower(town: Town) ->
     spec = {name: value for name, value in network("").items() if name not in ("dataset_cid", "partition_config")}
 
     made = await town.market.submit({**spec, "total_rounds": 1}, 2 * REWARD, shards=sources)
-    group = await ended(town, made.id, within_s=120.0)
+    group = await town.group_ended(made.id, within_s=120.0)
 
     assert group.state == "completed", group.message
     assert group.metrics["accuracy"] > 0.8

@@ -19,7 +19,6 @@ from parity_cli.testing.town import REWARD, Town
 from parity_fl.linear import LinearModel
 from parity_fl.model import decode_model
 from parity_fl.trees import Forest, forest_tensors
-from parity_protocol.api.tasks import GroupReply
 from parity_protocol.needs import CidInput, ShardInput
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(180)]
@@ -93,22 +92,11 @@ async def stored(town: Town, data: list[bytes]) -> list[CidInput]:
     return sources
 
 
-async def ended(town: Town, group_id: str, within_s: float = 60.0) -> GroupReply:
-    found: list[GroupReply] = []
-
-    async def has_ended() -> bool:
-        found[:] = [await town.market.group(group_id, wait_s=1.0)]
-        return found[0].state != "running"
-
-    await town.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
-    return found[0]
-
-
 async def test_a_network_learns_from_private_shards_and_every_part_is_paid(trainers: Town) -> None:
     town = trainers
 
     made = await town.market.submit(session(), 2 * REWARD, shards=await stored(town, digits()))
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["accuracy"] > 0.85
@@ -152,7 +140,7 @@ async def test_an_exact_line_on_shards_is_the_central_solution_and_a_forest_the_
     await anyio.Path(file).write_bytes(csv(features, labels))
     cid = (await town.market.data.add(file)).cid
     partitioned = await town.market.submit(session(**forest, **whole, dataset_cid=cid), 2 * REWARD)
-    states = [(await ended(town, made.id)).state for made in (lines, sharded, partitioned)]
+    states = [(await town.group_ended(made.id)).state for made in (lines, sharded, partitioned)]
 
     assert states == ["completed"] * 3
     exact = decode_model((await town.market.result(lines.id)).data or b"").fitted
@@ -172,7 +160,7 @@ async def test_each_node_trains_on_its_operators_own_data(trainers: Town) -> Non
     own = [ShardInput(shard=f"own-{number}") for number in range(PARTS)]
 
     made = await town.market.submit(session(), 2 * REWARD, shards=own)
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["accuracy"] > 0.85
@@ -201,7 +189,7 @@ async def test_a_market_that_is_killed_goes_on_and_a_shard_that_changed_fails_th
     await file.write_bytes((await file.read_bytes()).replace(b",0.0,", b",1.0,", 1))
     town.stack.kill_node(town.nodes[1])
     start(town, 1, lent)
-    group = await ended(town, made.id, within_s=80.0)
+    group = await town.group_ended(made.id, within_s=80.0)
 
     assert group.state == "failed"
     assert "the shard is not the one that was summarized" in group.message, group.message

@@ -68,23 +68,12 @@ async def stored(town: Town) -> str:
     return (await town.market.data.add(file)).cid
 
 
-async def ended(town: Town, group_id: str, within_s: float = 60.0) -> GroupReply:
-    found: list[GroupReply] = []
-
-    async def has_ended() -> bool:
-        found[:] = [await town.market.group(group_id, wait_s=1.0)]
-        return found[0].state != "running"
-
-    await town.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
-    return found[0]
-
-
 async def test_two_nodes_train_a_network_in_three_rounds_and_are_paid(trainers: Town) -> None:
     town = trainers
     cid = await stored(town)
 
     made = await town.market.submit(network(cid), 2 * REWARD)
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["rounds"] == 3
@@ -113,7 +102,7 @@ async def test_a_market_that_is_killed_in_a_session_goes_on_with_it(trainers: To
     assert town.stack.market_process is not None
     town.stack.processes.kill(town.stack.market_process)
     await town.stack.start_market()
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["rounds"] == 12
@@ -153,11 +142,11 @@ async def test_a_forest_in_phases_grows_between_nodes_and_a_paused_session_waits
     made = await town.market.submit(network(await stored(town), **forest), 2 * REWARD)
     other = await town.market.submit(network(await stored(town), total_rounds=2_000), 2 * REWARD)
 
-    group = await ended(town, made.id)
+    group = await town.group_ended(made.id)
     await town.stack.until(lambda: has_begun(town, other.id), "the other session")
     paused = await town.market.sessions.pause(other.id)
     await town.market.sessions.stop(other.id)
-    stopped = await ended(town, other.id)
+    stopped = await town.group_ended(other.id)
 
     assert group.state == "completed", group.message
     assert group.metrics["accuracy"] > 0.85
@@ -172,13 +161,13 @@ async def test_a_stopped_session_is_gone_on_with_from_the_checkpoint_that_it_lea
     made = await town.market.submit(network(cid, total_rounds=2_000), 2 * REWARD)
     await town.stack.until(lambda: has_begun(town, made.id), "the session")
     await town.market.sessions.stop(made.id)
-    stopped = await ended(town, made.id)
+    stopped = await town.group_ended(made.id)
     checkpoint = await town.market.sessions.checkpoint(made.id)
 
     total = checkpoint.round + 2
     settings = {"resume_from": checkpoint.cid}
     again = await town.market.submit(network(cid, total_rounds=total, rounds_config=settings), 2 * REWARD)
-    group = await ended(town, again.id)
+    group = await town.group_ended(again.id)
 
     assert stopped.state == group.state == "completed", group.message
     assert stopped.metrics["rounds"] == checkpoint.round

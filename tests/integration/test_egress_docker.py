@@ -24,9 +24,10 @@ from parity_node.executors.docker.executor import DockerExecutor, DockerOptions
 from parity_node.executors.docker.orphans import remove_orphans
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import ContainerRequest
-from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
+from parity_node.executors.docker.streams import OutputStream, wait_ended
 from parity_node.executors.egress import EgressProxy
 from parity_node.executors.egress.sidecar import ContainerEgress
+from parity_node.executors.log_file import LogFile
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.host_python import StagedPython, stage_python
 from parity_node.testing.dockerd import PrivateDockerd

@@ -20,7 +20,6 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
-import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from parity_blobs.tls import pinned_context
 from parity_node.control import ask_agent
 from parity_node.testing.market import MarketSimulator
-from parity_node.testing.simulator_app import simulator_app
+from parity_node.testing.simulator_server import serving
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import Untrusted
 from parity_protocol.join import JoinString
@@ -37,14 +36,6 @@ from parity_protocol.task import TaskState
 
 STEP_TIMEOUT_S = 30.0
 IDLE_PSS_KIB = 80 << 10
-
-
-class QuietServer(uvicorn.Server):
-    """Leaves the test process's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Setup:
@@ -86,33 +77,20 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def serving(folder: Path, certificate: tuple[Path, Path, str] | None = None) -> AsyncIterator[Setup]:
+async def market_at(folder: Path, certificate: tuple[Path, Path, str] | None = None) -> AsyncIterator[Setup]:
     with socket.socket() as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         market = MarketSimulator(SystemClock(), authority=address)
-        config = uvicorn.Config(
-            simulator_app(market),
-            log_level="critical",
-            lifespan="off",
-            ssl_certfile=certificate[0] if certificate else None,
-            ssl_keyfile=certificate[1] if certificate else None,
-        )
-        server = QuietServer(config)
         scheme, pin = ("https", certificate[2]) if certificate else ("http", None)
-        async with anyio.create_task_group() as group:
-            group.start_soon(server.serve, [listener])
-            try:
-                yield Setup(folder, market, JoinString(f"{scheme}://{address}", market.thumbprint, pin))
-            finally:
-                market.go_offline()
-                server.should_exit = True
+        async with serving(market, listener, certificate=certificate[:2] if certificate else None):
+            yield Setup(folder, market, JoinString(f"{scheme}://{address}", market.thumbprint, pin))
 
 
 @pytest.fixture
 async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
-    async with serving(tmp_path) as found:
+    async with market_at(tmp_path) as found:
         yield found
 
 
@@ -141,7 +119,7 @@ def make_certificate(folder: Path, name: str = "market") -> tuple[Path, Path, st
 
 
 async def test_node_works_over_tls_with_a_pinned_certificate(tmp_path: Path) -> None:
-    async with serving(tmp_path, make_certificate(tmp_path)) as setup:
+    async with market_at(tmp_path, make_certificate(tmp_path)) as setup:
         task = setup.market.offer()
         with setup.node() as process:
             await until(lambda: task.state is TaskState.COMPLETED, "completed over TLS")
@@ -152,7 +130,7 @@ async def test_node_works_over_tls_with_a_pinned_certificate(tmp_path: Path) -> 
 
 
 async def test_other_certificate_than_the_pinned_one_ends_the_node_with_both_fingerprints(tmp_path: Path) -> None:
-    async with serving(tmp_path, make_certificate(tmp_path)) as setup:
+    async with market_at(tmp_path, make_certificate(tmp_path)) as setup:
         shown = setup.join.certificate
         setup.join = JoinString(setup.join.url, setup.join.market, "0" * 64)
         with setup.node() as process:
@@ -168,11 +146,11 @@ async def test_other_certificate_than_the_pinned_one_ends_the_node_with_both_fin
 
 async def test_pin_holds_for_every_connection_not_only_the_first(tmp_path: Path) -> None:
     honest, other = make_certificate(tmp_path, "honest"), make_certificate(tmp_path, "other")
-    async with serving(tmp_path, honest) as setup:
+    async with market_at(tmp_path, honest) as setup:
         context = await anyio.to_thread.run_sync(pinned_context, setup.join.url, honest[2])
         with pytest.raises(Untrusted):
             await anyio.to_thread.run_sync(pinned_context, setup.join.url, other[2])
-    async with serving(tmp_path, other) as setup, httpx.AsyncClient(verify=context, trust_env=False) as client:
+    async with market_at(tmp_path, other) as setup, httpx.AsyncClient(verify=context, trust_env=False) as client:
         with pytest.raises(httpx.ConnectError) as caught:
             await client.get(setup.join.url)
 
@@ -217,7 +195,7 @@ async def test_second_agent_on_one_state_folder_is_refused_and_the_first_goes_on
         assert first.poll() is None
 
     assert second.returncode == 1
-    assert f"process {first.pid}" in text
+    assert f"already running here (pid {first.pid})" in text
 
 
 async def test_all_wrong_settings_are_told_at_once(setup: Setup) -> None:

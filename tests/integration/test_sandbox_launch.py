@@ -63,7 +63,7 @@ async def test_the_hook_sees_the_tasks_own_network_before_anything_of_the_task_r
     seen: dict[str, object] = {}
 
     async def look(pid: int) -> None:
-        seen.update(net=network_of(pid), printed=output.size, filtered=is_filtered(pid))
+        seen.update(net=network_of(pid), printed=output.file.size, filtered=is_filtered(pid))
 
     process = await SandboxProcess.launch(bwrap(), sandbox_of("echo", "ran"), output, before_start=look)
     ended = await process.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -35,7 +35,16 @@ FAUCET_TOKENS = "1000"
 FAUCET_WITHIN_S = 60.0
 POLL_S = 0.2
 
+F = TypeVar("F", bound=Callable[..., Any])
 Planned = tuple[str, "list[Call]"]  # what it is in words, and what to call
+
+
+def _moves_money(command: F) -> F:
+    """Add what every command takes that sends transactions, and give it its ``Output`` first."""
+    found = pass_output(command)
+    for option in (passphrase_option, wallet_option, market_option, transaction_options):
+        found = option(found)
+    return cast("F", found)
 
 
 @click.group(cls=Group, short_help="A submitter's key and money.")
@@ -160,11 +169,7 @@ async def _give(chain: Web3Chain, rpc_url: str, address: Address, tokens: int) -
     example="parity wallet deposit --amount 5\nparity wallet deposit --amount 5 --dry-run",
 )
 @amount_option
-@transaction_options
-@market_option
-@wallet_option
-@passphrase_option
-@pass_output
+@_moves_money
 def deposit(out: Output, amount: str, **common: Any) -> None:
     """Move tokens from your address into your account of the vault, as credit."""
 
@@ -179,11 +184,7 @@ def deposit(out: Output, amount: str, **common: Any) -> None:
 
 @wallet.command(short_help="Set credit aside for a market.", example="parity wallet allow --amount 5")
 @amount_option
-@transaction_options
-@market_option
-@wallet_option
-@passphrase_option
-@pass_output
+@_moves_money
 def allow(out: Output, amount: str, **common: Any) -> None:
     """Set credit aside as escrow of the market in use: your tasks are paid from it, and nothing else can be."""
     from parity_protocol.quantities import format_tokens
@@ -215,11 +216,7 @@ def allow(out: Output, amount: str, **common: Any) -> None:
 @click.option("--amount", metavar="TOKENS", help="Start taking so much back, in whole tokens.")
 @click.option("--finish", is_flag=True, help="Move a release whose time is over to your credit.")
 @click.option("--cancel", is_flag=True, help="Leave the market what was being taken back.")
-@transaction_options
-@market_option
-@wallet_option
-@passphrase_option
-@pass_output
+@_moves_money
 def release(out: Output, amount: str | None, finish: bool, cancel: bool, **common: Any) -> None:
     """Take escrow back. It takes the unbonding time, in which nodes can still draw what they have earned."""
     if sum([amount is not None, finish, cancel]) != 1:
@@ -245,11 +242,7 @@ def release(out: Output, amount: str | None, finish: bool, cancel: bool, **commo
 
 @wallet.command(short_help="Pay credit out.", example="parity wallet withdraw --amount 2.5")
 @amount_option
-@transaction_options
-@market_option
-@wallet_option
-@passphrase_option
-@pass_output
+@_moves_money
 def withdraw(out: Output, amount: str, **common: Any) -> None:
     """Pay credit out of the vault to your address."""
 

@@ -17,7 +17,7 @@ from parity_cli.testing.hand import HandNode
 from parity_client import Client, Retry, Submission
 from parity_node.keys import load_keys
 from parity_node.market.http import HttpMarket
-from parity_protocol.api.tasks import EventReply, TaskReply
+from parity_protocol.api.tasks import EventReply, GroupReply, TaskReply
 from parity_protocol.clock import Clock, SystemClock
 from parity_protocol.errors import Unavailable
 from parity_protocol.signing.keys import EvmKey
@@ -36,6 +36,7 @@ ENDED = frozenset(str(state) for state in FINAL_STATES)
 NOOP_SPEC = {"type": "command", "command": ["true"]}
 PATIENT = Retry(attempts=40, most_s=0.5)  # a market that is started again is away for some seconds
 _POLL_S = 0.02
+ENDED_WITHIN_S = 90.0
 _AT_ONCE = 16
 
 
@@ -95,6 +96,17 @@ class Town:
         for child, start in ((stack.chain_process, stack.start_chain), (stack.market_process, stack.start_market)):
             if child is None or not child.is_running:
                 await start()
+
+    async def group_ended(self, group_id: str, within_s: float = ENDED_WITHIN_S) -> GroupReply:
+        """Return a session once it has ended, however it did; an assertion fails if it does not in time."""
+        found: list[GroupReply] = []
+
+        async def has_ended() -> bool:
+            found[:] = [await self.market.group(group_id, wait_s=1.0)]
+            return found[0].state != "running"
+
+        await self.stack.until(has_ended, f"the end of {group_id}", within_s=within_s)
+        return found[0]
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 

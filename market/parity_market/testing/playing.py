@@ -16,7 +16,7 @@ from parity_market.testing.rig import Rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.lease import Lease
 
-__all__ = ["DATA", "NODES", "TIMEOUT_S", "Play", "pieces", "spec"]
+__all__ = ["DATA", "NODES", "TIMEOUT_S", "Play", "next_step", "pieces", "spec"]
 
 ROWS = 90
 DATA = "a,b,target\n" + "".join(f"{i / 10},{(i * 7) % 13},{3 * i / 10 - (i * 7) % 13 + 1}\n" for i in range(ROWS))
@@ -39,6 +39,23 @@ def spec(cid: str, **changes: Any) -> dict[str, Any]:
         "rounds_config": {"round_timeout_s": TIMEOUT_S, "quorum": 2, "update_format": "fp32"},
         **changes,
     }
+
+
+async def next_step(rig: Rig, group: Group, part: int, lease: Lease) -> RoundStep:
+    """Ask what a part does now, as the node that holds ``lease``."""
+    return await rig.store.read(
+        partial(
+            round_steps.next_step,
+            group_id=group.row.id,
+            part=part,
+            node_id=lease.node_id,
+            lease_id=lease.lease_id,
+            fence=lease.fence,
+            config=rig.state.rounds.known(group).config,
+            mu=0.0,
+            now=rig.state.clock.now(),
+        )
+    )
 
 
 class Play:
@@ -78,21 +95,7 @@ class Play:
 
     async def next(self, part: int) -> RoundStep:
         """Ask what a part does now, as its node."""
-        engine, lease = self.rig.state.rounds, self.leases[part]
-        known = engine.known(await self.group())
-        return await self.rig.store.read(
-            partial(
-                round_steps.next_step,
-                group_id=self.id,
-                part=part,
-                node_id=lease.node_id,
-                lease_id=lease.lease_id,
-                fence=lease.fence,
-                config=known.config,
-                mu=0.0,
-                now=self.rig.state.clock.now(),
-            )
-        )
+        return await next_step(self.rig, await self.group(), part, self.leases[part])
 
     async def body(self, part: int) -> tuple[RoundStep, bytes]:
         """Train a part; returns what was asked, and the update."""

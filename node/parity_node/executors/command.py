@@ -168,7 +168,7 @@ class CommandExecutor:
             if cgroup is not None:
                 cgroup.remove()
             raise
-        output.when_full(process.kill)
+        output.file.when_full(process.kill)
         self._runs[key] = _Run(process, job, cgroup, proxy, self._clock.monotonic())
         return _started(handle, process)
 
@@ -226,7 +226,7 @@ class CommandExecutor:
             has_too_many_files=run.has_too_many_files,
             full=tuple(path for path in scratch.folders if not scratch.fill(path).has_room) if scratch else (),
         )
-        job, log = run.job, run.process.child.output
+        job, log = run.job, run.process.child.output.file
         source = scratch.path(OUTPUT) if scratch is not None and job.output is not None else None
 
         def make() -> ExecutionResult:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parity_node.executors.base import ExecutionResult, Limits
 from parity_node.executors.folder import JobFolder, printable_tail
-from parity_node.executors.process import OutputLog
+from parity_node.executors.log_file import LogFile
 from parity_node.executors.sandbox.launch import SandboxExit
 from parity_node.executors.sandbox.limits import output_bytes
 from parity_node.outputs import gather_output
@@ -43,7 +43,7 @@ class Ending:
 
 def command_result(
     folder: JobFolder,
-    log: OutputLog,
+    log: LogFile,
     ending: Ending,
     limits: Limits,
     *,
@@ -95,7 +95,7 @@ def command_result(
 
 
 def _fault(
-    folder: JobFolder, log: OutputLog, ending: Ending, limits: Limits, output: OutputFolder | None
+    folder: JobFolder, log: LogFile, ending: Ending, limits: Limits, output: OutputFolder | None
 ) -> tuple[FailureReason, str] | None:
     """Return why the task failed; None when it did not."""
     code = ending.exit.code

@@ -13,13 +13,13 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
-from parity_protocol.disk import failure_of
+from parity_node.executors.log_file import LogFile
 from parity_protocol.errors import ExecutionFailed, FailureReason
 
 __all__ = [
@@ -61,42 +61,20 @@ class Exit:
 
 
 class OutputLog:
-    """Takes what a child prints into a file, at most ``max_bytes`` of it; the rest is read and dropped.
-
-    Args:
-        path: Replaced if it is there, never followed if it is a link; mode 0600.
-
-    Raises:
-        ExecutionFailed: It cannot be written (``disk_full``, ``node_fault``).
-    """
+    """Reads what a child prints from a pipe, to the end; ``file`` keeps what fits. Made as ``LogFile`` is."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path
-        self.size = 0
-        self.is_truncated = False
-        self.is_disk_full = False
-        self.max_bytes = max_bytes
-        self._on_full: Callable[[], None] | None = None
-        try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as exc:
-            raise ExecutionFailed(failure_of(exc), f"{path}: {exc.strerror}") from exc
+        self.file = LogFile(path, max_bytes)
         self._pipe, self.write_end = os.pipe()  # neither end is inherited unless it is passed on
         os.set_blocking(self._pipe, False)
         self._ended = anyio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def when_full(self, call: Callable[[], None]) -> None:
-        """Call ``call`` once, as soon as more has come than is kept, at once if that is so already."""
-        self._on_full = call
-        if self.is_truncated:
-            call()
-
     def note(self, text: str) -> None:
         """Add a line of the node's own; nothing once it is closed, or where it would make the output too long."""
         line = text.encode() + b"\n"
-        if self._file >= 0 and len(line) <= self.max_bytes - self.size:
-            self._keep(line)
+        if len(line) <= self.file.max_bytes - self.file.size:
+            self.file.write(line)
 
     def watch(self) -> None:
         """Begin to read; the child has its end of the pipe."""
@@ -116,26 +94,11 @@ class OutputLog:
                 self._loop.remove_reader(self._pipe)
                 self._ended.set()
                 return
-            self._keep(data)
-
-    def _keep(self, data: bytes) -> None:
-        room = self.max_bytes - self.size
-        kept = data[:room]
-        try:
-            while kept:
-                written = os.write(self._file, kept)
-                self.size += written
-                kept = kept[written:]
-        except OSError:  # the result will be short, which must not pass for success
-            self.max_bytes, self.is_disk_full = self.size, True
-        if (len(data) > room or self.is_disk_full) and not self.is_truncated:
-            self.is_truncated = True
-            if self._on_full is not None:
-                self._on_full()
+            self.file.write(data)
 
     async def finish(self) -> None:
         """Take what is still in the pipe, for a bounded time, and close; idempotent."""
-        if self._file < 0:
+        if self._pipe < 0:
             return
         with anyio.move_on_after(_DRAIN_S, shield=True):
             await self._ended.wait()
@@ -143,13 +106,14 @@ class OutputLog:
 
     def close(self) -> None:
         """Stop reading and close everything; idempotent."""
-        if self._file < 0:
+        if self._pipe < 0:
             return
         self._loop.remove_reader(self._pipe)
-        for fd in (self._pipe, self._file, self.write_end):
+        for fd in (self._pipe, self.write_end):
             if fd >= 0:
                 os.close(fd)
-        self._file = self.write_end = -1
+        self._pipe = self.write_end = -1
+        self.file.close()
 
 
 class Child:

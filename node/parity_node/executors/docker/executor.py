@@ -28,11 +28,12 @@ from parity_node.executors.docker.job import DockerJob, check_places
 from parity_node.executors.docker.place import GpuGrants, environment, fetch_inputs, make_output, user_of
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.run import ContainerRun
-from parity_node.executors.docker.streams import LogFile, OutputStream
+from parity_node.executors.docker.streams import OutputStream
 from parity_node.executors.docker.usage import own_group, remove_group
 from parity_node.executors.egress import EgressProxy
 from parity_node.executors.egress.sidecar import ContainerEgress
 from parity_node.executors.folder import JobFolder, folder_of
+from parity_node.executors.log_file import LogFile
 from parity_node.executors.process import boot_id
 from parity_node.waiting import Backoff, within
 from parity_protocol.capability import ExecutorState

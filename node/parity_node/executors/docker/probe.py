@@ -16,7 +16,8 @@ from parity_node.executors.docker.engine import Engine
 from parity_node.executors.docker.own_image import own_image
 from parity_node.executors.docker.profile import seccomp_profile
 from parity_node.executors.docker.request import INPUTS, ContainerRequest, Runtime
-from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
+from parity_node.executors.docker.streams import OutputStream, wait_ended
+from parity_node.executors.log_file import LogFile
 from parity_node.executors.process import Identity
 from parity_node.executors.sandbox.probes import ProbeReport
 from parity_node.executors.sandbox.tier import INPUT_NAME, PROBE_LIMITS, ProbeRunner, prove

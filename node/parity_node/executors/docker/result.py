@@ -10,9 +10,9 @@ from pathlib import Path
 from parity_node.crashpoints import crashpoint
 from parity_node.executors.base import ExecutionResult
 from parity_node.executors.docker.job import DockerJob, output_folder
-from parity_node.executors.docker.streams import LogFile
 from parity_node.executors.docker.usage import Counters
 from parity_node.executors.folder import JobFolder, printable_tail
+from parity_node.executors.log_file import LogFile
 from parity_node.outputs import MAX_OUTPUT_DEPTH, gather_output
 from parity_protocol.errors import ExecutionFailed, FailureReason
 from parity_protocol.receipt import Usage

@@ -24,10 +24,11 @@ from parity_node.executors.base import ExecutionResult
 from parity_node.executors.docker.engine import Container, Engine
 from parity_node.executors.docker.job import DockerJob, output_folder
 from parity_node.executors.docker.result import Ending, Weight, docker_result, weigh
-from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
+from parity_node.executors.docker.streams import OutputStream, wait_ended
 from parity_node.executors.docker.usage import Counters, group_of_pid, read_counters, stats_counters
 from parity_node.executors.egress import EgressProxy
 from parity_node.executors.folder import JobFolder
+from parity_node.executors.log_file import LogFile
 from parity_node.executors.process import boot_id, same_process, start_time
 from parity_node.waiting import Backoff, within
 from parity_protocol.clock import Clock

@@ -193,7 +193,7 @@ class SandboxProcess:
                 await anyio.wait_readable(self._status_fd)
         self.kill()
         await self.wait()
-        said = printable_tail(await anyio.to_thread.run_sync(self.child.output.path.read_bytes))
+        said = printable_tail(await anyio.to_thread.run_sync(self.child.output.file.path.read_bytes))
         raise ExecutionFailed(
             FailureReason.SANDBOX_FAILED,
             "bubblewrap could not set up its namespaces" + (f": {said[-_MAX_WORDS:]}" if said else ""),

@@ -26,11 +26,12 @@ from parity_fl.sharded.bodies import decode_base
 from parity_market import round_jobs
 from parity_market.domain.federation import new_session
 from parity_market.loops.training import Training
-from parity_market.operations import groups, round_closing, round_steps, round_views, tasks
+from parity_market.operations import groups, round_closing, round_views, tasks
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
+from parity_market.testing.playing import next_step
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.errors import BadField
@@ -173,20 +174,7 @@ class Play:
         return await self.rig.state.rounds.step(await self.group())
 
     async def next(self, part: int) -> RoundStep:
-        known, lease = self.rig.state.rounds.known(await self.group()), self.leases[part]
-        return await self.rig.store.read(
-            partial(
-                round_steps.next_step,
-                group_id=self.id,
-                part=part,
-                node_id=lease.node_id,
-                lease_id=lease.lease_id,
-                fence=lease.fence,
-                config=known.config,
-                mu=0.0,
-                now=self.rig.state.clock.now(),
-            )
-        )
+        return await next_step(self.rig, await self.group(), part, self.leases[part])
 
     async def phase(self, *parts: int) -> None:
         """Have parts (default: all that are asked) answer the open phase, and close it."""

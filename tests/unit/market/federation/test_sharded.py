@@ -22,13 +22,14 @@ from parity_market import round_jobs
 from parity_market.domain.dispatch import Needs
 from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
-from parity_market.operations import blobs, groups, leases, round_control, round_steps, round_views
+from parity_market.operations import blobs, groups, leases, round_control, round_views
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import NewUpdate
 from parity_market.round_intake import EXTRA_BYTES
 from parity_market.routes.leases import make_manifest
 from parity_market.store import sql
 from parity_market.testing.builders import final_report, new_node
+from parity_market.testing.playing import next_step
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.api.rounds import FlSessionReply, RoundStep
 from parity_protocol.errors import BadField, NotFound, TooLarge, Unprocessable
@@ -113,20 +114,7 @@ class Play:
         return await self.rig.state.rounds.step(await self.group())
 
     async def next(self, part: int) -> RoundStep:
-        known, lease = self.rig.state.rounds.known(await self.group()), self.leases[part]
-        return await self.rig.store.read(
-            partial(
-                round_steps.next_step,
-                group_id=self.id,
-                part=part,
-                node_id=lease.node_id,
-                lease_id=lease.lease_id,
-                fence=lease.fence,
-                config=known.config,
-                mu=0.0,
-                now=self.rig.state.clock.now(),
-            )
-        )
+        return await next_step(self.rig, await self.group(), part, self.leases[part])
 
     async def send(self, part: int, body: bytes | None = None) -> RoundStep:
         step, lease = await self.next(part), self.leases[part]

@@ -19,9 +19,9 @@ from parity_node.executors.docker.images import _digest, _Progress
 from parity_node.executors.docker.job import DockerJob
 from parity_node.executors.docker.place import GpuGrants, environment
 from parity_node.executors.docker.result import Ending, docker_result, weigh
-from parity_node.executors.docker.streams import LogFile
 from parity_node.executors.docker.usage import Counters
 from parity_node.executors.folder import JobFolder
+from parity_node.executors.log_file import LogFile
 from parity_node.testing.inputs import StaticInputs
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import ExecutionFailed, FailureReason

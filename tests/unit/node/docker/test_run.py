@@ -18,8 +18,9 @@ from parity_node.executors.docker import probe
 from parity_node.executors.docker.engine import Container, Engine, _unix_seconds
 from parity_node.executors.docker.job import DockerJob
 from parity_node.executors.docker.run import ContainerRun
-from parity_node.executors.docker.streams import LogFile, OutputStream
+from parity_node.executors.docker.streams import OutputStream
 from parity_node.executors.folder import JobFolder
+from parity_node.executors.log_file import LogFile
 from parity_protocol.clock import SystemClock
 from parity_protocol.errors import ExecutionFailed, FailureReason, Unreachable
 from parity_protocol.report import Outcome

@@ -11,7 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from parity_node.executors.docker.streams import LogFile, OutputStream, wait_ended
+from parity_node.executors.docker.streams import OutputStream, wait_ended
+from parity_node.executors.log_file import LogFile
 from parity_protocol.errors import ExecutionFailed, FailureReason, NotFound, Unreachable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

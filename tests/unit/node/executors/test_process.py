@@ -32,7 +32,7 @@ async def test_what_is_printed_is_kept(tmp_path):
     await fed(log, b"one\n", b"two\n")
 
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
-    assert (log.size, log.is_truncated) == (8, False)
+    assert (log.file.size, log.file.is_truncated) == (8, False)
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
 
 
@@ -41,13 +41,13 @@ async def test_exactly_the_cap_is_not_too_much(tmp_path):
 
     await fed(log, b"12345678")
 
-    assert (log.size, log.is_truncated) == (8, False)
+    assert (log.file.size, log.file.is_truncated) == (8, False)
 
 
 async def test_more_than_the_cap_is_dropped_and_said_once(tmp_path):
     said: list[str] = []
     log = OutputLog(tmp_path / "log", 5)
-    log.when_full(lambda: said.append("full"))
+    log.file.when_full(lambda: said.append("full"))
 
     await fed(log, b"1234567", b"x" * 200_000)
 
@@ -60,7 +60,7 @@ async def test_who_asks_late_is_told_at_once(tmp_path):
     log = OutputLog(tmp_path / "log", 1)
     await fed(log, b"12")
 
-    log.when_full(lambda: said.append("full"))
+    log.file.when_full(lambda: said.append("full"))
 
     assert said == ["full"]
 
@@ -71,8 +71,8 @@ async def test_a_full_disk_is_not_taken_for_a_short_output():
 
     await fed(log, b"hello")
 
-    assert log.is_disk_full
-    assert log.is_truncated
+    assert log.file.is_disk_full
+    assert log.file.is_full
 
 
 async def test_a_pipe_that_somebody_holds_open_is_not_waited_for(tmp_path):
