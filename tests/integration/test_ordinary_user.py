@@ -13,36 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from parity_node.testing.ordinary_user import as_ordinary_user
+
 pytestmark = [pytest.mark.service("bubblewrap"), pytest.mark.root]
 
 UID = 23_457  # nobody's
 PATIENCE_S = 120.0
 
-ENTER = """
-import os, subprocess, sys
-from pathlib import Path
-staging, needed, command = Path(sys.argv[1]), sys.argv[2].split(os.pathsep), sys.argv[3:]
-def run(*words): subprocess.run(words, check=True)
-run("mount", "--make-rprivate", "/")
-def closed(path):
-    return next((each for each in reversed(Path(path).parents) if not each.stat().st_mode & 0o001), None)
-hidden = {path: closed(path) for path in needed if closed(path)}
-for at, path in enumerate(hidden):
-    (staging / str(at)).mkdir()
-    run("mount", "--bind", path, str(staging / str(at)))
-for top in sorted(set(hidden.values()), key=str):
-    run("mount", "-t", "tmpfs", "-o", "mode=0755", "none", str(top))
-for at, path in enumerate(hidden):
-    os.makedirs(path, exist_ok=True)
-    run("mount", "--bind", str(staging / str(at)), path)
-os.chdir(needed[0])
-os.execvp("setpriv", ["setpriv", "--reuid", command[0], "--regid", command[0], "--clear-groups", *command[1:]])
-"""
-
 
 @pytest.mark.timeout(180)
 def test_an_operator_who_is_an_ordinary_user_gets_the_same_sandbox(tmp_path: Path, repo_root: Path) -> None:
-    needed = os.pathsep.join(str(path) for path in (repo_root, Path(sys.base_prefix), Path(sys.prefix)))
+    needed = (repo_root, Path(sys.base_prefix), Path(sys.prefix))
     tests = [
         f"tests/integration/{name}"
         for name in ("test_command_folders.py", "test_sandbox_launch.py", "test_egress_bwrap.py")
@@ -62,7 +43,7 @@ def test_an_operator_who_is_an_ordinary_user_gets_the_same_sandbox(tmp_path: Pat
     ]
 
     ended = subprocess.run(
-        ["unshare", "--mount", sys.executable, "-c", ENTER, str(tmp_path), needed, str(UID), *pytest_words, *tests],
+        as_ordinary_user(UID, [*pytest_words, *tests], staging=tmp_path, needed=needed),
         env={"PATH": os.environ["PATH"], "HOME": "/tmp", "LANG": "C.UTF-8", "CI": os.environ.get("CI", "")},
         capture_output=True,
         text=True,

@@ -26,6 +26,7 @@ for top in sorted(set(hidden.values()), key=str):
 for at, path in enumerate(hidden):
     os.makedirs(path, exist_ok=True)
     run("mount", "--bind", str(staging / str(at)), path)
+os.chdir(needed[0])
 os.execvp("setpriv", ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", *command])
 """
 
@@ -35,7 +36,7 @@ def as_ordinary_user(uid: int, command: Sequence[str], *, staging: Path, needed:
 
     Args:
         staging: An empty folder.
-        needed: Folders that lie below one of another user's.
+        needed: Folders that lie below one of another user's, at least one; the command begins in the first.
     """
     places = os.pathsep.join(str(path) for path in needed)
     return ["/usr/bin/unshare", "--mount", sys.executable, "-c", _ENTER, str(staging), places, str(uid), *command]
