@@ -63,6 +63,12 @@ class FlSettings(BaseSettings):
     fl_checkpoint_interval: int = Field(
         5, ge=1, le=10_000, description="Rounds between two checkpoints; the last round always has one."
     )
+    fl_checkpoint_keep: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Newest checkpoints of a session that a market keeps; in a folder named by FL_CHECKPOINT_PATH it keeps all.",
+    )
 
     @field_validator("fl_strategy")
     @classmethod

@@ -28,6 +28,7 @@ from parity_fl.resuming import RESUME_FIELD
 from parity_fl.session import SessionPlan, ShardTerms
 from parity_fl.settings import FlSettings
 from parity_market import federation_worker as worker
+from parity_market.blob_keeping import let_go
 from parity_market.domain.federation import NewSession, Session, new_session, open_session, seed_of
 from parity_market.domain.rounds import LEGACY
 from parity_market.operations import blobs as blob_operations
@@ -444,6 +445,10 @@ class Federation:
             return
         with suppress(NotFound):  # small ones lie in the database
             await self._blobs.pin(Cid.parse(cid_text), keep=keep)
+
+    async def let_go(self, cid_text: str) -> None:
+        """Keep a blob no longer, unless somebody needs it."""
+        await let_go(self._store, self._blobs, Cid.parse(cid_text))
 
     async def _work(self, job: Mapping[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         """Do a job; the caller holds a turn, which bounds both processes and the data in memory."""

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from parity_fl.rounds_config import RoundsConfig, is_due
 from parity_fl.settings import FlSettings
 from parity_market.federation import Federation
@@ -22,9 +24,11 @@ from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
 from parity_protocol.api.rounds import FlCheckpointReply
 from parity_protocol.clock import Clock
-from parity_protocol.errors import NotFound
+from parity_protocol.errors import NotFound, ParityError
 
 __all__ = ["RoundCheckpoints"]
+
+log = structlog.get_logger(__name__)
 
 _SESSION_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # becomes the name of a folder
 _HINT = (
@@ -77,8 +81,13 @@ class RoundCheckpoints:
         if number < 1 or (not regular and not is_last):
             return None
         folder = self._folders()[0].absolute() / group_id
-        now = self._clock.now().isoformat()
-        return {"folder": str(folder), "total_rounds": config.total_rounds, "now": now, "owner": owner}
+        return {
+            "folder": str(folder),
+            "total_rounds": config.total_rounds,
+            "now": self._clock.now().isoformat(),
+            "owner": owner,
+            "keep": 0 if self._is_named() else self._settings.fl_checkpoint_keep,
+        }
 
     async def keep(self, path: str | None) -> Published | None:
         """Store a checkpoint that the worker wrote among the market's blobs; its CID is in ``sha256``."""
@@ -92,6 +101,17 @@ class RoundCheckpoints:
         saved, now = await self.keep(path), self._clock.now()
         assert saved is not None
         await self._store.write(lambda tx: operations.note(tx, group_id, number, saved, now))
+        await self.thin_out(group_id)
+
+    async def thin_out(self, group_id: str) -> None:
+        """Keep a session's newest checkpoints alone, once the next one is there; what cannot be done now is done then."""
+        keep = self._settings.fl_checkpoint_keep
+        try:
+            free = await self._store.write(partial(operations.thin_out, group_id=group_id, keep=keep))
+            for cid in free:
+                await self._federation.let_go(cid)
+        except ParityError as exc:
+            log.warning("checkpoints_not_thinned_out", group_id=group_id, problem=exc.message)
 
     async def find(self, session_id: str, account: str, *, number: int | None = None) -> FlCheckpointReply:
         """Return a session's newest checkpoint, or the one after round ``number``, as stored for its submitter.
@@ -122,6 +142,10 @@ class RoundCheckpoints:
         return FlCheckpointReply(
             session_id=session_id, cid=saved.sha256, round=found["round"], total_rounds=found["total_rounds"]
         )
+
+    def _is_named(self) -> bool:
+        """Return whether checkpoints go to a folder that the operator chose: nothing is ever deleted there."""
+        return self._settings.fl_checkpoint_enabled and "fl_checkpoint_path" in self._settings.model_fields_set
 
     def _folders(self) -> list[Path]:
         """Return where checkpoints may lie, first the one that new ones are written to."""

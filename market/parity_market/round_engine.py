@@ -348,6 +348,8 @@ class RoundEngine:
         newest = done["small"].get(model_file(Path(), moved.round, moved.phase).name)
         if newest is not None:
             self.intake.remember(group_id, done["sha256"], newest)
+        if saved is not None:
+            await self.checkpoints.thin_out(group_id)
         log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
         kept = range(phase if done["drops_state"] else phase + 1) if done["keeps_state"] else ()
         await on_disk(self._tidy, group_id, number, phase, kept=kept)

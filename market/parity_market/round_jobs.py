@@ -225,7 +225,9 @@ def _save(
         metrics=metrics,
         owner=wanted["owner"],
     )
-    path = CheckpointFolder(Path(wanted["folder"])).save(checkpoint, now=datetime.fromisoformat(wanted["now"]))
+    path = CheckpointFolder(Path(wanted["folder"]), keep=wanted["keep"]).save(
+        checkpoint, now=datetime.fromisoformat(wanted["now"])
+    )
     return str(path)
 
 

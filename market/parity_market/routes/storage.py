@@ -15,10 +15,10 @@ from parity_blobs.export import Walk, split_path, walk_directory, walk_path
 from parity_blobs.spec_cids import names_of
 from parity_blobs.unixfs import Kind
 from parity_market.auth import Access
+from parity_market.blob_keeping import let_go
 from parity_market.bodies import checked_body, declared_length
 from parity_market.operations import blobs
 from parity_market.routing import CURSOR, LIMIT, Call, Endpoint, Query
-from parity_market.state import MarketState
 from parity_market.store.base import ReadTx, Tx
 from parity_market.store.rows import BlobRefRow, from_us
 from parity_protocol.api import paths
@@ -70,20 +70,10 @@ async def upload(call: Call) -> UploadReply:
     try:
         await state.store.write(take)
     except TooLarge:
-        await _let_go(state, stat.cid)
+        await let_go(state.store, state.blobs, stat.cid)
         raise
     await state.blobs.pin(stat.cid)  # again: somebody may have unpinned the same content before it had this owner
     return UploadReply(cid=cid, size=size, visibility=visibility)
-
-
-async def _let_go(state: MarketState, cid: Cid) -> None:
-    """Keep content no longer that nobody needs: it may be evicted when room is needed."""
-    text = str(cid)
-    if not await state.store.read(lambda tx: blobs.is_held(tx, text)):
-        with suppress(NotFound):  # small ones lie in the database
-            await state.blobs.pin(cid, keep=False)
-            if await state.store.read(lambda tx: blobs.is_held(tx, text)):
-                await state.blobs.pin(cid)
 
 
 async def _put_car(call: Call, room: int) -> BlobStat:
@@ -296,7 +286,7 @@ async def unpin(call: Call) -> PinReply:
     cid = Cid.parse(call.path("cid"))
     text, state = str(cid), call.state
     if await state.store.write(lambda tx: blobs.unpin(tx, text, call.caller.id)):
-        await _let_go(state, cid)
+        await let_go(state.store, state.blobs, cid)
     return PinReply(cid=text, pinned=False)
 
 

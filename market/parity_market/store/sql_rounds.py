@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from parity_market.store import rows
 from parity_market.store import tables as t
-from parity_market.store.builders import bind, find, insert, select_rows, update, whole
+from parity_market.store.builders import bind, find, insert, scalar, select_rows, update, whole
 from parity_market.store.statements import Command, upsert
 
 TASK_OF_PART = find(rows.TaskRow, t.task, "group_id", "part")
@@ -35,6 +35,27 @@ FL_ROUNDS = select_rows(
         .order_by(t.fl_round.c.round, t.fl_round.c.phase)
         .limit(whole("limit"))
     ),
+)
+
+FL_ROUNDS_SAVED = select_rows(
+    rows.FlRoundRow,
+    t.fl_round,
+    lambda s: s.where(
+        t.fl_round.c.group_id == bind("group_id"),
+        t.fl_round.c.state == "closed",
+        t.fl_round.c.metrics_doc.contains('"checkpoint_cid"', autoescape=True),
+    ).order_by(t.fl_round.c.round, t.fl_round.c.phase),
+)
+# Its text is searched: few sessions of one submitter run, or failed, and a spec is one page.
+FL_RESUMED_FROM = scalar(
+    sa.select(t.task_group.c.id)
+    .select_from(t.task_group.join(t.submission, t.task_group.c.id == t.submission.c.id))
+    .where(
+        t.task_group.c.creator == bind("creator"),
+        sa.or_(t.task_group.c.state == "running", t.task_group.c.state == "failed"),
+        t.submission.c.spec.contains(bind("cid")),
+    )
+    .limit(1)
 )
 
 FL_SHARD = find(rows.FlShardRow, t.fl_shard, "group_id", "part")

@@ -61,6 +61,7 @@ def test_each_name_is_read(environment: pytest.MonkeyPatch) -> None:
         ({"FL_CLIENT_LR": "0"}, "client_lr must be above 0"),
         ({"FL_NUM_MALICIOUS": "-1"}, "num_malicious must be from 0"),
         ({"FL_TRIM_BETA": "0.5"}, "trim_beta must be above 0 and below 0.5"),
+        ({"FL_CHECKPOINT_KEEP": "0"}, "greater than or equal to 1"),
         ({"FL_CHECKPOINT_INTERVAL": "0"}, "greater than or equal to 1"),
         ({"FL_CHECKPOINT_ENABLED": "perhaps"}, "boolean"),
         (
