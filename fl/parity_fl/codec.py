@@ -52,6 +52,11 @@ _SCALE: Final = ".scale"
 _LARGEST: Final = 127
 _TOP: Final = 14  # of half precision's exponents: the largest value comes to lie between 2**14 and 2**15
 _LEAST_EXPONENT: Final = -100  # the inverse of a scale is a float32 too
+_APART: Final = 112  # exponents between the bits of a half and of the float32 of that value
+_LARGEST_EXPONENT: Final = 28  # of values whose factor is a normal float32 with that as well
+_LARGEST_FACTOR: Final = 2.0**127
+_NO_NUMBER: Final = np.uint16(0x7C00)  # all bits of the exponent
+_SIGN_AND_VALUE: Final = np.int32(0x0FFFE000 - 2**31)  # where a half's sign and its other fifteen bits come to lie
 _LARGEST_SCALE: Final = 2.0**110  # the largest half, times this, is still a float32
 _LARGEST_CODED: Final = 2.0**120  # its scale, times 127, is still a float32
 _SMALLEST: Final = 1e-30  # a block whose largest value is below is all zeros: its scale would have no inverse
@@ -262,15 +267,34 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Shapes, *, widen: bool = True)
 
 
 def _to_half(tensor: Flat, largest: float) -> tuple[NDArray[np.float16], Flat]:
-    """Return a tensor over its scale, and the scale, shape ``(1,)``."""
+    """Return a tensor over its scale, and the scale, shape ``(1,)``.
+
+    Rounded to the nearest half, of two the even one, as NumPy's conversion does it in two to four times the time: a
+    float32 that is 2**112 too small has a half's bits, thirteen places to the left.
+    """
     exponent = max(math.frexp(largest)[1] - 1, _LEAST_EXPONENT) if largest > 0 else _TOP
-    inverse = np.float32(2.0 ** (_TOP - exponent))
     flat = np.ascontiguousarray(tensor).reshape(-1)
     halves = np.empty(len(flat), dtype=np.float16)
+    fits = exponent <= _LARGEST_EXPONENT
+    factor = np.float32(2.0 ** (_TOP - exponent - (_APART if fits else 0)))
     room = np.empty(min(_PIECE, len(flat)), dtype=np.float32)
+    spare = np.empty(len(room), dtype=np.int32)
     for begin in range(0, len(flat), _PIECE):
-        piece = flat[begin : begin + _PIECE]
-        halves[begin : begin + len(piece)] = np.multiply(piece, inverse, out=room[: len(piece)])
+        piece, into = flat[begin : begin + _PIECE], halves[begin : begin + _PIECE]
+        scaled = np.multiply(piece, factor, out=room[: len(piece)])
+        if not fits:
+            into[:] = scaled
+            continue
+        bits, half = scaled.view(np.int32), spare[: len(piece)]
+        np.right_shift(bits, 13, out=half)
+        np.bitwise_and(half, 1, out=half)
+        np.add(half, bits, out=half)
+        np.add(half, 0xFFF, out=half)
+        np.right_shift(half, 13, out=half)
+        np.bitwise_and(half, 0x7FFF, out=half)
+        np.right_shift(bits, 16, out=bits)
+        np.bitwise_and(bits, -0x8000, out=bits)
+        into.view(np.int16)[:] = np.bitwise_or(half, bits, out=half)
     return halves.reshape(tensor.shape), np.array([2.0 ** (exponent - _TOP)], dtype=np.float32)
 
 
@@ -281,8 +305,24 @@ def _half_scale(name: str, scale: Tensor) -> np.float32:
 
 
 def _from_half(halves: Tensor, scale: np.float32) -> Flat:
-    out = halves.astype(np.float32)
-    return np.multiply(out, scale, out=out)
+    """Return what NumPy's conversion and a product give, bit for bit; the reverse of ``_to_half``.
+
+    The factor that is due anyway makes up for 2**112, subnormal numbers included. Infinity and NaN are not among the
+    numbers that this holds for.
+    """
+    flat = halves.reshape(-1)
+    out = np.empty(len(flat), dtype=np.float32)
+    factor = float(scale) * 2.0**_APART
+    room = np.empty(min(_PIECE, len(flat)), dtype=np.int32)
+    for begin in range(0, len(flat), _PIECE):
+        piece, into = flat[begin : begin + _PIECE], out[begin : begin + _PIECE]
+        if factor > _LARGEST_FACTOR or (piece.view(np.uint16) & _NO_NUMBER).max() == _NO_NUMBER:
+            np.multiply(piece.astype(np.float32), scale, out=into)
+            continue
+        bits = np.left_shift(piece.view(np.int16), 13, out=room[: len(piece)], dtype=np.int32)
+        np.bitwise_and(bits, _SIGN_AND_VALUE, out=bits)
+        np.multiply(bits.view(np.float32), np.float32(factor), out=into)
+    return out.reshape(halves.shape)
 
 
 def _to_int8(tensor: Flat) -> tuple[NDArray[np.int8], Flat]:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 __all__ = ["main"]
 
@@ -18,6 +19,9 @@ NICENESS = 10
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER = 0x1000_0000
 _CLONE_NEWNET = 0x4000_0000
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_NEVER = (1 << 31) - 1  # bytes
 _PARENT_POLL_S = 1.0
 
 
@@ -28,6 +32,7 @@ def main(arguments: list[str]) -> int:
         return 1
     os.nice(NICENESS)
     _leave_networks()
+    _keep_memory()
 
     from parity_node.executors import training
 
@@ -50,6 +55,15 @@ def _leave_networks() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) != 0:  # not root: with a user namespace of its own it may, unless that is forbidden
         libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def _keep_memory() -> None:
+    """Keep what a round has used for the next: the system would fill every page of a large model with zeros again."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than GNU's
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def _watch(node_pid: int) -> None:

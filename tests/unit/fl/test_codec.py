@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from parity_fl.aggregate import Update
 from parity_fl.aggregate.layout import Block, take_block
@@ -27,7 +28,7 @@ from parity_fl.codec import (
 )
 from parity_fl.models.base import Weights
 from parity_fl.rounds_config import UpdateFormat
-from parity_fl.tensors import encode_tensors
+from parity_fl.tensors import decode_tensors, encode_tensors
 from parity_protocol.errors import BadDocument, InvalidInput, TooLarge
 
 FORMATS: tuple[UpdateFormat, ...] = ("fp32", "fp16", "int8")
@@ -326,3 +327,43 @@ def test_a_small_model_is_sent_as_it_is() -> None:
     weights = {"w": np.linspace(-0.3, 0.5, (1 << 18) - 1, dtype=np.float32)}
 
     assert sent_weights(weights, "fp16") == encode_weights(weights)
+
+
+def halves_of(values: NDArray[np.float32]) -> tuple[NDArray[np.uint16], float]:
+    tensors, _ = decode_tensors(encode_weights({"w": values}, "fp16"), max_bytes=1 << 24)
+    return tensors["w"].view(np.uint16), float(tensors["w.scale"][0])
+
+
+@pytest.mark.parametrize("length", [1e-37, 1e-5, 1.0, 2.0**28, 2.0**29, 1e30])
+def test_values_are_rounded_to_halves_as_numpy_rounds_them(length: float) -> None:
+    values = (np.random.default_rng(7).standard_normal(70_000) * length).astype(np.float32)
+    values[::5], values[1::9] = 0, -values[1::9] * np.float32(1e-7)
+    ties = np.float32(length) * np.arange(2049, 4096, dtype=np.float32) * np.float32(2.0**-11)
+    values = np.concatenate([values, ties, -ties])
+
+    found, scale = halves_of(values)
+
+    assert np.array_equal(found, (values / np.float32(scale)).astype(np.float16).view(np.uint16))
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 0.1, 1.0, 2.0**15, 2.0**16, 2.0**110])
+def test_every_half_is_read_as_numpy_reads_it(scale: float) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    body = encode_tensors({"w": halves, "w.scale": np.array([scale], dtype=np.float32)}, {})
+
+    found = decode_weights(body, {"w": halves.shape})["w"]
+
+    assert np.array_equal(found.view(np.uint32), (halves.astype(np.float32) * np.float32(scale)).view(np.uint32))
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01])
+def test_a_half_that_is_no_number_stays_none_where_rules_read_it(bits: int) -> None:
+    halves = np.zeros(1000, dtype=np.float16)
+    halves.view(np.uint16)[500] = bits
+    body = encode_tensors({"w": halves, "w.scale": np.ones(1, dtype=np.float32)}, {})
+
+    found = mapped_delta(body, {"w": (1000,)})["w"].reshape(-1)[400:600]
+
+    assert not np.isfinite(found[100])
+    assert np.isfinite(np.delete(found, 100)).all()
