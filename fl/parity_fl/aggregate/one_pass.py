@@ -62,7 +62,7 @@ class OnePass:
         self.weights = {name: np.empty(shape, dtype=np.float32) for name, shape in self._layout.shapes.items()}
         self.square = 0.0
         self._optimizer.begin(self._layout)
-        blocks = list(self._layout.blocks())
+        blocks = list(self._layout.blocks(2 * _THREADS))  # threads hold one each
         if len(blocks) < _MANY_BLOCKS:
             found = list(map(self._block, blocks))
         else:
