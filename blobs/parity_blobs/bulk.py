@@ -1,10 +1,9 @@
-"""A large file from a socket to the disk on a thread of its own: received, hashed, and written when it hashed right.
+"""A large file from a socket to the disk on two threads: one receives, one hashes and writes what hashed right.
 
 Through the event loop a byte costs more than its hash: a new object for each piece, a copy to join the pieces, and a
-dozen Python calls for each. Here one buffer is used again and again while it is in the processor's cache, and every call
-that touches bytes releases the interpreter. A second thread to hash while the first one receives costs more than it
-brings: the buffers move between processors, each hand-over wakes a thread, and a local gateway needs a processor too.
-What must go on meanwhile is the peer, so the kernel is asked to hold some megabytes of what it sends.
+dozen Python calls for each. Here three buffers go round, and every call that touches bytes releases the interpreter. A
+buffer holds several leaves, since each hand-over wakes a thread, and the kernel is asked to hold some megabytes of what
+the peer sends meanwhile, so that nobody waits for anybody.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from typing import Protocol
+from itertools import accumulate
+from queue import SimpleQueue
+from typing import NamedTuple, Protocol
 
 from parity_blobs.http_transport import TakenOver
 from parity_blobs.plain import Leaf
@@ -26,12 +27,13 @@ from parity_protocol.errors import Unreachable
 
 __all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "make_room", "write_at"]
 
-MIN_BULK_BYTES = 4 << 20  # below it a thread is not worth starting
+MIN_BULK_BYTES = 4 << 20  # below it two threads are not worth starting
 
-_BUFFER_BYTES = 1 << 20  # received at once, or a leaf if that is larger; fits a processor's second-level cache
-_AHEAD_BYTES = 1 << 24  # that the peer may send while a buffer is hashed and written; the kernel may allow less
+_BUFFERS = 3
+_BUFFER_BYTES = 1 << 20  # of each, or a leaf if that is larger; fits a processor's second-level cache
+_AHEAD_BYTES = 1 << 24  # that the peer may send while the buffers are full; the kernel may allow less
 _TICK_S = 0.25  # after which a wait for bytes looks up
-_NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the thread
+_NEWS_S = 0.15  # between two looks of the event loop at what was written; each takes the interpreter from the threads
 _IOV_MAX = 512  # below every platform's
 
 
@@ -54,6 +56,17 @@ class Pace(Protocol):
         ...
 
 
+class _Came(NamedTuple):
+    """Leaves that were received, each with its content.
+
+    Attributes:
+        buffer: What they lie in, if nothing else will be received into it before it is free again; else None.
+    """
+
+    leaves: Sequence[tuple[Leaf, memoryview]]
+    buffer: memoryview | None
+
+
 class Bulk:
     """Leaves that come on a connection which was taken over, in their order, and nothing else.
 
@@ -61,7 +74,7 @@ class Bulk:
 
     Args:
         room: The file, and the position in it where the first leaf's content goes.
-        pace: Used by the thread, and meanwhile by nobody else.
+        pace: Used by one of the threads, and meanwhile by nobody else.
 
     Attributes:
         written: Leaves that are in the file and that nobody has looked at yet; the caller takes them from the left.
@@ -75,7 +88,9 @@ class Bulk:
         self._pace = pace
         self.written: deque[CheckedLeaf] = deque()
         self._is_stopped = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="blob-bulk")
+        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._full: SimpleQueue[_Came | Exception] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="blob-bulk")
         self._keeping: asyncio.Future[None] | None = None
 
     async def news(self) -> AsyncIterator[deque[CheckedLeaf]]:
@@ -89,7 +104,11 @@ class Bulk:
         tick = min(_TICK_S, self._pace.stall_s)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(tick), int(tick % 1 * 1e6)))
         make_room(self._sock)
-        keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep, tick))
+        size = max(_BUFFER_BYTES, *(leaf.size for leaf in self._leaves))
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(bytearray(size)))
+        self._pool.submit(self._receive_all, _batches(self._leaves, size), tick)
+        keeping = self._keeping = asyncio.wrap_future(self._pool.submit(self._keep))
         is_over = False
         while not is_over:
             done, _ = await asyncio.wait([keeping], timeout=_NEWS_S)
@@ -106,39 +125,41 @@ class Bulk:
         if self._keeping is not None:
             await asyncio.wait([self._keeping])
             self._keeping.exception()  # told already, or nobody's any more
-        self._pool.shutdown()
+        self._pool.shutdown()  # the other thread has nothing left to wait for
         self._sock.close()
 
     def _halt(self) -> None:
         self._is_stopped = True
+        self._free.put(None)
         with suppress(OSError):  # the peer was faster
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    # -- on the thread ---------------------------------------------------------------------------------------------
+    # -- on threads ------------------------------------------------------------------------------------------------
 
-    def _keep(self, tick_s: float) -> None:
-        buffer = memoryview(bytearray(max(_BUFFER_BYTES, *(leaf.size for leaf in self._leaves))))
+    def _receive_all(self, batches: Iterator[Sequence[Leaf]], tick_s: float) -> None:
         try:
-            for batch in _batches(self._leaves, len(buffer)):
-                self._keep_batch(batch, buffer[: sum(leaf.size for leaf in batch)], tick_s)
-        finally:
-            self._halt()
+            for batch in batches:
+                buffer = self._free.get()
+                if buffer is None or self._is_stopped:
+                    break
+                self._fill(buffer, batch, tick_s)
+        except Exception as exc:  # noqa: BLE001 - raised by the other thread, after every leaf before it
+            self._full.put(exc)
+        else:
+            self._full.put(Unreachable(f"{self._pace.url}: given up"))
 
-    def _keep_batch(self, batch: Sequence[Leaf], buffer: memoryview, tick_s: float) -> None:
-        """Receive the leaves that fill ``buffer``; each counts as soon as it is here, whatever becomes of the next."""
-        came = start = 0
-        for leaf in batch:
-            end = start + leaf.size
-            while came < end:
-                came += self._receive(buffer[came:], tick_s)
-            if self._is_stopped:
-                raise Unreachable(f"{self._pace.url}: given up")
-            content = buffer[start:end]
-            checked = CheckedLeaf.of(leaf.cid, content)
-            write_at(self._fd, [content], self._at)
-            self._at += leaf.size
-            self.written.append(checked)
-            start = end
+    def _fill(self, buffer: memoryview, batch: Sequence[Leaf], tick_s: float) -> None:
+        """Receive some leaves; each is handed over as soon as it is here, whatever becomes of the next."""
+        ends = list(accumulate(leaf.size for leaf in batch))
+        came = start = done = 0
+        while done < len(batch):
+            came += self._receive(buffer[came : ends[-1]], tick_s)
+            ready: list[tuple[Leaf, memoryview]] = []
+            while done < len(batch) and ends[done] <= came:
+                ready.append((batch[done], buffer[start : ends[done]]))
+                start, done = ends[done], done + 1
+            if ready:
+                self._full.put(_Came(ready, buffer if done == len(batch) else None))
 
     def _receive(self, room: memoryview, tick_s: float) -> int:
         """Fill ``room`` or as much of it as comes without a pause; return how many bytes came, at least one."""
@@ -162,6 +183,26 @@ class Bulk:
                 raise Unreachable(f"{self._pace.url}: the connection was closed without a whole answer")
             self._pace.count(count)
             return count
+
+    def _keep(self) -> None:
+        left = len(self._leaves)
+        try:
+            while left:
+                came = self._full.get()
+                if isinstance(came, Exception):
+                    raise came
+                for leaf, content in came.leaves:
+                    if self._is_stopped:
+                        return
+                    checked = CheckedLeaf.of(leaf.cid, content)
+                    write_at(self._fd, [content], self._at)
+                    self._at += leaf.size
+                    self.written.append(checked)
+                left -= len(came.leaves)
+                if came.buffer is not None:
+                    self._free.put(came.buffer)
+        finally:
+            self._halt()
 
 
 def make_room(sock: socket.socket) -> None:
