@@ -75,6 +75,9 @@ def _failed(name: str, error: ParityError) -> Check:
 async def _wallet(home: Home, config: Config) -> str:
     from parity_client import Wallet
 
+    known = home.wallets()
+    if config.wallet not in known and config.node.wallet in known:
+        return f"{config.node.wallet}, the node's owner; to submit work from here too: parity wallet create"
     path = home.existing_wallet(config.wallet)
     if path.stat().st_mode & 0o077:
         raise ConfigInvalid([f"{path}: others can read it; run `chmod 600` on it"])

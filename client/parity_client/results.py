@@ -86,7 +86,9 @@ def raise_unless_completed(root_id: str, state: str, failure: str | None, messag
         raise ExecutionFailed(FailureReason.NODE_FAULT, text)
     if state == TaskState.FAILED:
         reason = FailureReason.parse(failure or "", Blame.TASK)
-        raise ExecutionFailed(reason, f"{root_id} failed ({failure or 'unknown reason'}): {message or 'no message'}")
+        raise ExecutionFailed(
+            reason, f"{root_id} failed{f' ({failure})' if failure else ''}: {message or 'no reason was given'}"
+        )
     if state in {str(each) for each in TaskState if each not in FINAL_STATES}:
         raise NotFinished(f"{root_id} is {state}: it has no result yet")
     raise BadDocument(f"the market gives {root_id} the state {state[:40]!r}, which is not one", field="state")

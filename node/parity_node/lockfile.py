@@ -29,14 +29,14 @@ def exclusive_lock(path: Path, *, node_id: str = "") -> Iterator[None]:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise NodeInUse(
                 f"{f'node {node_id}' if node_id else 'a node'} is already running here (pid {holder}), on the state"
                 f" folder {path.parent}",
                 hint="`parity node status` shows how it does, `parity node drain` ends it. A second node on this machine"
                 " has a folder of its own: PARITY_HOME=… parity node init.",
-            ) from exc
+            ) from None  # that it is locked is all there is to say
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -89,16 +89,21 @@ def create(
     out.emit(
         {"name": name, "address": address, "keystore": str(path)},
         f"{address}\nkeystore {path} (encrypted): keep a copy and its passphrase, nobody can restore them\n"
-        f"{_first_steps(settings)}",
+        f"{_first_steps(settings, '' if home.load().wallet == name else name)}",
     )
 
 
-def _first_steps(settings: Config) -> str:
-    """Return what comes before a task can be paid for, as far as this machine knows."""
+def _of(wallet: str | None) -> str:
+    return f" --wallet {wallet}" if wallet else ""
+
+
+def _first_steps(settings: Config, wallet: str) -> str:
+    """Return what comes before a task can be paid for, as far as this machine knows; no ``wallet`` is the one in use."""
     if settings.current is None:
         return "next: parity config use 'JOIN', the string that `parity market serve` prints"
-    deposit = "parity wallet deposit --amount 10, then parity wallet allow --amount 10"
-    return f"on a development chain first: parity wallet faucet\nnext: {deposit}"
+    of = _of(wallet)
+    deposit = f"parity wallet deposit --amount 10{of}, then parity wallet allow --amount 10{of}"
+    return f"on a development chain first: parity wallet faucet{of}\nnext: {deposit}"
 
 
 @wallet.command(
@@ -137,7 +142,7 @@ def faucet(out: Output, amount: str, to: str | None, market: str | None, wallet:
     document = run_async(ask)
     tokens = format_tokens(int(document["tokens"]), decimals=document["decimals"])
     has = f"{address} has {tokens} {document['symbol']} and {format_tokens(int(document['wei']))} ether"
-    out.emit(document, has if to else f"{has}\nnext: parity wallet deposit --amount 10")
+    out.emit(document, has if to else f"{has}\nnext: parity wallet deposit --amount 10{_of(wallet)}")
 
 
 async def _give(chain: Web3Chain, rpc_url: str, address: Address, tokens: int) -> None:
@@ -179,7 +184,7 @@ def deposit(out: Output, amount: str, **common: Any) -> None:
         value = parse_amount(amount, chain.deployment)
         return f"deposit {describe(value, chain.deployment)}", [AddFunds(value, client.address, client.address)]
 
-    _transaction(out, plan, next_step="parity wallet allow --amount …", **common)
+    _transaction(out, plan, next_step=f"parity wallet allow --amount {amount}{_of(common['wallet'])}", **common)
 
 
 @wallet.command(short_help="Set credit aside for a market.", example="parity wallet allow --amount 5")
@@ -203,7 +208,8 @@ def allow(out: Output, amount: str, **common: Any) -> None:
         spender = client.document.spender
         return f"allow {describe(value, chain.deployment)} to {spender}", [Allow(client.address, spender, value)]
 
-    _transaction(out, plan, next_step="parity task submit --reward 0.1 -- echo hello", **common)
+    next_step = f"parity task submit --reward 0.1{_of(common['wallet'])} -- echo hello"
+    _transaction(out, plan, next_step=next_step, **common)
 
 
 @wallet.command(

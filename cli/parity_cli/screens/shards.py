@@ -20,7 +20,7 @@ _MAX_CLASSES = 8  # shown of a part; --json has all
 
 def plan_screen(spec: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return what would be submitted: the session in a line, then a part a line."""
-    head = f"{spec.get('model_type')}, {spec.get('total_rounds', 'the market’s')} rounds; nothing was stored or signed"
+    head = f"{spec.get('model_type')}, {spec.get('total_rounds', 'the market’s')} rounds; the market would take it, nothing was stored or signed"
     if not shards:
         return Text(printable(head))
     table = Table(box=None, pad_edge=False)

@@ -89,6 +89,18 @@ def test_check_looks_at_everything_and_names_what_is_wrong(
     assert "RUNNER_SLOTS" in parity("config", "check").out
 
 
+def test_a_machine_that_only_runs_a_node_lacks_no_wallet(
+    parity: Parity, home: Home, joined: FakeMarket, chain: object
+) -> None:
+    home.wallet_file("default").rename(home.wallet_file("node-owner"))
+
+    done = parity("config", "check", "--json")
+
+    [wallet] = [check for check in done.json["checks"] if check["name"] == "wallet"]
+    assert wallet["ok"] is True
+    assert "node-owner" in wallet["result"]
+
+
 def test_check_goes_no_further_than_it_can(parity: Parity) -> None:
     done = parity("config", "check", "--json")
 

@@ -60,8 +60,8 @@ def test_a_new_wallet_is_told_what_comes_before_its_first_task(parity: Parity, h
 
     assert alone.out.splitlines()[-1].startswith("next: parity config use")
     assert [line.partition(": ")[2] for line in joined.out.splitlines()[-2:]] == [
-        "parity wallet faucet",
-        "parity wallet deposit --amount 10, then parity wallet allow --amount 10",
+        "parity wallet faucet --wallet second",
+        "parity wallet deposit --amount 10 --wallet second, then parity wallet allow --amount 10 --wallet second",
     ]
 
 
