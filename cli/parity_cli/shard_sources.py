@@ -121,7 +121,8 @@ def summaries_of(spec: Mapping[str, Any], shards: Sequence[ShardFile | Source | 
     """
     from parity_fl.data import load_dataset
     from parity_fl.partition_config import SHARDED, PartitionConfig
-    from parity_fl.shards import plan_shards, summarize
+    from parity_fl.shard_plans import plan_shards
+    from parity_fl.shards import summarize
 
     model = spec.get("model_config") or {}
     regression = spec.get("model_type") == "linear_regression" or model.get("task") == "regression"

@@ -65,6 +65,7 @@ class Reduced:
         asks: What the next phase, or the first of the next round, asks of the parts.
         left: Phases of the round that are still to come, of a forest an estimate from above; after a phase in which shards
             agree also those of one round after it.
+        present: Parts that the session goes on with, ascending; None is all of them.
     """
 
     model: bytes
@@ -80,6 +81,7 @@ class Reduced:
     restarts: bool = False
     drops: bool = False
     left: int = 0
+    present: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

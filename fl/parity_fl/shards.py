@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from statistics import median_low
 from typing import Any, Final, NoReturn
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from parity_fl.data import Dataset, Labels, label_classes, targets
 from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, MAX_PARTS
-from parity_fl.partition_config import SHARDED, PartitionConfig
+from parity_fl.partition_config import SHARDED
 from parity_fl.prng import Sha256Stream, derive_key, shuffled
 from parity_fl.skew import largest_remainder
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed, FailureReason
@@ -38,7 +37,7 @@ __all__ = [
     "ShardSummary",
     "cut_shard",
     "fingerprint_of",
-    "plan_shards",
+    "held_out",
     "summarize",
 ]
 
@@ -189,6 +188,8 @@ class ShardPlan:
         holdout_counts: Rows that each part only scores with, in the same shape.
         holdout_fraction: What was asked for.
         fingerprints: Of each part's bytes.
+
+    A part that was left out when the others agreed has no rows.
     """
 
     total_parts: int
@@ -212,6 +213,11 @@ class ShardPlan:
             fingerprints=self.fingerprints or ("",) * self.total_parts,
             holdout_fraction=self.holdout_fraction,
         )
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Parts that agreed, ascending: those that have rows."""
+        return tuple(part for part in range(self.total_parts) if any(self.counts[part]))
 
     @property
     def n_rows(self) -> int:
@@ -258,7 +264,7 @@ class ShardPlan:
         Rows are what a node says of itself here, and one that lies must not own the model. The low median: of two parts
         the smaller one counts, so that one liar cannot raise it.
         """
-        middle = median_low(map(sum, self.counts))
+        middle = median_low(self.part_size(one) for one in self.present)
         return float(min(self.part_size(part), _WEIGHT_CAP * middle))
 
     def to_dict(self) -> dict[str, object]:
@@ -272,6 +278,16 @@ class ShardPlan:
         names = None if raw["feature_names"] is None else tuple(raw["feature_names"])
         lists = {name: tuple(raw[name]) for name in ("class_names", "fingerprints")}
         return cls(**{**raw, **matrix, **lists, "feature_names": names})
+
+    def without(self, parts: Collection[int]) -> ShardPlan:
+        """Return the plan of the others; what was agreed on stays."""
+        nothing = (0,) * max(1, self.class_count)
+        counts, held = (
+            tuple(nothing if part in parts else row for part, row in enumerate(rows))
+            for rows in (self.counts, self.holdout_counts)
+        )
+        marks = tuple("" if part in parts else mark for part, mark in enumerate(self.fingerprints))
+        return replace(self, counts=counts, holdout_counts=held, fingerprints=marks)
 
     def digest(self) -> str:
         """Return the SHA-256, hex, that the round record names the plan by.
@@ -330,71 +346,6 @@ def summarize(dataset: Dataset, part: int, *, classification: bool, fingerprint:
     )
 
 
-def plan_shards(
-    config: PartitionConfig, summaries: Sequence[ShardSummary], *, seed: str, classification: bool
-) -> ShardPlan:
-    """Merge what all nodes said; only the market does this.
-
-    Args:
-        config: ``total_parts``, ``min_samples`` and ``holdout_fraction`` count; rows are nobody's to move.
-        summaries: One of each part, in any order.
-        seed: 64 lower-case hex characters.
-        classification: Shards have classes, else targets.
-
-    Raises:
-        BadField: A summary is missing or there twice, shards do not fit together, or one is too small; the message
-            says which part.
-    """
-    if config.overlap_ratio:
-        raise BadField(
-            "overlap_ratio must be 0: a sharded part cannot borrow rows", field="partition_config.overlap_ratio"
-        )
-    by_part = {summary.part: summary for summary in summaries}
-    if len(by_part) != len(summaries) or set(by_part) != set(range(config.total_parts)):
-        _refuse(f"expected one summary of each of {config.total_parts} parts, got parts {sorted(by_part)[:20]}")
-    shards = [by_part[part] for part in range(config.total_parts)]
-    first, names = shards[0], next((each.feature_names for each in shards if each.feature_names is not None), None)
-    for shard in shards:
-        if shard.n_features != first.n_features:
-            _refuse(f"part {shard.part} has {shard.n_features} features, part 0 has {first.n_features}")
-        if shard.feature_names not in {None, names}:
-            _refuse(f"part {shard.part} has other feature names than the parts before it")
-        if bool(shard.class_counts) != classification:
-            _refuse(f"part {shard.part} says {'nothing of' if classification else 'something of'} classes")
-        if classification and shard.has_numbers != first.has_numbers:
-            _refuse(f"classes of part {shard.part} are {_kind(shard)}, those of part 0 are {_kind(first)}")
-    classes = _union(shards) if classification else ()
-    if len(classes) > MAX_CLASSES:
-        _refuse(f"all shards have {len(classes)} classes together, at most {MAX_CLASSES} are allowed")
-    if classification and len(classes) < 2:
-        _refuse("all shards have one class only: there is nothing to learn")
-
-    counts, held = [], []
-    for shard in shards:
-        sizes = [shard.class_counts.get(name, 0) for name in classes] or [shard.n_rows]
-        out = _held_out(config.holdout_fraction, sizes)
-        rest = [size - taken for size, taken in zip(sizes, out, strict=True)]
-        if sum(rest) < config.min_samples:
-            raise BadField(
-                f"invalid partition configuration: part {shard.part} would have {sum(rest)} samples, min_samples is"
-                f" {config.min_samples} ({shard.n_rows} rows in its shard)",
-                field="partition_config.min_samples",
-            )
-        counts.append(tuple(rest))
-        held.append(tuple(out))
-    return ShardPlan(
-        total_parts=config.total_parts,
-        seed=seed,
-        n_features=first.n_features,
-        feature_names=names,
-        class_names=classes,
-        counts=tuple(counts),
-        holdout_counts=tuple(held),
-        holdout_fraction=config.holdout_fraction,
-        fingerprints=tuple(shard.fingerprint for shard in shards),
-    )
-
-
 def cut_shard(agreed: ShardAgreement, labels: Labels, part: int, *, fingerprint: str = "") -> ShardCut:
     """Cut one's own shard; the node does this.
 
@@ -425,7 +376,7 @@ def cut_shard(agreed: ShardAgreement, labels: Labels, part: int, *, fingerprint:
     sizes = np.bincount(strata, minlength=max(1, len(agreed.class_names))).tolist()
     key = bytes.fromhex(agreed.seed) + part.to_bytes(4, "big")
     is_held = np.zeros(len(truth), dtype=np.bool_)
-    for stratum, count in enumerate(_held_out(agreed.holdout_fraction, sizes)):
+    for stratum, count in enumerate(held_out(agreed.holdout_fraction, sizes)):
         if count:
             rows = np.flatnonzero(strata == stratum).astype(np.uint32)
             is_held[shuffled(rows, Sha256Stream(derive_key("shard", key, stratum.to_bytes(4, "big"))))[:count]] = True
@@ -436,35 +387,14 @@ def cut_shard(agreed: ShardAgreement, labels: Labels, part: int, *, fingerprint:
     )
 
 
-def _held_out(fraction: float, sizes: Sequence[int]) -> list[int]:
+def held_out(fraction: float, sizes: Sequence[int]) -> list[int]:
     """Return how many rows of each class only score: market and node count alike, and one row always trains."""
     wanted = Fraction(str(fraction)) * sum(sizes)
     return largest_remainder(int(wanted + Fraction(1, 2)), sizes, [max(0, size - 1) for size in sizes])
 
 
-def _union(shards: Sequence[ShardSummary]) -> tuple[str, ...]:
-    names = {name for shard in shards for name in shard.class_counts}
-    if not shards[0].has_numbers:
-        return tuple(sorted(names))
-    try:
-        values = {name: float(name) for name in names}
-    except ValueError:
-        _refuse("a class name is no number, though its part says that all are")
-    if not all(map(math.isfinite, values.values())) or len(set(values.values())) != len(values):
-        _refuse("class names that are numbers must be finite and differ")
-    return tuple(sorted(names, key=values.__getitem__))
-
-
-def _kind(shard: ShardSummary) -> str:
-    return "numbers" if shard.has_numbers else "words"
-
-
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_LABEL_CHARS and value.isprintable()
-
-
-def _refuse(message: str) -> NoReturn:
-    raise BadField(f"shards do not fit together: {message}", field="shards")
 
 
 def _bad(message: str) -> NoReturn:

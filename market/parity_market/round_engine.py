@@ -11,7 +11,7 @@ import shutil
 from base64 import b64decode
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from parity_fl.rounds_config import RoundsConfig, is_in_rounds, is_phased, read_
 from parity_fl.settings import FlSettings
 from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
-from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide, newest_of_parts
+from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide, newest_of_parts, setup_rules
 from parity_market.federation import Federation, Merged
 from parity_market.operations import groups, round_closing, round_small, rounds
 from parity_market.operations.context import Market
@@ -71,13 +71,9 @@ class Known:
     warnings: tuple[str, ...]
     is_phased: bool  # what a part answers is not bounded by what it was asked: a forest in phases, a secure sum
 
-    def config_of(self, asks: str, parts: int) -> RoundsConfig:
-        """Return the rules of a phase: what all parts agree on needs all of them."""
-        if asks not in SETUP:
-            return self.config
-        return replace(
-            self.config, fraction=1.0, over_selection=0.0, quorum=parts, min_available_clients=parts, sampling="seed"
-        )
+    def config_of(self, found: OpenRound) -> RoundsConfig:
+        """Return the rules of a phase: what parts agree on needs all of them, but those whose answers were refused."""
+        return setup_rules(self.config, found.cohort, found.updates) if found.row.asks in SETUP else self.config
 
 
 def rounds_of(spec: object) -> bool:
@@ -208,7 +204,7 @@ class RoundEngine:
             return await self._close(group)
         known, now = self.known(group), self._clock.now()
         verdict = decide(
-            known.config_of(found.row.asks, len(group.tasks)),
+            known.config_of(found),
             cohort=found.cohort,
             updates=found.updates,
             tasks=group.tasks,
@@ -335,6 +331,7 @@ class RoundEngine:
                     next_round=done["next_round"],
                     restarts=done["restarts"],
                     left=done["left"],
+                    present=done["present"],
                     small={name: b64decode(data) for name, data in done["small"].items()},
                     keeps_state=done["keeps_state"],
                     whole=chosen if whole is not None else None,
@@ -405,6 +402,7 @@ class RoundEngine:
                 "plan": known.session.partition.to_dict(),
                 "strategy": known.strategy.to_dict(),
                 "fraction": known.config.fraction,
+                "quorum": known.config.quorum,
                 "format": known.config.update_format,
             },
         )

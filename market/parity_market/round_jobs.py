@@ -162,6 +162,7 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "next_round": reduced.next_round,
         "restarts": reduced.restarts,
         "left": reduced.left,
+        "present": None if reduced.present is None else list(reduced.present),
         "keeps_state": reduced.appends and reduced.more_phases,
         "drops_state": reduced.drops,
         "accepted": list(reduced.accepted),
@@ -357,7 +358,9 @@ def _server(job: Mapping[str, Any], folder: Path) -> Server:
             terms = ShardTerms.from_dict(job["plan"])
             private = _noise(spec.privacy, job, folder, terms.total_parts)
             resumes = decode_checkpoint(_read(resume_file(folder))) if resume_file(folder).exists() else None
-            known = ShardedServer(spec, terms, strategy, dataset or None, private=private, resumes=resumes)
+            known = ShardedServer(
+                spec, terms, strategy, dataset or None, private=private, resumes=resumes, quorum=job["quorum"]
+            )
         elif isinstance(spec.model, ForestConfig):
             known = ForestRounds(spec, PartitionPlan.from_dict(job["plan"]), dataset)
         else:

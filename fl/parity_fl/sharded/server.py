@@ -29,10 +29,11 @@ from parity_fl.privacy.dp import NoiseSetup
 from parity_fl.privacy.secure_mean import rule_state, state_of_rule
 from parity_fl.resuming import RESUME_FIELD, settings_of
 from parity_fl.session import ShardTerms
-from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, decode_json, encode_base, merged_scores
-from parity_fl.sharded.kinds import Kind, Turn, check_plan, kind_of, phases_of
+from parity_fl.sharded.agreeing import agree, fewest_parts, missing
+from parity_fl.sharded.bodies import Base, HoldoutScore, decode_base, encode_base, merged_scores
+from parity_fl.sharded.kinds import Kind, Turn, kind_of, phases_of
 from parity_fl.sharded.scoring import evaluate
-from parity_fl.shards import ShardPlan, ShardSummary, plan_shards
+from parity_fl.shards import ShardPlan
 from parity_fl.spec import FlSpec, ForestConfig
 from parity_fl.strategy import StrategyConfig
 from parity_fl.tensors import Tensor, decode_tensors, encode_tensors
@@ -93,6 +94,7 @@ class ShardedServer:
         evaluation: The data set of ``eval_cid``; None leaves scoring to the parts' hold-outs.
         private: With differential privacy.
         resumes: The checkpoint that the session goes on from, once its shards have agreed again.
+        quorum: Of its rounds: with so many parts it begins if no node has a good answer for the others; None needs all.
 
     Raises:
         ExecutionFailed: ``data_invalid``: the evaluation data cannot be used.
@@ -107,11 +109,13 @@ class ShardedServer:
         *,
         private: NoiseSetup | None = None,
         resumes: Checkpoint | None = None,
+        quorum: int | None = None,
     ) -> None:
         if spec.privacy.differential_privacy != (private is not None):
             raise Internal("differential privacy needs noise, and nothing else does")
         self._spec, self._terms, self._strategy, self._private = spec, terms, strategy, private
         self._resumes = resumes
+        self._least = fewest_parts(spec, terms.total_parts, quorum)
         self._evaluation: Dataset | None = None
         if evaluation is not None:
             self._evaluation = load_dataset(evaluation, spec.data_format)
@@ -162,34 +166,18 @@ class ShardedServer:
 
     def _agree(self, updates: Bodies) -> Reduced | Refused:
         """Make one plan of what the nodes said of their shards."""
-        said: dict[int, ShardSummary] = {}
-        rejected: dict[int, str] = {}
-        for part in sorted(updates):
-            try:
-                summary = ShardSummary.from_dict(decode_json(updates[part]()))
-                if summary.part != part:
-                    raise BadDocument(f"it is of part {summary.part}")
-                if bool(summary.class_counts) != self._spec.is_classification:
-                    raise BadDocument("it counts classes" if summary.class_counts else "it counts no classes")
-                said[part] = summary
-            except ParityError as exc:
-                rejected[part] = f"malformed: {exc.message}"
-        if len(said) < self._terms.total_parts:
-            return Refused(f"the shards of all {self._terms.total_parts} parts must be known", rejected)
-        classification = self._spec.is_classification
-        plan = plan_shards(
-            self._spec.partition, list(said.values()), seed=self._terms.seed, classification=classification
-        )
-        check_plan(self._spec, plan)
+        plan = agree(self._spec, self._terms, updates, least=self._least)
+        if isinstance(plan, Refused):
+            return plan
         if self._evaluation is not None:
             self._evaluation_truth(plan)
-        state, parts = _State("moments", plan), tuple(sorted(said))
+        state, parts = _State("moments", plan), plan.present
         if not isinstance(self._spec.model, ForestConfig) and self._spec.model.standardize:
             base = encode_base(Base(plan.agreement))
             left = 1 + self._phases(plan)
-            return Reduced(
-                base, state.encode(), parts, {}, _shape(plan), {}, more_phases=True, asks="moments", left=left
-            )
+            told = _shape(plan)
+            more = Reduced(base, state.encode(), parts, {}, told, {}, more_phases=True, asks="moments", left=left)
+            return replace(more, present=parts)
         width = plan.n_features
         return self._opened(state, Scaling(np.zeros(width), np.ones(width)), parts)
 
@@ -198,14 +186,18 @@ class ShardedServer:
         plan = at.agreed
         moments: dict[int, Moments] = {}
         rejected: dict[int, str] = {}
-        for part in sorted(updates):
+        for part in sorted(set(updates).intersection(plan.present)):
             try:
                 tensors, _ = decode_tensors(updates[part](), max_bytes=_MAX_MOMENTS_BYTES)
                 moments[part] = moments_from_tensors(tensors, n_features=plan.n_features, rows=plan.part_size(part))
             except ParityError as exc:
                 rejected[part] = f"malformed: {exc.message}"
-        if len(moments) < plan.total_parts:
-            return Refused(f"the moments of all {plan.total_parts} parts must be known", rejected)
+        told = missing("moments", moments, len(plan.present), self._least, rejected)
+        if told is not None:
+            return told
+        if gone := set(plan.present) - set(moments):
+            plan = plan.without(gone)
+            at = replace(at, plan=plan)
         scaling, left_out = fair_scaling(self._spec, moments)
         return self._opened(at, scaling, tuple(sorted(moments)), left_out)
 
@@ -223,7 +215,8 @@ class ShardedServer:
         # By part, in how many columns the common scaling goes without it.
         told = {f"scaling_without_part_{part}": float(columns) for part, columns in (left_out or {}).items()}
         shown = {**_shape(plan), **told}
-        return Reduced(base, state, parts, {}, shown, {}, next_round=number, left=self._phases(plan))
+        left = self._phases(plan)
+        return Reduced(base, state, parts, {}, shown, {}, next_round=number, left=left, present=plan.present)
 
     def _resumed(self, plan: ShardPlan, first: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bytes]:
         """Return the model and the strategy's state after the checkpoint.
@@ -274,6 +267,7 @@ class ShardedServer:
             restarts=step.restarts,
             drops=step.drops,
             left=(step.left if step.more else 0) + has_score,
+            present=plan.present,
         )
 
     def _phases(self, plan: ShardPlan) -> int:
@@ -298,7 +292,7 @@ class ShardedServer:
         found = merged_scores([scores[part] for part in parts], classification=classification)
         metrics = {**found, **at.metrics}
         state = replace(at, asks="train", metrics=metrics)
-        return Reduced(base, state.encode(), tuple(parts), rejected, metrics, {})
+        return Reduced(base, state.encode(), tuple(parts), rejected, metrics, {}, present=plan.present)
 
     def plan_of(self, state: bytes) -> ShardPlan:
         """Return what was agreed on, from a phase's state.

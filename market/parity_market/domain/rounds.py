@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from parity_fl.rounds_config import RoundsConfig
@@ -20,6 +20,7 @@ __all__ = [
     "Verdict",
     "decide",
     "newest_of_parts",
+    "setup_rules",
 ]
 
 LEGACY = "legacy:"  # before the name of a device, or the address of an account, that nobody has proved
@@ -134,6 +135,20 @@ def decide(
         f"{len(have)} of {quorum} needed updates came within {config.round_timeout_s:g} s; missing parts"
         f" {missing}{_said(tasks, can_come)}",
     )
+
+
+def setup_rules(config: RoundsConfig, cohort: Collection[int], updates: Sequence[FlUpdateRow]) -> RoundsConfig:
+    """Return the rules of a phase in which parts agree: it needs every part but those of which only refused answers came.
+
+    Args:
+        config: The session's; its quorum is the least with which it may go on.
+        cohort: Parts that are asked.
+        updates: The phase's.
+    """
+    refused = {update.part for update in updates} - {update.part for update in newest_of_parts(updates)}
+    least = max(len(cohort) - len(refused), config.quorum)
+    whole = replace(config, fraction=1.0, over_selection=0.0, sampling="seed")
+    return replace(whole, quorum=least, min_available_clients=len(cohort))
 
 
 def _said(tasks: Sequence[TaskRow], parts: Sequence[int]) -> str:

@@ -109,6 +109,7 @@ def close(
     asks: str = "train",
     restarts: bool = False,
     left: int = 0,
+    present: Sequence[int] | None = None,
     small: Mapping[str, bytes] | None = None,
     keeps_state: bool = False,
     next_round: int | None = None,
@@ -127,6 +128,7 @@ def close(
         asks: What the next phase, or the next round's first, asks of the parts.
         restarts: The next phase asks every part again.
         left: Phases to come, as of ``Reduced.left``: what is paid if they never do is measured by it.
+        present: Parts that the session goes on with; None is all.
 
     Raises:
         InvalidTransition: It is not closing (any more), or is not what was reduced.
@@ -162,12 +164,16 @@ def close(
         cohort = tuple(accepted) if asks == "train" else found.cohort
         if restarts:
             cohort = tuple(range(group.parts))
+        if present is not None:
+            cohort = tuple(sorted(set(cohort).intersection(present)))
         open_round(tx, group.id, session.round, phase, next_model, cohort, now_us, asks)
         tell(tx, market, group.id)
         return move(tx, session, now, phase=phase, deadline_us=None, message="")
     number = next_round or session.round + 1
     is_last = session.round >= session.total_rounds or session.state == SessionState.STOPPING
-    cohort = () if is_last else cohort_of(config, parts=group.parts, seed=seed, number=number, coins=token_bytes)
+    there = range(group.parts) if present is None else present
+    drawn = () if is_last else cohort_of(config, parts=len(there), seed=seed, number=number, coins=token_bytes)
+    cohort = tuple(there[at] for at in drawn)
     # A round without a cohort holds the final model: what `base` is to a round, it is to the session's end.
     open_round(tx, group.id, number, 0, next_model, cohort, now_us, asks)
     if is_last:

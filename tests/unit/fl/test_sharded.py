@@ -320,20 +320,104 @@ def test_a_forest_on_shards_is_scored_on_their_hold_outs(mode: str) -> None:
 @pytest.mark.parametrize(
     ("shard", "message"),
     [
-        (csv(np.zeros((9, 63)), np.arange(9)), "part 2 has 63 features, part 0 has 64"),
+        (csv(np.zeros((9, 63)), np.arange(9)), "its columns number 63, those of most parts 64"),
         (
             csv(np.zeros((9, 64)), np.array(list("abcabcabc"))),
-            "classes of part 2 are words, those of part 0 are numbers",
+            "its classes are words, those of most parts numbers",
         ),
-        (csv(np.zeros((9, 64)), np.arange(9), [f"q{at}" for at in range(65)]), "part 2 has other feature names"),
+        (
+            csv(np.zeros((9, 64)), np.arange(9), [f"q{at}" for at in range(65)]),
+            "its columns are named q0, q1, q2, q3, …, those of most parts p0, p1, p2, p3, …",
+        ),
         (csv(np.zeros((1, 64)), np.arange(1)), "part 2 would have 1 samples, min_samples is 5"),
     ],
 )
-def test_a_shard_that_does_not_fit_ends_the_session_with_its_part(shard: bytes, message: str) -> None:
+def test_a_shard_that_does_not_fit_is_refused_by_part_and_not_the_session(shard: bytes, message: str) -> None:
     play = Play([*digits(300)[:2], shard], partition_config={"min_samples": 5})
 
-    with pytest.raises(BadField, match=message):
-        play.step()
+    done = play.reduce(play.answers())
+
+    assert isinstance(done, Refused)
+    assert list(done.rejected) == [2]
+    assert done.rejected[2].startswith("does_not_fit: ")
+    assert message in done.rejected[2]
+    assert message in done.reason
+
+
+def claiming(answer: bytes, **members: object) -> bytes:
+    return json.dumps({**json.loads(answer), **members}).encode()
+
+
+def test_a_part_that_makes_up_classes_is_refused_and_not_the_session() -> None:
+    play = Play(digits(300), model_config={"hidden_size": 16, "output_size": 10})
+    answers = play.answers()
+    rows = json.loads(answers[0])["n_rows"]
+
+    done = play.reduce({**answers, 0: claiming(answers[0], class_counts={"1": rows - 1, "77": 1})})
+
+    assert isinstance(done, Refused)
+    assert list(done.rejected) == [0]
+
+
+def test_columns_that_the_session_does_not_name_are_refused_by_part_though_two_parts_have_them() -> None:
+    wrong = csv(np.zeros((9, 63)), np.arange(9))
+    play = Play([digits(300)[0], wrong, wrong], model_config={"hidden_size": 16, "input_size": 64})
+
+    done = play.reduce(play.answers())
+
+    assert isinstance(done, Refused)
+    assert done.rejected == dict.fromkeys((1, 2), "does_not_fit: it has 63 features, the session's model takes 64")
+
+
+def test_shards_of_which_no_two_fit_end_the_session() -> None:
+    shards = [csv(np.zeros((9, width)), np.arange(9)) for width in (62, 63, 64)]
+
+    with pytest.raises(BadField, match="part 1 has 63 features, part 0 has 62"):
+        Play(shards).step()
+
+
+def begun(play: Play, *, without: int, phase: str = "summary", quorum: int | None = 2) -> Reduced | Refused:
+    """Let a session agree, with nothing of a part from ``phase`` on."""
+    play.server = ShardedServer(play.spec, play.terms, StrategyConfig(), quorum=quorum)
+    while True:
+        answers = play.answers()
+        if play.asks == phase or phase == "summary":
+            del answers[without]
+        done = play.reduce(answers)
+        if isinstance(done, Refused) or done.asks == "train":
+            return done
+        play.base, play.state, play.asks = done.model, done.state, done.asks
+
+
+@pytest.mark.parametrize("phase", ["summary", "moments"])
+def test_a_session_goes_on_with_its_quorum_where_nobody_had_a_good_answer_for_a_part(phase: str) -> None:
+    play = Play(digits(300))
+
+    done = begun(play, without=1, phase=phase)
+
+    assert isinstance(done, Reduced)
+    assert (done.accepted, done.present) == ((0, 2), (0, 2))
+    plan = play.server.plan_of(done.state)
+    assert (plan.present, plan.part_size(1)) == ((0, 2), 0)
+    assert plan.weight(0) == plan.part_size(0)
+    play.base, play.state, play.asks, play.number = done.model, done.state, done.asks, 1
+    trained = play.reduce(play.answers())  # the part that was left out answers too
+    assert isinstance(trained, Reduced)
+    assert trained.accepted == (0, 2)
+    assert list(trained.rejected) == [1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"quorum": None}, {"quorum": 3}, {"quorum": 2, **forest("union")}],
+)
+def test_what_needs_all_parts_does_not_begin_without_one(changes: dict[str, Any]) -> None:
+    quorum = changes.pop("quorum")
+
+    done = begun(Play(digits(300), **changes), without=1, quorum=quorum)
+
+    assert isinstance(done, Refused)
+    assert done.rejected == {}
 
 
 @pytest.mark.parametrize(

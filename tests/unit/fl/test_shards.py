@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from parity_fl.data import Dataset, label_classes
 from parity_fl.partition_config import PartitionConfig
-from parity_fl.shards import ShardAgreement, ShardPlan, ShardSummary, cut_shard, fingerprint_of, plan_shards, summarize
+from parity_fl.shard_plans import plan_shards
+from parity_fl.shards import ShardAgreement, ShardPlan, ShardSummary, cut_shard, fingerprint_of, summarize
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed
 
 SEED = "ab" * 32

@@ -147,8 +147,8 @@ class Play:
     async def show(self) -> FlSessionReply:
         return await self.rig.store.read(partial(round_views.session, group_id=self.id, first=0))
 
-    async def finish(self) -> FlSessionReply:
-        for part in range(PARTS):
+    async def finish(self, *parts: int) -> FlSessionReply:
+        for part in parts or range(PARTS):
             step = await self.next(part)
             result = json.dumps({"updates": [update.model_dump() for update in step.accepted]}).encode()
             self.rig.bench.now = self.rig.state.clock.now()
@@ -403,13 +403,53 @@ async def test_evaluation_data_that_are_not_here_are_refused_at_creation(rig: Ri
     assert caught.value.field == "spec.eval_cid"
 
 
-async def test_a_shard_that_does_not_fit_fails_the_session_with_its_part(rig: Rig) -> None:
-    play = await Play.begin(rig, [shard(0), shard(1), shard(2, columns=3)])
+async def refused_at_first(rig: Rig, **changes: Any) -> Play:
+    """Begin a session whose part 2 has other columns than the rest, and let it be refused."""
+    play = await Play.begin(rig, [shard(0), shard(1), shard(2, columns=3)], **changes)
     for part in range(PARTS):
         await play.send(part)
+    assert await play.step()
+    return play
 
-    with pytest.raises(BadField, match="part 2 has 3 features, part 0 has 2"):
-        await play.step()
+
+async def test_a_session_goes_on_without_a_part_whose_answer_was_refused_if_nobody_has_a_better_one(
+    rig: Rig, clock: FakeClock
+) -> None:
+    play = await refused_at_first(rig)
+
+    assert (await play.group()).tasks[2].state == "pending"  # somebody else may have what fits
+    assert not await play.step()
+    await clock.advance(timedelta(seconds=TIMEOUT_S + 1))
+    assert await play.step()
+    asked = []
+    while (await play.show()).state == "running":
+        asked.append({(await play.send(part)).asks for part in (0, 1)})
+        assert await play.step()  # nobody waits for the part
+
+    shown = await play.show()
+    assert asked == [{"moments"}, {"train"}, {"score"}, {"train"}, {"score"}]
+    assert shown.state == "done"
+    (bad,) = [one for row in shown.rounds for one in row.updates if one.state == "rejected"]
+    assert bad.part == 2
+    assert bad.reason == "does_not_fit: it has 3 features, the session's model takes 2"
+    assert all(set(row.cohort) == {0, 1} for row in shown.rounds[1:])
+    ended = await play.finish(0, 1)
+    assert ended.result_cid is not None
+    assert (await fitted(play, ended)).weights.shape == (2,)
+    assert [str(task.state) for task in (await play.group()).tasks] == ["completed", "completed", "cancelled"]
+
+
+async def test_a_part_that_contradicts_the_others_ends_a_session_that_needs_all_and_is_named(
+    rig: Rig, clock: FakeClock
+) -> None:
+    play = await refused_at_first(rig, **EXACT)
+
+    await clock.advance(timedelta(seconds=3600))
+    await play.step()
+
+    shown = await play.show()
+    assert shown.state == "failed"
+    assert "missing parts 2: part 2: its answer in round 0 was rejected: does_not_fit" in shown.message
 
 
 async def test_all_parts_must_agree_though_a_quorum_may_train(rig: Rig, clock: FakeClock) -> None:
