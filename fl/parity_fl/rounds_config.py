@@ -55,7 +55,7 @@ class RoundsConfig:
         min_available_clients: Parts that nodes must hold before a round's clock runs; default 2, or all if fewer.
         fraction: Share of the parts that a round needs, in (0, 1]; default 1.
         over_selection: Asked beyond that, as a share of it, in [0, 1]; the round closes with the first that answer.
-        quorum: Fewest updates with which a round closes at its deadline; default two thirds of what it needs.
+        quorum: Fewest accepted updates with which a round closes; default two thirds of what it needs.
         round_timeout_s: From a round's opening to its deadline, seconds; default 600.
         update_format: How updates travel: ``fp32``, ``fp16`` (default) or ``int8`` with error feedback.
         contribution: How each part is scored on the hold-out in every round: ``leave_one_out``; ``shapley``; ``none``.

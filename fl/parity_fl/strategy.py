@@ -17,6 +17,7 @@ __all__ = [
     "STRATEGIES",
     "StrategyConfig",
     "StrategyName",
+    "borne_updates",
     "check_strategy",
     "client_learning_rate",
     "fewest_updates",
@@ -202,6 +203,17 @@ def fewest_updates(config: StrategyConfig, malicious: int | None = None) -> int:
     elif config.strategy == "fedmedian":
         least = max(least, 3)
     return least
+
+
+def borne_updates(config: StrategyConfig, n: int) -> int:
+    """Return how many of ``n`` updates may be rejected before a round misses them: so many the rule outweighs anyway.
+
+    A node that sends garbage to a rule that expects some must not be able to hold up a round by it.
+    """
+    borne = config.malicious if config.strategy in _SELECTING or config.pre_aggregation == "nnm" else 0
+    if config.strategy == "fedtrimmedavg":
+        return max(borne, trimmed_each_side(config.cut_share, n))
+    return max(borne, (n - 1) // 2) if config.strategy == "fedmedian" else borne
 
 
 def parameters_of(strategy: StrategyName) -> frozenset[str]:

@@ -45,9 +45,10 @@ from parity_market.round_files import (
 )
 from parity_market.round_intake import RoundIntake
 from parity_market.round_reports import check_report
+from parity_market.round_terms import credit_of, quorum_of, shown_of
 from parity_market.round_worker import RoundWork
 from parity_market.store.base import MarketStore
-from parity_market.store.rows import TaskRow, to_us
+from parity_market.store.rows import TaskRow, from_us, to_us
 from parity_protocol.clock import Clock
 from parity_protocol.errors import BadField, InvalidTransition, NotFound, ParityError
 from parity_protocol.task import FederatedLearningSpec, GroupState, TaskState
@@ -214,7 +215,7 @@ class RoundEngine:
         match verdict.decision:
             case Decision.CLOSE:
                 is_whole = {update.part for update in newest_of_parts(found.updates)} >= set(found.cohort)
-                return await self._close(group, found if is_whole else None)
+                return await self._close(group, found if is_whole else None, found.session.deadline_us)
             case Decision.FAIL:
                 reason = f"round {found.session.round}: {verdict.reason}"
                 await self._fail(group, reason)
@@ -280,11 +281,12 @@ class RoundEngine:
         log.info("session_begun", group_id=group.value.id, round=number, rounds=total, model=first.sha256)
         return begun
 
-    async def _close(self, group: Group, whole: OpenRound | None = None) -> bool:
+    async def _close(self, group: Group, whole: OpenRound | None = None, deadline_us: int | None = None) -> bool:
         """Reduce the open round with the updates that it has now, and open the next.
 
         Args:
             whole: The round, if everybody has answered: then no choice has to be on disk before it is reduced.
+            deadline_us: Until when it stays open if too few of them can be accepted; None when that is not known.
         """
         known, group_id = self.known(group), group.value.id
         freeze = partial(round_closing.freeze, group_id=group_id, now=self._clock.now())
@@ -296,6 +298,7 @@ class RoundEngine:
             "round": number,
             "phase": phase,
             "updates": [(update.part, update.sha256) for update in chosen],
+            "quorum": quorum_of(known.session.spec, known.config, asks=found.row.asks, cohort=found.cohort),
             "credit": credit_of(known.config, known.session.partition.seed, number),
             "checkpoint": self.checkpoints.wanted(
                 group_id,
@@ -309,7 +312,7 @@ class RoundEngine:
         if "refused" in done:
             await self._store.write(freeze)
             rejected = {int(part): reason for part, reason in done["rejected"].items()}
-            return await self._again(group, known, done["refused"], rejected)
+            return await self._again(group, known, done["refused"], rejected, deadline_us if done["is_short"] else None)
         saved = await self.checkpoints.keep(done["checkpoint"])
         try:
             moved = await self._store.write(
@@ -347,20 +350,28 @@ class RoundEngine:
             self.intake.remember(group_id, done["sha256"], newest)
         if saved is not None:
             await self.checkpoints.thin_out(group_id)
-        log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **_shown(done))
+        log.info("round_closed", group_id=group_id, round=number, accepted=len(done["accepted"]), **shown_of(done))
         kept = range(phase if done["drops_state"] else phase + 1) if done["keeps_state"] else ()
         await on_disk(self._tidy, group_id, number, phase, kept=kept)
         if moved.state == SessionState.DONE:
             self._federation.wake()
         return True
 
-    async def _again(self, group: Group, known: Known, problem: str, rejected: dict[int, str]) -> bool:
-        """Wait for other updates after a round had too few usable ones, or fail when none can come."""
+    async def _again(
+        self, group: Group, known: Known, problem: str, rejected: dict[int, str], deadline_us: int | None
+    ) -> bool:
+        """Wait for other updates after a round had too few usable ones, or fail when none can come.
+
+        Args:
+            deadline_us: Until when, if that is still to come; else whoever takes over has a whole round's time.
+        """
         if not rejected:
             await self._fail(group, f"the round cannot be closed: {problem}")
             return True
         now = self._clock.now()
         deadline = now + timedelta(seconds=known.config.round_timeout_s)
+        if deadline_us is not None and deadline_us > to_us(now):
+            deadline = from_us(deadline_us)
         # In a secure sum a part may say that it was told lies: that is no fault of its own.
         takes_back = not known.session.spec.privacy.secure_aggregation
         await self._store.write(
@@ -472,20 +483,3 @@ class RoundEngine:
     async def check(self, group: Group, task: TaskRow) -> str:
         """Return why a part's final result is garbage, empty when it is good; see ``round_reports``."""
         return await check_report(self._store, self._federation, group.value.id, task)
-
-
-def credit_of(config: RoundsConfig, seed: str, number: int) -> dict[str, Any] | None:
-    """Return how the parts of a round are scored, for the worker; None where they are not."""
-    if config.contribution == "none":
-        return None
-    return {
-        "method": config.contribution,
-        "seed": f"{seed}{number:08x}",
-        "max_permutations": config.shapley_permutations,
-        "seconds": config.shapley_seconds,
-    }
-
-
-def _shown(done: dict[str, Any]) -> dict[str, float]:
-    metrics = done["metrics"]
-    return {name: metrics[name] for name in ("accuracy", "loss", "r2") if name in metrics}

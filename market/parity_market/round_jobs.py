@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from parity_fl.forest_rounds import ForestRounds
     from parity_fl.privacy.config import PrivacyConfig
     from parity_fl.privacy.dp import NoiseSetup
-    from parity_fl.rounds import RoundServer
+    from parity_fl.rounds import Reduced, RoundServer
     from parity_fl.sharded import ShardedServer
 
     Server: TypeAlias = RoundServer | ForestRounds | ShardedServer
@@ -143,7 +143,9 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
             credit=credit,
         )
     if isinstance(reduced, Refused):
-        return {"refused": reduced.reason, "rejected": {str(part): why for part, why in reduced.rejected.items()}}
+        return _refused(reduced.reason, reduced.rejected)
+    if reduced.rejected and (missing := _missing(reduced, job)):
+        return _refused(missing, reduced.rejected, is_short=True)
     following = (number, phase + 1) if reduced.more_phases else (reduced.next_round or number + 1, 0)
     model, state = model_file(folder, *following), state_file(folder, *following)
     is_small = max(len(reduced.model), len(reduced.state)) <= SMALL_BYTES
@@ -170,6 +172,25 @@ def _reduce(server: Server, folder: Path, job: Mapping[str, Any]) -> dict[str, A
         "metrics": reduced.metrics,
         "contributions": {str(part): value for part, value in reduced.contributions.items()},
     }
+
+
+def _refused(reason: str, rejected: Mapping[int, str], *, is_short: bool = False) -> dict[str, Any]:
+    """Return the answer of a round that stays open.
+
+    Args:
+        is_short: Its model could be made, of fewer updates than the session wants.
+    """
+    return {"refused": reason, "rejected": {str(part): why for part, why in rejected.items()}, "is_short": is_short}
+
+
+def _missing(reduced: Reduced, job: Mapping[str, Any]) -> str:
+    """Say that too few updates are left after some were rejected; empty when there are enough."""
+    from parity_fl.strategy import borne_updates, read_strategy
+
+    left, caught, quorum = len(reduced.accepted), len(reduced.rejected), job["quorum"]
+    if left + min(caught, borne_updates(read_strategy(job["strategy"]), left + caught)) >= quorum:
+        return ""
+    return f"{left} of {quorum} needed updates were accepted, {caught} rejected"
 
 
 def _is_sharded(server: Server) -> TypeGuard[ShardedServer]:

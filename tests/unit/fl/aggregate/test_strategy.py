@@ -11,6 +11,7 @@ import pytest
 from parity_fl.strategy import (
     STRATEGIES,
     StrategyConfig,
+    borne_updates,
     check_strategy,
     client_learning_rate,
     fewest_updates,
@@ -187,3 +188,20 @@ def test_checking_a_choice_needs_no_numpy() -> None:
     script = "import sys, parity_fl.strategy; sys.exit('numpy' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "n", "borne"),
+    [
+        ({"strategy": "fedavg"}, 9, 0),
+        ({"strategy": "fedavg", "num_malicious": 2}, 9, 0),  # it means nothing to it
+        ({"strategy": "fedavg", "num_malicious": 2, "pre_aggregation": "nnm"}, 9, 2),
+        ({"strategy": "krum", "num_malicious": 2}, 9, 2),
+        ({"strategy": "bulyan", "num_malicious": 1}, 9, 1),
+        ({"strategy": "fedtrimmedavg", "trim_beta": 0.25}, 9, 2),
+        ({"strategy": "fedmedian"}, 9, 4),
+        ({"strategy": "fedmedian"}, 4, 1),
+    ],
+)
+def test_so_many_rejected_updates_are_not_missed_as_the_rule_outweighs(raw: dict[str, Any], n: int, borne: int) -> None:
+    assert borne_updates(read_strategy(raw), n) == borne
