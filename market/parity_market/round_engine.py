@@ -29,7 +29,7 @@ from parity_fl.strategy import StrategyConfig
 from parity_market.domain.federation import Session, open_session
 from parity_market.domain.rounds import HELD, Decision, RoundState, SessionState, decide, newest_of_parts, setup_rules
 from parity_market.federation import Federation, Merged
-from parity_market.operations import groups, round_closing, round_small, rounds
+from parity_market.operations import groups, round_closing, round_control, round_small, rounds
 from parity_market.operations.context import Market
 from parity_market.operations.groups import Group
 from parity_market.operations.rounds import OpenRound, Published
@@ -217,11 +217,18 @@ class RoundEngine:
                 is_whole = {update.part for update in newest_of_parts(found.updates)} >= set(found.cohort)
                 return await self._close(group, found if is_whole else None, found.session.deadline_us)
             case Decision.FAIL:
+                if await self._store.write(
+                    partial(round_control.give_up, market=self._market, group_id=group.value.id, now=now)
+                ):
+                    return True
                 reason = f"round {found.session.round}: {verdict.reason}"
                 await self._fail(group, reason)
                 return True
             case Decision.WAIT:
-                await self._note(group, known, found, starts_clock=verdict.starts_clock, reason=verdict.reason)
+                # One that was stopped waits for nodes no longer than for answers.
+                is_stopping = found.session.state == SessionState.STOPPING and found.session.deadline_us is None
+                starts_clock = verdict.starts_clock or is_stopping
+                await self._note(group, known, found, starts_clock=starts_clock, reason=verdict.reason)
         return False
 
     async def _note(self, group: Group, known: Known, found: OpenRound, *, starts_clock: bool, reason: str) -> None:

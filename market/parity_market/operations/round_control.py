@@ -22,7 +22,7 @@ from parity_market.store.rows import FlSessionRow, to_us
 from parity_protocol.errors import InvalidTransition, NotFound
 from parity_protocol.task import FederatedLearningSpec, GroupState
 
-__all__ = ["pause", "resume", "stop"]
+__all__ = ["give_up", "pause", "resume", "stop"]
 
 _TOO_EARLY = "stopped by its submitter before its first round had begun"
 
@@ -93,6 +93,17 @@ def stop(tx: Tx, market: Market, group_id: str, now: datetime) -> FlSessionRow |
     moved = move(tx, found.session, now, state=SessionState.STOPPING, deadline_us=None, message="stopping")
     tell(tx, market, group_id)
     return moved
+
+
+def give_up(tx: Tx, market: Market, group_id: str, now: datetime) -> bool:
+    """End a session that was stopped with the round before the open one, which cannot close; False if that is none."""
+    found = load(tx, group_id)
+    if found is None or (found.session.state, found.row.state) != (SessionState.STOPPING, RoundState.OPEN):
+        return False
+    if found.session.phase > 0 or found.session.round <= first_round(found.session):
+        return False
+    _end(tx, market, found, now)
+    return True
 
 
 def _waits(group: Group, found: OpenRound) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity_market.loops.rounds import Rounds
-from parity_market.operations import groups, leases, round_control, tasks, views, vouchers
+from parity_market.operations import groups, leases, round_control, rounds, tasks, views, vouchers
 from parity_market.store import sql
 from parity_market.store.base import ReadTx
 from parity_market.store.rows import EarningRow
@@ -260,3 +260,43 @@ async def test_a_session_that_nodes_train_is_stopped_after_its_open_round(rig: R
 
     assert (await play.show()).state == "stopping"
     assert await Ledger(rig).bound() == 3 * TOKEN
+
+
+async def stopped_in_round_two(rig: Rig, clock: FakeClock) -> Play:
+    play = await Play.begin(rig, total_rounds=4, rounds_config={**PATIENT, "round_timeout_s": TIMEOUT_S})
+    await play.round(0, 1, 2)
+    await play.step()
+    await stop(rig, clock, play)
+    await play.step()
+    return play
+
+
+async def test_a_stopped_session_whose_last_round_runs_out_ends_with_the_one_before(rig: Rig, clock: FakeClock) -> None:
+    play = await stopped_in_round_two(rig, clock)
+    await play.send(0)
+    await clock.advance(timedelta(seconds=TIMEOUT_S))
+
+    assert await play.step()
+
+    await finish(rig, play, 0, 1, 2)
+    shown = await play.show()
+    assert (shown.state, shown.metrics["rounds"]) == ("completed", 1)
+    assert await Ledger(rig).paid(play) == {(ID[node], "execution"): TOKEN // 4 for node in NODES}
+    assert await Ledger(rig).bound() == 0
+
+
+async def test_a_stopped_session_that_its_nodes_leave_ends_all_the_same(rig: Rig, clock: FakeClock) -> None:
+    play = await stopped_in_round_two(rig, clock)
+    await rig.store.write(
+        lambda tx: rounds.set_clock(tx, play.id, None, "", clock.now())  # as when another phase has just begun
+    )
+    await handed_on(rig, clock, play, {})
+    await play.step()
+
+    await clock.advance(timedelta(seconds=TIMEOUT_S))
+    await play.step()
+    await clock.advance(timedelta(seconds=61))
+    await Rounds(rig.state).step()
+
+    assert (await play.show()).state == "completed"
+    assert await Ledger(rig).bound() == 0
