@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import anyio
@@ -24,7 +24,13 @@ class Answer(NamedTuple):
 
 
 async def exchange(
-    transport: httpx.AsyncBaseTransport, request: httpx.Request, *, limit_s: float, max_bytes: int, peer: str
+    transport: httpx.AsyncBaseTransport,
+    request: httpx.Request,
+    *,
+    limit_s: float,
+    max_bytes: int,
+    peer: str,
+    sink: Callable[[bytes], object] | None = None,
 ) -> Answer:
     """Send ``request`` and read its answer, whatever its status.
 
@@ -36,6 +42,8 @@ async def exchange(
         limit_s: For all of it, in seconds, besides ``CONNECT_TIMEOUT_S`` to connect.
         max_bytes: Most that the answer's body may have.
         peer: Who is asked, for people, such as ``the market at https://market.example``.
+        sink: Takes the body of a success piece by piece, which the answer then has not; to join a large one costs more
+            than to hash it. What came before an error stays with it.
 
     Raises:
         Unreachable: No answer in time.
@@ -46,7 +54,7 @@ async def exchange(
         with anyio.fail_after(limit_s + CONNECT_TIMEOUT_S):  # a byte a second never hits a read's time limit
             response = await transport.handle_async_request(request)
             try:
-                body = await _capped(response, max_bytes, peer)
+                body = await _capped(response, max_bytes, peer, sink if response.is_success else None)
             finally:
                 await response.aclose()
     except TimeoutError as exc:
@@ -56,7 +64,7 @@ async def exchange(
     return Answer(response.status_code, response.headers, body)
 
 
-async def _capped(response: httpx.Response, max_bytes: int, peer: str) -> bytes:
+async def _capped(response: httpx.Response, max_bytes: int, peer: str, sink: Callable[[bytes], object] | None) -> bytes:
     """Read an answer as it came: compressed twice, two kilobytes become a gigabyte in one step of a decoder."""
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":
@@ -64,9 +72,10 @@ async def _capped(response: httpx.Response, max_bytes: int, peer: str) -> bytes:
     pieces: list[bytes] = []
     size = 0
     assert isinstance(response.stream, httpx.AsyncByteStream)
+    take = pieces.append if sink is None else sink
     async for chunk in response.stream:
-        pieces.append(chunk)
         size += len(chunk)
         if size > max_bytes:
             raise TooLarge(f"the answer of {peer} is over {max_bytes} bytes")
+        take(chunk)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

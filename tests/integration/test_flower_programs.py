@@ -118,10 +118,11 @@ def made_node(folder: Path, fleet: Fleet) -> SuperNode:
     return make_super_node(folder, fleet, Limits(600.0, 1.0, 256 << 20, 1 << 30, 64))
 
 
-async def train_one_round(rounds: FlowerRounds) -> RoundStep:
+async def train_one_round(rounds: FlowerRounds, folder: Path) -> RoundStep:
     """Be the trainer for one question."""
     step = await rounds.next_step(PLACE, wait_s=60.0)
-    assert await rounds.model(PLACE, step, max_bytes=len(MODEL)) == MODEL
+    await rounds.model(PLACE, step, folder / "model", max_bytes=len(MODEL))
+    assert await anyio.Path(folder / "model").read_bytes() == MODEL
     taken: UpdateTaken = await rounds.send(
         PLACE, step, UPDATE, {"loss": 0.5, "samples": 7.0}, digest=sha256(UPDATE).digest()
     )
@@ -139,7 +140,7 @@ async def test_a_round_goes_down_and_its_update_comes_up(tmp_path: Path, is_sand
         steps: list[RoundStep] = []
 
         async def take_part() -> None:
-            steps.append(await train_one_round(rounds))
+            steps.append(await train_one_round(rounds, tmp_path))
             await link.session.changed.wait()
 
         await rounds.around(take_part)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -22,7 +23,7 @@ from parity_node.executors.flower_links import Asked, relay, serve_trainer, supe
 from parity_node.executors.flower_process import REFUSED, SuperNode
 from parity_node.executors.folder import printable_tail
 from parity_node.executors.process import Child, Exit, OutputLog
-from parity_node.executors.rounds import POLL_S, Place, RoundsMarket
+from parity_node.executors.rounds import POLL_S, Place, RoundsMarket, new_file
 from parity_node.waiting import Backoff, Signal
 from parity_protocol.api.rounds import RoundStep, UpdateTaken
 from parity_protocol.clock import Clock
@@ -135,7 +136,7 @@ class FlowerRounds(RoundsMarket):
             found.answer({"error": exc.message})
             raise
 
-    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+    async def model(self, place: Place, step: RoundStep, into: Path, *, max_bytes: int) -> None:
         """See the port."""
         del place
         assert self._current is not None
@@ -144,7 +145,8 @@ class FlowerRounds(RoundsMarket):
             raise TooLarge(f"the model has {len(data)} bytes, at most {max_bytes} are read")
         if sha256(data).hexdigest() != step.base:
             raise DigestMismatch(f"the model of round {step.round} is not {step.base[:16]}")
-        return data
+        with new_file(into) as file:
+            file.write(data)
 
     async def send(
         self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes

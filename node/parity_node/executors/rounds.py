@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import anyio
 import anyio.to_thread
@@ -23,6 +24,7 @@ from parity_node.executors.base import ExecutionResult
 from parity_node.waiting import Backoff
 from parity_protocol.api.rounds import RoundStep, UpdateTaken
 from parity_protocol.clock import Clock
+from parity_protocol.disk import failure_of
 from parity_protocol.errors import (
     Conflict,
     ExecutionFailed,
@@ -35,7 +37,7 @@ from parity_protocol.errors import (
 from parity_protocol.receipt import Usage
 from parity_protocol.report import Outcome
 
-__all__ = ["MODEL", "UPDATE", "Ended", "Place", "RoundLoop", "RoundsMarket", "place_of"]
+__all__ = ["MODEL", "UPDATE", "Ended", "Place", "RoundLoop", "RoundsMarket", "new_file", "place_of"]
 
 MODEL = "model.safetensors"
 UPDATE = "update.safetensors"
@@ -80,8 +82,8 @@ class RoundsMarket(Protocol):
         """
         ...
 
-    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
-        """Return the model that ``step`` names.
+    async def model(self, place: Place, step: RoundStep, into: Path, *, max_bytes: int) -> None:
+        """Write the model that ``step`` names to a file, with ``new_file``.
 
         Raises:
             DigestMismatch: Another one came: the session has moved on, ask again.
@@ -202,10 +204,8 @@ class RoundLoop:
         if step.state != "train":
             return True
         if step.base != self._held:  # what was scored is what the next round trains from
-            model = await self._market.model(
-                self._place, step, max_bytes=min(step.base_size + _MODEL_SLACK, MAX_UPDATE_BYTES)
-            )
-            await anyio.to_thread.run_sync(_replace, self._folder / MODEL, model)
+            most = min(step.base_size + _MODEL_SLACK, MAX_UPDATE_BYTES)
+            await self._market.model(self._place, step, self._folder / MODEL, max_bytes=most)
             self._held = step.base
         began = self._clock.monotonic()
         answer = await self._ask(
@@ -302,8 +302,19 @@ class RoundLoop:
                 return b""
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file anew: a child that has mapped the one before must not lose it."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file anew: it has its name when the block ends well, and a child that has mapped the one before keeps it.
+
+    Raises:
+        ExecutionFailed: The disk is full, or cannot be used.
+    """
     temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as exc:
+        raise ExecutionFailed(failure_of(exc), f"the round's model cannot be written: {exc.strerror}") from exc
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ market's place, and a report that it "refused" is still worth its reward.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_urlsafe
@@ -162,16 +162,22 @@ class HttpMarket(MarketClient, MarketDirectory):
         return _parse(UploadReply, answer)
 
     async def get(
-        self, path: str, query: str = "", *, timeout_s: float = REPLY_TIMEOUT_S, max_bytes: int = MAX_REPLY_BYTES
+        self,
+        path: str,
+        query: str = "",
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        max_bytes: int = MAX_REPLY_BYTES,
+        sink: Callable[[bytes], object] | None = None,
     ) -> bytes:
-        """Return what a signed GET answers.
+        """Return what a signed GET answers; nothing with a ``sink``, which takes it piece by piece.
 
         Raises:
             ParityError: As the market refused it, or ``Unreachable``.
         """
         target = f"{path}?{query}" if query else path
         headers = self.signed_headers("GET", path, query, b"")
-        return await self._send("GET", target, b"", headers, timeout_s=timeout_s, max_bytes=max_bytes)
+        return await self._send("GET", target, b"", headers, timeout_s=timeout_s, max_bytes=max_bytes, sink=sink)
 
     async def put(
         self,
@@ -229,6 +235,7 @@ class HttpMarket(MarketClient, MarketDirectory):
         *,
         timeout_s: float = REPLY_TIMEOUT_S,
         max_bytes: int = MAX_REPLY_BYTES,
+        sink: Callable[[bytes], object] | None = None,
     ) -> bytes:
         request = self._client.build_request(
             method,
@@ -239,7 +246,9 @@ class HttpMarket(MarketClient, MarketDirectory):
         )
         peer = f"the market at {self.url}"
         try:
-            answer = await exchange(self._transport, request, limit_s=timeout_s, max_bytes=max_bytes, peer=peer)
+            answer = await exchange(
+                self._transport, request, limit_s=timeout_s, max_bytes=max_bytes, peer=peer, sink=sink
+            )
         except InvalidInput as exc:
             raise Unreachable(exc.message) from exc
         if not 200 <= answer.status < 300:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from urllib.parse import urlencode
 
 from pydantic import ValidationError
 
-from parity_node.executors.rounds import Place, RoundsMarket
+from parity_node.executors.rounds import Place, RoundsMarket, new_file
 from parity_node.market.http import REPLY_TIMEOUT_S, HttpMarket
 from parity_protocol.api import paths
 from parity_protocol.api.rounds import RoundStep, UpdateTaken
@@ -44,18 +45,24 @@ class HttpRounds(RoundsMarket):
         """See the port."""
         return await self._step(place, {"flower_key": key, "flower_node": known}, wait_s=wait_s)
 
-    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+    async def model(self, place: Place, step: RoundStep, into: Path, *, max_bytes: int) -> None:
         """See the port."""
-        if step.model and len(step.model) <= 4 * (max_bytes // 3 + 1):
-            data = _decoded(step.model)
-        else:
-            timeout_s = REPLY_TIMEOUT_S + min(step.base_size, max_bytes) / _SLOWEST
-            path = paths.fl_session_path(place.group_id, "model")
-            data = await self._market.get(path, timeout_s=timeout_s, max_bytes=max_bytes)
-        found = sha256(data).hexdigest()
-        if found != step.base:
-            raise DigestMismatch(f"the model of round {step.round} is {step.base}, {found} came")
-        return data
+        digest = sha256()
+        with new_file(into) as file:
+
+            def keep(piece: bytes) -> None:
+                digest.update(piece)
+                file.write(piece)
+
+            if step.model and len(step.model) <= 4 * (max_bytes // 3 + 1):
+                keep(_decoded(step.model))
+            else:
+                timeout_s = REPLY_TIMEOUT_S + min(step.base_size, max_bytes) / _SLOWEST
+                path = paths.fl_session_path(place.group_id, "model")
+                await self._market.get(path, timeout_s=timeout_s, max_bytes=max_bytes, sink=keep)
+            if digest.hexdigest() != step.base:
+                came = digest.hexdigest()
+                raise DigestMismatch(f"the model of round {step.round} is {step.base}, {came} came")
 
     async def send(
         self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -24,17 +26,23 @@ class Market:
         self.timeout_s = 0.0
         self.asked = 0
 
-    async def get(self, path: str, query: str = "", *, timeout_s: float, max_bytes: int) -> bytes:
+    async def get(
+        self, path: str, query: str = "", *, timeout_s: float, max_bytes: int, sink: Callable[[bytes], object]
+    ) -> bytes:
         self.timeout_s = timeout_s
         self.asked += 1
-        return MODEL
+        for piece in (MODEL[:2], MODEL[2:]):
+            sink(piece)
+        return b""
 
 
-async def test_a_model_is_waited_for_no_longer_than_what_is_accepted_of_it_takes() -> None:
+async def test_a_model_is_waited_for_no_longer_than_what_is_accepted_of_it_takes(tmp_path: Path) -> None:
     market = Market()
     step = RoundStep(state="train", round=1, phase=0, total_rounds=1, base=sha256(MODEL).hexdigest(), base_size=1 << 60)
 
-    await HttpRounds(cast("HttpMarket", market)).model(Place("group", 0, "lease", 1), step, max_bytes=1 << 20)
+    await HttpRounds(cast("HttpMarket", market)).model(
+        Place("group", 0, "lease", 1), step, tmp_path / "model", max_bytes=1 << 20
+    )
 
     assert market.timeout_s <= REPLY_TIMEOUT_S + 16
 
@@ -44,13 +52,15 @@ def small(model: str) -> RoundStep:
     return RoundStep(state="train", round=1, phase=0, total_rounds=1, base=digest, base_size=5, model=model)
 
 
-async def test_a_small_model_comes_with_the_answer_and_is_not_fetched() -> None:
+async def test_a_small_model_comes_with_the_answer_and_is_not_fetched(tmp_path: Path) -> None:
     market = Market()
     rounds = HttpRounds(cast("HttpMarket", market))
 
-    found = await rounds.model(Place("group", 0, "lease", 1), small(b64encode(MODEL).decode()), max_bytes=1 << 20)
+    await rounds.model(
+        Place("group", 0, "lease", 1), small(b64encode(MODEL).decode()), tmp_path / "model", max_bytes=1 << 20
+    )
 
-    assert (found, market.asked) == (MODEL, 0)
+    assert ((tmp_path / "model").read_bytes(), market.asked) == (MODEL, 0)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +68,20 @@ async def test_a_small_model_comes_with_the_answer_and_is_not_fetched() -> None:
     [(b64encode(b"other").decode(), DigestMismatch), ("%%%%", Unreachable)],
     ids=["another model", "no Base64"],
 )
-async def test_a_model_in_the_answer_is_checked_as_one_that_was_fetched(sent: str, error: type[ParityError]) -> None:
+async def test_a_model_in_the_answer_is_checked_as_one_that_was_fetched(
+    sent: str, error: type[ParityError], tmp_path: Path
+) -> None:
     rounds = HttpRounds(cast("HttpMarket", Market()))
 
     with pytest.raises(error):
-        await rounds.model(Place("group", 0, "lease", 1), small(sent), max_bytes=1 << 20)
+        await rounds.model(Place("group", 0, "lease", 1), small(sent), tmp_path / "model", max_bytes=1 << 20)
 
 
-async def test_a_model_in_the_answer_that_is_longer_than_it_may_be_is_not_decoded() -> None:
+async def test_a_model_in_the_answer_that_is_longer_than_it_may_be_is_not_decoded(tmp_path: Path) -> None:
     market = Market()
 
-    await HttpRounds(cast("HttpMarket", market)).model(Place("group", 0, "lease", 1), small("A" * 1_000), max_bytes=100)
+    await HttpRounds(cast("HttpMarket", market)).model(
+        Place("group", 0, "lease", 1), small("A" * 1_000), tmp_path / "model", max_bytes=100
+    )
 
     assert market.asked == 1

@@ -74,12 +74,12 @@ async def test_a_question_becomes_a_step_and_its_update_the_answer(tmp_path: Pat
     await found._take(asked)
 
     step = await found.next_step(PLACE, wait_s=1.0)
-    model = await found.model(PLACE, step, max_bytes=100)
+    await found.model(PLACE, step, tmp_path / "model", max_bytes=100)
     taken = await found.send(
         PLACE, step, b"update", {"loss": 0.25, "odd": float("nan")}, digest=sha256(b"update").digest()
     )
 
-    assert (step.round, step.state, model) == (2, "train", MODEL)
+    assert (step.round, step.state, (tmp_path / "model").read_bytes()) == (2, "train", MODEL)
     assert taken.sha256 == sha256(b"update").hexdigest()
     assert asked.answered.is_set()
     assert asked.reply == ({"metrics": {"loss": 0.25}}, b"update")
@@ -94,7 +94,7 @@ async def test_a_model_that_is_not_the_steps_is_answered_with_an_error(
     step = await found.next_step(PLACE, wait_s=1.0)
 
     with pytest.raises(error):
-        await found.model(PLACE, step, max_bytes=most)
+        await found.model(PLACE, step, tmp_path / "model", max_bytes=most)
     found._put(DONE)
 
     assert await found.next_step(PLACE, wait_s=1.0) == DONE

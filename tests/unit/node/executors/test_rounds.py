@@ -57,9 +57,9 @@ class ScriptedMarket:
             raise step
         return step
 
-    async def model(self, place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+    async def model(self, place: Place, step: RoundStep, into: Path, *, max_bytes: int) -> None:
         assert step.base_size <= max_bytes
-        return b"model"
+        await anyio.Path(into).write_bytes(b"model")
 
     async def send(
         self, place: Place, step: RoundStep, update: bytes, metrics: Mapping[str, float], *, digest: bytes
@@ -253,9 +253,9 @@ async def test_a_child_is_told_what_a_phase_asks_and_a_model_that_it_holds_is_no
     fetched: list[str] = []
     fetch = market.model
 
-    async def model(place: Place, step: RoundStep, *, max_bytes: int) -> bytes:
+    async def model(place: Place, step: RoundStep, into: Path, *, max_bytes: int) -> None:
         fetched.append(step.asks)
-        return await fetch(place, step, max_bytes=max_bytes)
+        await fetch(place, step, into, max_bytes=max_bytes)
 
     market.model = model  # type: ignore[method-assign]
     await bench.run(market)
