@@ -1,7 +1,7 @@
 """A large file from a socket to the disk on two threads: one receives, one hashes and writes what hashed right.
 
 Through the event loop a byte costs more than its hash: a new object for each piece, a copy to join the pieces, and a
-dozen Python calls for each. Here three buffers go round, and every call that touches bytes releases the interpreter. A
+dozen Python calls for each. Here four buffers go round, and every call that touches bytes releases the interpreter. A
 buffer holds several leaves, since each hand-over wakes a thread, and the kernel is asked to hold some megabytes of what
 the peer sends meanwhile, so that nobody waits for anybody.
 """
@@ -29,7 +29,7 @@ __all__ = ["MIN_BULK_BYTES", "Bulk", "Pace", "make_room", "write_at"]
 
 MIN_BULK_BYTES = 4 << 20  # below it two threads are not worth starting
 
-_BUFFERS = 3
+_BUFFERS = 4
 _BUFFER_BYTES = 1 << 20  # of each, or a leaf if that is larger; fits a processor's second-level cache
 _AHEAD_BYTES = 1 << 24  # that the peer may send while the buffers are full; the kernel may allow less
 _TICK_S = 0.25  # after which a wait for bytes looks up
