@@ -305,7 +305,7 @@ class RoundEngine:
             "round": number,
             "phase": phase,
             "updates": [(update.part, update.sha256) for update in chosen],
-            "quorum": quorum_of(known.session.spec, known.config, asks=found.row.asks, cohort=found.cohort),
+            "needed": quorum_of(known.session.spec, known.config, asks=found.row.asks, cohort=found.cohort),
             "credit": credit_of(known.config, known.session.partition.seed, number),
             "checkpoint": self.checkpoints.wanted(
                 group_id,

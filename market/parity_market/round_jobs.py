@@ -187,7 +187,7 @@ def _missing(reduced: Reduced, job: Mapping[str, Any]) -> str:
     """Say that too few updates are left after some were rejected; empty when there are enough."""
     from parity_fl.strategy import borne_updates, read_strategy
 
-    left, caught, quorum = len(reduced.accepted), len(reduced.rejected), job["quorum"]
+    left, caught, quorum = len(reduced.accepted), len(reduced.rejected), job["needed"]
     if left + min(caught, borne_updates(read_strategy(job["strategy"]), left + caught)) >= quorum:
         return ""
     return f"{left} of {quorum} needed updates were accepted, {caught} rejected"
