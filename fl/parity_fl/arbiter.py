@@ -24,8 +24,9 @@ from parity_protocol.errors import ExecutionFailed
 __all__ = ["MAX_RETRAININGS", "MAX_WORK", "Retraining"]
 
 MAX_RETRAININGS: Final = 16  # parts of a round
-MAX_WORK: Final = 100_000_000_000  # of a round, in rows times parameters; about two minutes of one core
-_STEP_WORK: Final = 30_000  # what an optimizer's step costs beside its rows
+MAX_WORK: Final = 100_000_000_000  # of a round, in rows times parameters; about a minute and a half of one core
+_STEP_WORK: Final = 30_000  # what an optimizer's step costs beside its rows, in the same unit: NumPy's calls,
+_UPDATE_WORK: Final = 20  # and for each parameter; with batches of one row that is nearly all of it
 
 # Kernels differ in the last bits, half precision (of the update, and of a large model that nodes start from) in the
 # eleventh, 8 bits with their carry in the seventh; the updates of two parts differ by more than half their length unless
@@ -114,7 +115,7 @@ class Retraining:
         rows = len(self._session.table.assignment.parts[part])
         parameters = sum(tensor.size for tensor in base.values())
         steps = -(-rows // max(1, min(self._config.batch_size, rows)))
-        return self._config.epochs * (rows * parameters + steps * _STEP_WORK)
+        return self._config.epochs * (rows * parameters + steps * (_STEP_WORK + _UPDATE_WORK * parameters))
 
 
 def _listed(parts: Sequence[int]) -> str:

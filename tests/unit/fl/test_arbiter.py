@@ -160,6 +160,21 @@ def test_training_again_has_a_bound_and_beyond_it_nobody_is_believed() -> None:
     assert set(short) == {0, 1}
 
 
+def test_the_bound_counts_small_batches_for_what_they_cost() -> None:
+    data = DATA + DATA.partition(b"\n")[2] * 9
+
+    def found(batch_size: int) -> dict[int, str]:
+        settings = spec("neural_network", batch_size=batch_size)
+        session = SessionModel.load(settings, plan_session(settings, data, SEED), data)
+        base = session.first()
+        delta = session.train(1, base, 1).delta
+        updates = [Update(part, 1.0, delta) for part in (0, 1)]
+        return Retraining(session, number=1, max_work=2_000_000)(base, lambda: iter(updates), [(0, 1)])
+
+    assert set(found(64)) == {0}
+    assert set(found(1)) == {0, 1}
+
+
 def test_many_that_copy_one_another_leave_the_bound_to_two_others() -> None:
     found = judged([(0, 1, 2), (3, 4)], max_retrainings=4)
 
