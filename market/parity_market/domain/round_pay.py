@@ -26,7 +26,6 @@ def asked_of(
     phases: Sequence[tuple[int, Collection[int]]],
     *,
     part: int,
-    parts: int,
     open_round: int,
     rounds: range,
     left: int,
@@ -39,7 +38,6 @@ def asked_of(
     Args:
         phases: Round and cohort of each that has closed, in order; round 0 is what shards agree on.
         part: Its number.
-        parts: How many there are.
         open_round: Number of the one that is open; one more than the last when all are over.
         rounds: Numbers of all rounds of training that the session was to have.
         left: How many phases the open round has after those that closed; after round 0, the round after it.
@@ -48,12 +46,13 @@ def asked_of(
     done = max(0, open_round - rounds.start)
     opened = [cohort for number, cohort in phases if number == open_round > 0 and cohort]
     is_in = open_round > 0 and open_round in asked
-    if done:
-        answers, of = sum(len(cohort) for number, cohort in phases if 0 < number < open_round), done * parts
+    closed = [cohort for number, cohort in phases if 0 < number < open_round]
+    if there := {one for cohort in closed for one in cohort}:  # a session may go on without some of its parts
+        answers, of = sum(map(len, closed)), done * len(there)
     elif opened:
-        answers, of = (len(opened) + left) * len(opened[0]), parts
+        answers, of = len(opened) + left, 1
     else:
-        answers, of = left, 1
+        answers, of = max(1, left), 1  # by Poisson sampling nobody may have been drawn yet
     remaining = max(0, len(rounds) - done - is_in)
     return len(asked), len(asked) + (left if is_in else 0) - (-answers * remaining // of)
 

@@ -79,7 +79,7 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
     if session is None:
         return 0, ()
     config = RoundsConfig.from_dict(json.loads(session.settings_doc)["rounds"], parts=task.parts)
-    asked, expected = _asked(tx, session, task.part, parts=task.parts)
+    asked, expected = _asked(tx, session, task.part)
     updates: dict[int, list[FlUpdateRow]] = {}
     for update in tx.all(sql_rounds.FL_UPDATES_OF_PART, group_id=session.group_id, part=task.part):
         updates.setdefault(update.fence, []).append(update)
@@ -108,13 +108,12 @@ def shares_of_part(tx: ReadTx, task: TaskRow, *, accepted: int | None) -> tuple[
     )
 
 
-def _asked(tx: ReadTx, session: FlSessionRow, part: int, *, parts: int) -> tuple[int, int]:
+def _asked(tx: ReadTx, session: FlSessionRow, part: int) -> tuple[int, int]:
     """Return in how many closed phases a part was asked, and in how many it is in the whole session; see ``asked_of``."""
     rows = closed_rounds(tx, session.group_id)
     return asked_of(
         [(row.round, tuple(json.loads(row.cohort_doc))) for row in rows],
         part=part,
-        parts=parts,
         open_round=session.round,
         rounds=range(first_round(session), session.total_rounds + 1),
         left=phases_left(rows[-1]) if rows else 0,

@@ -94,7 +94,7 @@ ALL = (0, 1)
 def asked(
     *phases: tuple[int, tuple[int, ...]], part: int = 0, at: int, total: int, left: int = 0, first: int = 1
 ) -> tuple[int, int]:
-    return asked_of(phases, part=part, parts=2, open_round=at, rounds=range(first, total + 1), left=left)
+    return asked_of(phases, part=part, open_round=at, rounds=range(first, total + 1), left=left)
 
 
 def test_a_session_that_came_to_its_end_has_nothing_left_to_ask() -> None:
@@ -124,11 +124,20 @@ def test_shards_that_agreed_on_something_are_paid_for_that_share_alone() -> None
 
 
 def test_a_part_that_was_not_asked_yet_does_not_earn_all_for_what_was_agreed_on() -> None:
-    assert asked((0, ALL), (1, (0,)), part=1, at=2, total=11) == (1, 1 + 5)
+    assert asked((0, ALL), (1, (0,)), part=1, at=2, total=11) == (1, 1 + 10)
+    assert asked((0, ALL), (1, (0,)), (2, (1,)), part=2, at=3, total=12) == (0, 5)
 
 
-def test_nothing_is_known_before_the_first_phase_has_closed() -> None:
-    assert asked(at=1, total=3) == (0, 0)
+def test_a_part_that_is_left_out_for_good_makes_nothing_dearer_for_the_others() -> None:
+    assert asked((0, (0, 1, 2)), (1, ALL), (2, ALL), at=3, total=10) == (3, 1 + 10)
+
+
+def test_what_was_agreed_on_is_no_whole_session_though_nobody_was_drawn_for_its_rounds() -> None:
+    assert asked((0, ALL), (1, ()), (2, ()), at=3, total=10) == (1, 1 + 8)
+
+
+def test_nobody_was_asked_before_the_first_phase_has_closed() -> None:
+    assert asked(at=1, total=3) == (0, 3)
 
 
 @given(
@@ -158,7 +167,7 @@ def test_what_is_paid_for_a_part_of_a_session_is_never_more_than_its_reward_and_
     left = left if more else 0
 
     for part in range(4):
-        so_far, in_all = asked_of(phases, part=part, parts=4, open_round=at, rounds=number, left=left)
+        so_far, in_all = asked_of(phases, part=part, open_round=at, rounds=number, left=left)
         earned = shares_of(
             reward,
             base_share=1.0,
