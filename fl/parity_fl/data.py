@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,17 @@ from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_LABEL_CHARS, MAX_NAME
 from parity_protocol.errors import BadDocument, ExecutionFailed, FailureReason
 from parity_protocol.strict_json import check_depth
 
-__all__ = ["Dataset", "LabelMap", "Labels", "label_classes", "load_dataset", "parse_csv", "parse_json", "targets"]
+__all__ = [
+    "Dataset",
+    "LabelMap",
+    "Labels",
+    "is_number_name",
+    "label_classes",
+    "load_dataset",
+    "parse_csv",
+    "parse_json",
+    "targets",
+]
 
 Labels: TypeAlias = NDArray[np.float64] | NDArray[np.str_]
 
@@ -329,6 +340,15 @@ def _finite_labels(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(bad):
         _fail(f"input labels contain NaN or Inf values at sample {int(bad[0])}")
     return values
+
+
+def is_number_name(name: str) -> bool:
+    """Return whether a class of this name is a number as ``label_classes`` names it."""
+    try:
+        value = float(name)
+    except ValueError:
+        return False
+    return math.isfinite(value) and _class_name(value) == name
 
 
 def _class_name(value: float | str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_fl.data import Dataset, Labels, label_classes, targets
+from parity_fl.data import Dataset, Labels, is_number_name, label_classes, targets
 from parity_fl.limits import DATA_LIMITS, MAX_CLASSES, MAX_FEATURES, MAX_LABEL_CHARS, MAX_NAMES_CHARS, MAX_PARTS
 from parity_fl.partition_config import SHARDED
 from parity_fl.prng import Sha256Stream, derive_key, shuffled
@@ -106,6 +106,8 @@ class ShardSummary:
             _bad("each class must have a whole number of rows, at least 1")
         if counts and sum(counts.values()) != raw["n_rows"]:
             _bad(f"class_counts add up to {sum(counts.values())} rows, n_rows is {raw['n_rows']}")
+        if raw["has_numbers"] and not all(map(is_number_name, counts)):
+            _bad("classes that are numbers must be named as they are written shortest")
         return cls(
             part=raw["part"],
             n_rows=raw["n_rows"],

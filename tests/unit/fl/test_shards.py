@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parity_fl.data import Dataset, label_classes
 from parity_fl.partition_config import PartitionConfig
-from parity_fl.shard_plans import plan_shards
+from parity_fl.shard_plans import misfits, odd_one_out, plan_shards
 from parity_fl.shards import ShardAgreement, ShardPlan, ShardSummary, cut_shard, fingerprint_of, summarize
 from parity_protocol.errors import BadDocument, BadField, ExecutionFailed
 
@@ -214,6 +214,75 @@ def test_a_part_that_does_not_exist_is_refused() -> None:
         cut_shard(plan_shards(config(1), [GOOD], seed=SEED, classification=True), np.array([0.0, 1.0, 1.0]), 1)
 
 
+# -- who is wrong ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_honest_shards_contradict_nobody_whatever_they_hold(data: st.DataObject) -> None:
+    classes = data.draw(st.sampled_from([["a", "b", "c"], [0.0, 1.5, -7.0, 1e20]]))
+    one_each = data.draw(st.booleans())
+    labels = [
+        [classes[part % len(classes)]] * data.draw(st.integers(1, 50))
+        if one_each
+        else data.draw(st.lists(st.sampled_from(classes), min_size=1, max_size=30))
+        for part in range(data.draw(st.integers(3, 8)))
+    ]
+    named = data.draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels)))
+    shards = {
+        part: ShardSummary.from_dict(said(part, own, names=NAMES if has_names else None).to_dict())
+        for part, (own, has_names) in enumerate(zip(labels, named, strict=True))
+    }
+
+    assert misfits(shards) == {}
+
+
+def five(**odd: ShardSummary) -> dict[int, ShardSummary]:
+    """Return five shards, some of them as given by ``p0`` to ``p4``."""
+    return {part: odd.get(f"p{part}", said(part, [0.0, 1.0, 1.0])) for part in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("odd", "found"),
+    [
+        ({"p0": said(0, [0.0, 1.0], columns=3, names=None)}, {0: "its columns number 3, those of most parts 2"}),
+        (
+            {"p1": said(1, [0.0], names=("b", "a")), "p4": said(4, [0.0], columns=1, names=None)},
+            {1: "its columns are named b, a, those of most parts height, width", 4: "its columns number 1"},
+        ),
+        ({"p2": said(2, ["x", "y"])}, {2: "its classes are words, those of most parts numbers"}),
+        ({"p2": said(2, [0.0], names=None)}, {}),
+    ],
+)
+def test_what_most_parts_say_holds(odd: dict[str, ShardSummary], found: dict[int, str]) -> None:
+    told = misfits(five(**odd))
+
+    assert list(told) == list(found)
+    for part, words in found.items():
+        assert told[part].startswith(f"does_not_fit: {words}")
+
+
+def test_half_of_the_parts_are_no_majority() -> None:
+    halves = {part: said(part, [0.0], columns=2 + part // 2, names=None) for part in range(4)}
+
+    assert misfits(halves) == {}
+    assert misfits({part: halves[part] for part in (0, 2)}) == {}
+
+
+def test_the_one_part_without_which_the_others_fit_is_found() -> None:
+    def fits(shards: dict[int, ShardSummary]) -> None:
+        if sum(shard.n_rows for shard in shards.values()) > 12:
+            raise BadField("too many", field="shards")
+
+    def with_rows(*rows: int) -> dict[int, ShardSummary]:
+        return {part: replace(said(part, [0.0]), n_rows=count) for part, count in enumerate(rows)}
+
+    assert odd_one_out(with_rows(5, 9, 5), fits) == 1
+    assert odd_one_out(with_rows(7, 7, 1), fits) is None  # either of two
+    assert odd_one_out(with_rows(9, 9, 9), fits) is None
+    assert odd_one_out(with_rows(3, 12), fits) is None  # of two nobody knows
+
+
 # -- the summary as a document --------------------------------------------------------------------------------------
 
 
@@ -243,6 +312,9 @@ def test_a_summary_survives_the_wire(summary: ShardSummary) -> None:
         ("class_counts", {"0": 4, "1": -1}),
         ("class_counts", {"0": 1.0, "1": 2}),
         ("class_counts", {"x" * 300: 3}),
+        ("class_counts", {"0": 1, "one": 2}),
+        ("class_counts", {"0": 1, "1.0": 2}),
+        ("class_counts", {"0": 1, "nan": 2}),
         ("class_counts", {str(number): 1 for number in range(1001)}),
         ("has_numbers", 1),
         ("fingerprint", "AB" * 32),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parity_fl.rounds_config import RoundsConfig
-from parity_market.domain.rounds import Decision, UpdateState, Verdict, decide
+from parity_market.domain.rounds import Decision, UpdateState, Verdict, decide, setup_rules
 from parity_market.store.rows import FlUpdateRow, TaskRow
 from parity_protocol.task import TaskState
 
@@ -30,6 +30,26 @@ def verdict(
     config = RoundsConfig(total_rounds=5, min_available_clients=2, quorum=quorum)
     shown = tasks or [task(part) for part in range(3)]
     return decide(config, cohort=range(3), updates=updates, tasks=shown, deadline_us=DEADLINE_US, now_us=now_us)
+
+
+@pytest.mark.parametrize(
+    ("states", "needed"),
+    [
+        ([], 4),
+        ([(0, UpdateState.RECEIVED, 1)], 4),
+        ([(0, UpdateState.REJECTED, 1)], 3),
+        ([(0, UpdateState.REJECTED, 1), (0, UpdateState.RECEIVED, 2)], 4),  # the next holder's answer is good
+        ([(part, UpdateState.REJECTED, 1) for part in range(3)], 2),
+    ],
+)
+def test_parts_that_agree_need_all_but_the_refused_and_never_fewer_than_the_quorum(
+    states: list[tuple[int, UpdateState, int]], needed: int
+) -> None:
+    config = RoundsConfig(total_rounds=5, min_available_clients=2, quorum=2, fraction=0.5)
+
+    found = setup_rules(config, range(4), [update(*one) for one in states])
+
+    assert (found.quorum, found.min_available_clients, found.fraction) == (needed, 4, 1.0)
 
 
 def test_a_round_with_a_quorum_does_not_wait_for_a_holder_whose_update_was_rejected() -> None:
