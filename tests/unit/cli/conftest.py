@@ -19,8 +19,11 @@ from parity_client.testing import FakeMarket, JumpClock
 from parity_contracts import keystore
 from parity_contracts.chain.memory import MemoryChain
 from parity_contracts.chain.sending import send
+from parity_fl.settings import FlSettings
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.testing.keys import deterministic_evm_key
+
+from .fl_sessions import SPEC
 
 PASSPHRASE = "correct horse battery staple"
 LIGHT = 2**4  # scrypt work factor of tests
@@ -134,3 +137,16 @@ def joined(home: Home, market: FakeMarket, key: EvmKey) -> FakeMarket:
     home.save(Config(current="fake", markets={"fake": MarketEntry(join=str(market.join))}))
     keystore.create(home.wallet_file("default"), key, PASSPHRASE)
     return market
+
+
+@pytest.fixture(autouse=True)
+def _no_fl_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FlSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "session.json"
+    path.write_text(json.dumps(SPEC))
+    return path

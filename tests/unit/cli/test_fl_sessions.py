@@ -4,78 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import numpy as np
 import pytest
 
-from parity_client.testing import FakeMarket, FakeSession
-from parity_fl.checkpoint import Checkpoint, CheckpointFolder
-from parity_fl.settings import FlSettings
-from parity_fl.strategy import read_strategy
-from parity_protocol.needs import ShardInput
-from parity_protocol.shards import open_shards
-from parity_protocol.signing.keys import EvmKey
+from parity_client.testing import FakeMarket
 from parity_protocol.testing.keys import deterministic_evm_key
+
+from .fl_sessions import SPEC, begun, close_rounds, only
 
 if TYPE_CHECKING:
     from .conftest import Done, Parity
 else:
     Done = Parity = Any
 
-SPEC = {
-    "model_type": "neural_network",
-    "dataset_cid": "bafkreicysg23kiwv34eg2d7qweipxwosdo2py4ldv42nbauguluen5v6am",
-    "data_format": "csv",
-    "model_config": {"hidden_size": 8},
-    "train_config": {"epochs": 1, "batch_size": 8, "learning_rate": 0.1},
-    "partition_config": {"strategy": "random", "total_parts": 2, "min_samples": 2},
-    "total_rounds": 3,
-}
 
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FlSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> Path:
-    path = tmp_path / "session.json"
-    path.write_text(json.dumps(SPEC))
-    return path
-
-
-def only(market: FakeMarket) -> FakeSession:
-    [session] = market.training.sessions.values()
-    return session
-
-
-def begun(parity: Parity, market: FakeMarket, spec: Path) -> FakeSession:
-    """Return a session that was submitted and has its first round open."""
-    assert parity("fl", "run", str(spec), "--reward", "1", "--no-wait").code == 0
-    return list(market.training.sessions.values())[-1]
-
-
-def close_rounds(market: FakeMarket, session: FakeSession, count: int) -> None:
-    async def close() -> None:
-        for _ in range(count):
-            await market.training.close_round(session)
-
-    anyio.run(close)
-
-
-def checkpoint(market: FakeMarket, session: FakeSession, number: int) -> str:
-    cid = anyio.run(market.storage.put, b"checkpoint %d" % number)
-    session.checkpoints[number] = cid
-    return cid
-
-
-# -- run -----------------------------------------------------------------------------------------------------------------
+# -- run -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_session_is_followed_round_by_round_and_its_model_kept(
@@ -317,7 +263,7 @@ def test_nothing_is_trained_for_a_file_that_is_there_already(
     assert joined.tasks == {}
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- looking ---------------------------------------------------------------------------------------------------------
 
 
 def test_sessions_are_listed_newest_first(parity: Parity, joined: FakeMarket, spec: Path) -> None:
@@ -478,242 +424,3 @@ def test_a_session_whose_parts_are_not_scored_says_how_to_ask_for_it(
     assert done.code == 22
     assert "are not scored" in done.err
     assert '"contribution": "shapley"' in done.err
-
-
-# -- pausing, stopping, going on ------------------------------------------------------------------------------------------
-
-
-def test_a_session_that_has_ended_is_never_in_a_round_beyond_its_last(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    session.round, session.state = 4, "stopping"
-
-    assert parity("fl", "stop", session.id).out.strip().endswith("round 3/3")
-
-
-def test_who_stops_a_session_before_its_first_round_is_told_that_nothing_was_spent(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    waiting, training = begun(parity, joined, spec), begun(parity, joined, spec)
-    waiting.round = 0
-
-    said = parity("fl", "stop", waiting.id)
-
-    assert said.out.strip() == f"{waiting.id}: cancelled, round 0/3"
-    assert "before its first round" in said.err
-    assert "parity task cancel" not in said.err
-    assert parity("fl", "stop", training.id).err == ""
-
-
-def test_a_session_is_paused_resumed_and_stopped(parity: Parity, joined: FakeMarket, spec: Path) -> None:
-    session = begun(parity, joined, spec)
-
-    said = [parity("fl", verb, session.id).out.strip() for verb in ("pause", "resume", "stop")]
-
-    assert said == [f"{session.id}: {state}, round 1/3" for state in ("paused", "running", "stopping")]
-    assert parity("fl", "pause", session.id, "--json").json["state"] == "paused"
-
-
-def test_an_ended_session_is_gone_on_with_in_a_new_one_from_its_newest_checkpoint(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    close_rounds(joined, session, 2)
-    cid = checkpoint(joined, session, 2)
-    checkpoint(joined, session, 1)
-    session.state = "failed"
-    session.settings["strategy"] = {"strategy": "fedprox", "proximal_mu": 0.3}
-
-    done = parity("fl", "resume", session.id, "--reward", "1", "--no-wait")
-
-    assert done.code == 0
-    assert f"goes on after round 2 of session {session.id} ({cid})" in done.err
-    again = joined.training.sessions["group-2"].spec
-    assert again["rounds_config"] == {"resume_from": cid}
-    assert again["strategy_config"] == {"strategy": "fedprox", "proximal_mu": 0.3}
-    assert again["total_rounds"] == 3
-    assert {**SPEC, **again, "rounds_config": {}, "strategy_config": {}} == {
-        **SPEC,
-        "type": "federated_learning",
-        "rounds_config": {},
-        "strategy_config": {},
-    }
-
-
-def test_a_completed_session_is_gone_on_with_only_to_more_rounds(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    close_rounds(joined, session, 3)
-    checkpoint(joined, session, 2)
-    newest = checkpoint(joined, session, 3)
-
-    without = parity("fl", "resume", session.id, "--reward", "1")
-    free = parity("fl", "resume", session.id, "--rounds", "9")
-    earlier = parity("fl", "resume", session.id, "--reward", "1", "--from-round", "2", "--no-wait")
-    more = parity("fl", "resume", session.id, "--reward", "1", "--rounds", "9", "--no-wait")
-
-    assert (without.code, free.code) == (2, 2)
-    assert "the checkpoint is of round 3: say with --rounds how many there shall be in all" in without.err
-    assert "give it a --reward" in free.err
-    assert earlier.code == more.code == 0
-    specs = [one.spec for one in list(joined.training.sessions.values())[1:]]
-    assert [one["total_rounds"] for one in specs] == [3, 9]
-    assert specs[1]["rounds_config"]["resume_from"] == newest
-
-
-def test_a_running_session_takes_no_reward_and_one_without_a_checkpoint_says_so(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    session = begun(parity, joined, spec)
-
-    running = parity("fl", "resume", session.id, "--reward", "1")
-    session.state = "failed"
-    ended = parity("fl", "resume", session.id, "--reward", "1")
-
-    assert (running.code, ended.code) == (2, 22)
-    assert "it goes on by itself" in running.err
-    assert "no checkpoint" in ended.err
-
-
-def test_a_sharded_session_is_gone_on_with_by_who_knows_its_shards(
-    parity: Parity, joined: FakeMarket, spec: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    close_rounds(joined, session, 2)
-    cid = checkpoint(joined, session, 2)
-    session.state = "failed"
-    for task in joined.tasks.values():
-        sharded = {**json.loads(task.request.spec), "data_mode": "sharded", "shards": ["0" * 64] * 2}
-        for name in ("dataset_cid", "partition_config"):
-            del sharded[name]
-        task.request = task.request.model_copy(update={"spec": json.dumps(sharded)})
-
-    without = parity("fl", "resume", session.id, "--reward", "1")
-    given = parity(
-        *("fl", "resume", session.id, "--reward", "1", "--no-wait"), *("--shard", "local:a", "--shard", "local:b")
-    )
-
-    assert without.code == 20
-    assert "has 2 shards, 0 are given" in without.err
-    assert given.code == 0, given.err
-    went_on = list(joined.training.sessions.values())[-1].spec
-    assert went_on["rounds_config"]["resume_from"] == cid
-    sources = [shard.source for shard in open_shards(joined.sealed, went_on["shards"])]
-    assert sources == [ShardInput(shard="a"), ShardInput(shard="b")]
-
-
-def write_checkpoint(folder: Path) -> Path:
-    made = Checkpoint("old", 5, 9, read_strategy("FedAvg"), {"w": np.ones(3, np.float32)}, {"norms": np.ones(1)})
-    return CheckpointFolder(folder).save(made, now=datetime(2026, 1, 1, tzinfo=UTC))
-
-
-@pytest.mark.parametrize("given", ["folder", "file", "cid"])
-def test_a_run_goes_on_from_a_folder_a_file_or_a_cid(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path, given: str
-) -> None:
-    file = write_checkpoint(tmp_path / "checkpoints" / "old")
-    cid = anyio.run(joined.storage.put, file.read_bytes())
-    name = {"folder": str(file.parent), "file": str(file), "cid": cid}[given]
-
-    done = parity("fl", "run", str(spec), "--reward", "1", "--no-wait", "--resume-from", name)
-
-    assert done.code == 0
-    assert only(joined).spec["rounds_config"] == {"resume_from": cid}
-    if given != "cid":
-        assert f"goes on after round 5 of session old, from checkpoint_round_5.npz ({cid})" in done.err
-        assert joined.visibility == {cid: "private"}
-
-
-def test_what_is_no_checkpoint_is_refused_before_anything_is_submitted(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
-) -> None:
-    file = write_checkpoint(tmp_path / "broken")
-    file.write_bytes(file.read_bytes()[:-1])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "rubbish.npz").write_bytes(b"rubbish")
-
-    said: dict[str, Done] = {
-        name: parity("fl", "run", str(spec), "--reward", "1", "--resume-from", name)
-        for name in ("broken", "empty", "rubbish.npz", "no such thing")
-    }
-
-    assert "is not what was written" in said["broken"].err
-    assert "has no checkpoint_latest.json" in said["empty"].err
-    assert "not a checkpoint" in said["rubbish.npz"].err
-    assert "is no file, no folder and no CID" in said["no such thing"].err
-    assert all(done.code != 0 for done in said.values())
-    assert joined.tasks == {}
-
-
-# -- models -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_newest_model_is_written_and_fetched_again_only_when_there_is_another(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    target = tmp_path / "m.safetensors"
-
-    first = parity("fl", "model", session.id, "-o", target.name)
-    same = parity("fl", "model", session.id, "-o", target.name, "--json")
-    close_rounds(joined, session, 1)
-    refused = parity("fl", "model", session.id, "-o", target.name)
-    forced = parity("fl", "model", session.id, "-o", target.name, "--force")
-
-    assert first.out.strip() == "m.safetensors  20 B, the global model after round 0"
-    assert (same.json["is_new"], same.json["round"]) == (False, 0)
-    assert refused.code == 20
-    assert "m.safetensors exists already" in refused.err
-    assert forced.code == 0
-    assert target.read_bytes() == b"the model of round 2"
-    assert [status for _, status in joined.training.sent] == [200, 304, 200, 200]
-
-
-def test_the_finished_model_is_the_one_that_its_cid_names(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    close_rounds(joined, session, 3)
-    (tmp_path / "m.bin").write_bytes(b"older")
-    (tmp_path / ".m.bin.new").write_bytes(b"left by somebody who was killed")
-
-    refused = parity("fl", "model", session.id, "-o", "m.bin")
-    done = parity("fl", "model", session.id, "-o", "m.bin", "--force", "--json")
-
-    assert refused.code == 20
-    assert done.json["cid"] == session.result_cid
-    assert (tmp_path / "m.bin").read_bytes() == b"the finished model"
-
-
-def test_a_file_that_holds_the_finished_model_is_left_and_another_is_not_written_over(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path
-) -> None:
-    session = begun(parity, joined, spec)
-    close_rounds(joined, session, 3)
-    (tmp_path / "m.bin").write_bytes(b"the finished model")
-
-    again = parity("fl", "model", session.id, "-o", "m.bin")
-    (tmp_path / "m.bin").write_bytes(b"another model")
-    over = parity("fl", "model", session.id, "-o", "m.bin")
-
-    assert again.code == 0, again.err
-    assert again.out.endswith("already\n")
-    assert over.code == 20
-    assert (tmp_path / "m.bin").read_bytes() == b"another model"
-
-
-def test_a_large_model_whose_transfer_breaks_is_taken_up_again(
-    parity: Parity, joined: FakeMarket, spec: Path, tmp_path: Path, key: EvmKey
-) -> None:
-    session = begun(parity, joined, spec)
-    session.model = bytes(range(256)) * (40 << 12)  # 40 MiB: more than an answer in memory may have
-    joined.training.breaks_after = 30 << 20
-
-    done = parity("fl", "model", session.id, "-o", "m.bin")
-
-    assert done.code == 0
-    assert (tmp_path / "m.bin").read_bytes() == session.model
-    assert joined.training.sent == [("", 200), (f"bytes={30 << 20}-", 206)]
-    assert [path.name for path in tmp_path.glob(".m.bin*")] == []

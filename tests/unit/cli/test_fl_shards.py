@@ -11,7 +11,6 @@ import pytest
 
 from parity_client import Client, remote
 from parity_client.testing import FakeMarket
-from parity_fl.settings import FlSettings
 from parity_protocol.api import paths
 from parity_protocol.errors import BadField, Unreachable
 from parity_protocol.needs import CidInput, HttpsInput, ShardInput
@@ -25,12 +24,6 @@ else:
 OPTIONS = ("--model", "neural_network", "--hidden", "4", "--epochs", "1", "--batch-size", "4", "--learning-rate", "0.1")
 CID = "bafkreicysg23kiwv34eg2d7qweipxwosdo2py4ldv42nbauguluen5v6am"
 DIGEST = "ab" * 32
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FlSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
