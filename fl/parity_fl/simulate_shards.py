@@ -76,6 +76,8 @@ def simulate_shards(
             {part: partial(bytes, answer.update) for part, answer in answers.items()},
             states=partial(bytes, states) if states else None,
         )
+        if isinstance(done, Refused) and not number:  # nobody else has these shards: the submitter must look
+            raise BadField(done.reason, field="shards")
         if isinstance(done, Refused):
             raise TooFewUpdates(f"round {number}: {done.reason}", rejected=done.rejected)
         if asks == "train":

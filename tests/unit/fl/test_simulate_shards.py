@@ -97,3 +97,10 @@ def test_what_people_should_know_of_the_rule_is_told() -> None:
 
     with pytest.raises(BadField):
         simulate_shards(settings(), shards(200), seed=SEED, rounds=1, strategy=rule)
+
+
+def test_a_shard_that_does_not_fit_is_named_and_nothing_is_simulated_without_it() -> None:
+    narrow = b"p0,target\n" + b"1,0\n2,1\n" * 10
+
+    with pytest.raises(BadField, match="part 3: does_not_fit: its columns number 1, those of most parts 64"):
+        simulate_shards(settings(), [*shards()[:3], narrow], seed="ab" * 32)
