@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from parity_blobs import bulk, gateway_read
+from parity_blobs import bulk, gateway_read, importer
 from parity_blobs.cid import Block, Cid
 from parity_blobs.download import partial_path
 from parity_blobs.gateway import DEFAULT_FETCH_LIMITS, FetchLimits, TrustlessGateway
@@ -164,6 +164,21 @@ async def test_a_large_file_goes_past_the_event_loop(
     assert came[0] == (0, len(DATA))
     assert [done for done, _ in came[1:]] == [*range(CHUNK_BYTES, len(DATA), CHUNK_BYTES), len(DATA)]
     assert threads() == []
+
+
+async def test_nodes_between_the_root_and_the_leaves_are_taken_in_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[bulk.Bulk]
+) -> None:
+    monkeypatch.setattr(importer, "MAX_LINKS", 5)  # 42 leaves below 9 nodes below 2
+    blocks = await dag_of(AddOptions(1))
+    site = Site(blocks)
+
+    async with sites(site), TrustlessGateway([site.url]) as gateway:
+        stat = await gateway.fetch_to(blocks[0].cid, tmp_path / "out", max_bytes=len(DATA))
+
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert len(taken) == 1
+    assert stat.blocks == len(blocks) == 42 + 9 + 2 + 1
 
 
 async def lie(writer: Writer, body: bytes) -> None:
