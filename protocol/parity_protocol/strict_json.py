@@ -84,12 +84,15 @@ def loads(
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise BadDocument(f"the document is not UTF-8: bad byte at offset {exc.start}") from exc
+        field = _field_at(data, exc.start)
+        raise BadDocument(f"the document is not UTF-8: bad byte at offset {exc.start}", field=field) from exc
     _check_shape(data, max_depth, max_values)
     try:
         value: JsonValue = _decoder(max_digits).decode(text)
     except json.JSONDecodeError as exc:
-        raise BadDocument(f"not JSON: {exc.msg.lower()} (line {exc.lineno}, column {exc.colno})") from exc
+        field = _field_at(data, len(text[: exc.pos].encode()))
+        reason = f"not JSON: {exc.msg.lower()} (line {exc.lineno}, column {exc.colno})"
+        raise BadDocument(reason, field=field) from exc
     except _Refused as exc:
         raise _located(text, str(exc), max_digits) from exc
     # Bytes decoded as strict UTF-8 hold no surrogate and the scanner refuses a raw NUL, so only an escape can make one.
@@ -140,7 +143,9 @@ def _check_shape(data: bytes, max_depth: int, max_values: int) -> None:
             if token != b",":
                 depth += 1
                 if depth > max_depth:
-                    raise BadDocument(f"the document is nested deeper than {max_depth} at offset {match.start()}")
+                    start = match.start()
+                    reason = f"the document is nested deeper than {max_depth} at offset {start}"
+                    raise BadDocument(reason, field=_field_at(data, start))
         elif token in (b"]", b"}"):
             depth -= 1
         else:
@@ -247,11 +252,54 @@ def _walk(root: object) -> Iterator[tuple[_Pointer, object]]:
             stack.extend(((pointer, index), value[index]) for index in range(len(value) - 1, -1, -1))
 
 
+def _field_at(data: bytes, offset: int) -> str:
+    """Return the place of a byte in text that need not be JSON, as far as what comes before it tells.
+
+    Where the text is nested deeper than ``MAX_DEPTH`` the place of the outermost of those is named. Nothing is named
+    beyond ``MAX_BYTES``: a pass over so much more is not worth a better answer.
+    """
+    if offset > MAX_BYTES:
+        return ""
+    places: list[str | int] = []  # one step for each that is open: a member's name, or an item's number
+    last = b""
+    for match in _STRING_OR_MARK.finditer(data, 0, offset):
+        token = match[0]
+        if token in (b"{", b"["):
+            places.append("" if token == b"{" else 0)
+        elif token in (b"}", b"]"):
+            del places[-1:]
+        elif token == b",":
+            if places:
+                step = places[-1]
+                places[-1] = step + 1 if isinstance(step, int) else ""
+        elif places and isinstance(places[-1], str) and last in (b"{", b","):
+            places[-1] = _name_of(token)
+        last = token
+    pointer: _Pointer = None
+    for step in places[:MAX_DEPTH]:
+        if step == "":
+            break
+        pointer = (pointer, step)
+    return _shown(pointer)
+
+
+def _name_of(token: bytes) -> str:
+    try:
+        name: str = json.loads(token.decode("utf-8", "replace"), strict=False)
+    except ValueError:  # it has no end, or an escape that is none
+        return ""
+    return name
+
+
 def _at(pointer: _Pointer, reason: str) -> BadDocument:
+    place = _shown(pointer)
+    return BadDocument(f"{reason}, at {place or 'the top'}", field=place)
+
+
+def _shown(pointer: _Pointer) -> str:
     steps: list[str] = []
     while pointer is not None:
         pointer, step = pointer
         escaped = str(step)[:_MAX_STEP].replace("~", "~0").replace("/", "~1")
         steps.append(ascii(escaped)[1:-1])
-    place = "".join(f"/{step}" for step in reversed(steps))[:_MAX_SHOWN]
-    return BadDocument(f"{reason}, at {place or 'the top'}", field=place)
+    return "".join(f"/{step}" for step in reversed(steps))[:_MAX_SHOWN]

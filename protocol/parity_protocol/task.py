@@ -36,7 +36,7 @@ from pydantic import (
 )
 
 from parity_protocol import strict_json
-from parity_protocol.errors import BadField, InvalidTransition
+from parity_protocol.errors import BadDocument, BadField, InvalidTransition
 from parity_protocol.ids import WireSha256
 from parity_protocol.isolation import IsolationTier
 from parity_protocol.needs import (
@@ -374,12 +374,15 @@ def parse_spec(text: str) -> CommandSpec | DockerSpec | LlmSpec | FederatedLearn
     Market and node both call this on the same text, so neither has to believe the other's reading.
 
     Raises:
-        BadDocument: Not JSON that is accepted here.
+        BadDocument: Not JSON that is accepted here; ``field`` is the place in it as a JSON pointer, after ``/spec``.
         TooLarge: Over ``MAX_SPEC_BYTES``.
         BadField: A field is missing, unknown, or wrong; ``field`` names it.
     """
     data = text.encode("utf-8", errors="surrogatepass")
-    strict_json.loads(data, max_bytes=MAX_SPEC_BYTES)
+    try:
+        strict_json.loads(data, max_bytes=MAX_SPEC_BYTES)
+    except BadDocument as exc:
+        raise BadDocument(f"the spec: {exc}", field=f"/spec{exc.field}") from exc
     try:
         return _SPEC.validate_json(data)
     except ValidationError as exc:
