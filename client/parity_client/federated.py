@@ -100,7 +100,7 @@ class FlSessions:
         return await self._post(session_id, "resume")
 
     async def stop(self, session_id: str) -> FlSessionReply:
-        """Make the open round the last one."""
+        """Make the open round the last one; a session that has none yet, or waits for nodes, ends at once."""
         return await self._post(session_id, "stop")
 
     async def model(
