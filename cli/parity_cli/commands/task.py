@@ -39,6 +39,7 @@ def task() -> None:
     parity task submit --reward 0.5 --input rows=bafy… --timeout 10m -- wc -l inputs/rows
     parity task submit --reward 1 --image debian:12 --memory 256m --wait -- cat /etc/os-release
     parity task submit --reward 2 --spec forest.json --wait
+    parity task submit --reward 2 --spec forest.json --dry-run
     """,
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -46,6 +47,7 @@ def task() -> None:
 @click.option("--max-reward", metavar="TOKENS", help="What the signed order allows at most. Default: the reward.")
 @spec_options
 @click.option("--valid-for", default="24h", show_default=True, metavar="DURATION", help="Time in which it may start.")
+@click.option("--dry-run", is_flag=True, help="Ask whether it would be taken; sign and send nothing.")
 @click.option("--wait", "waits", is_flag=True, help="Follow it, and print the result.")
 @with_client
 async def submit(out: Output, client: Client, **given: Any) -> None:
@@ -59,6 +61,11 @@ async def submit(out: Output, client: Client, **given: Any) -> None:
     from parity_protocol.quantities import parse_duration
 
     spec = spec_of(given)
+    if given["dry_run"]:
+        checked = await client.check(spec, given["reward"])
+        tasks = "1 task" if checked.parts == 1 else f"{checked.parts} tasks"
+        out.emit(checked.model_dump(mode="json"), f"the market would take it, as {tasks}; nothing was signed")
+        return
     submission = await client.submit(
         spec, given["reward"], max_reward=given["max_reward"], valid_for=parse_duration(given["valid_for"])
     )

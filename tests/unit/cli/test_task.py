@@ -12,6 +12,7 @@ import pytest
 from parity_client.testing import FakeMarket, FakeTask, JumpClock
 from parity_contracts.chain.calls import Approve, Call, Faucet, Stake
 from parity_contracts.chain.sending import send
+from parity_protocol.api import paths
 from parity_protocol.errors import EscrowTooLow
 from parity_protocol.signing.keys import EvmKey
 from parity_protocol.testing.keys import deterministic_evm_key
@@ -336,3 +337,14 @@ def test_without_a_market_the_first_step_is_named(parity: Parity) -> None:
 
     assert done.code == 10
     assert "parity config use" in done.err
+
+
+def test_a_dry_run_asks_the_market_and_signs_nothing(parity: Parity, joined: FakeMarket) -> None:
+    taken = parity("task", "submit", "--reward", "0.1", "--dry-run", "--", "true")
+    joined.fail_next(EscrowTooLow("only 0 are free"), path=paths.TASK_CHECK)
+    refused = parity("task", "submit", "--reward", "0.1", "--dry-run", "--wait", "--", "true")
+
+    assert (taken.code, taken.out) == (0, "the market would take it, as 1 task; nothing was signed\n")
+    assert refused.code == 52
+    assert "only 0 are free" in refused.err
+    assert joined.tasks == {}
