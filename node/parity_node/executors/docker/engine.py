@@ -7,8 +7,6 @@ wrong) or ``ExecutionFailed``. Answers that come while a container runs are in `
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 import anyio
 import anyio.to_thread
 
+from parity_node.executors.docker.lifeline import Lifeline
 from parity_node.executors.docker.request import LABEL_PREFIX, ContainerRequest
 from parity_protocol.errors import BadField, Conflict, ExecutionFailed, FailureReason, NotFound, Unreachable
 
@@ -115,6 +114,7 @@ class Engine:
         self.socket = path
         self.timeout_s = timeout_s
         self._client: Any = None
+        self._lifeline = Lifeline(path)
         self.importing = anyio.Lock()  # two imports to one name would leave an image without a name
         self._opening = anyio.Lock()
         self._limiter: anyio.CapacityLimiter | None = None
@@ -136,15 +136,7 @@ class Engine:
 
     def instance(self) -> str:
         """Return what changes when the engine is started again; empty when nobody listens."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self.socket))
-                pid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-            except OSError:
-                return ""
-        return f"{pid}:{started}"
+        return self._lifeline.instance()
 
     # -- containers ----------------------------------------------------------------------------------------------
 
@@ -337,6 +329,7 @@ class Engine:
 
     async def close(self) -> None:
         """Close the connections; idempotent."""
+        self._lifeline.close()
         client, self._client = self._client, None
         if client is not None:
             await anyio.to_thread.run_sync(client.close)
