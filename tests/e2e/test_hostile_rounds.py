@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from sklearn.datasets import load_diabetes
 
@@ -24,6 +26,7 @@ from parity_protocol.task import parse_spec
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]
 
 ROUNDS = 3
+PARTS = 3
 
 
 def table() -> bytes:
@@ -35,27 +38,42 @@ def table() -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-async def steal(thief: HandNode, taken: Taken, data: bytes) -> RoundStep:
-    """Send the other part's update as one's own, at once, in every round; returns what is told at the end."""
+def victim_of(part: int) -> int:
+    """Return the part whose update the holder of another sends."""
+    return (part + 1) % PARTS
+
+
+async def keep(thief: HandNode, taken: Taken) -> None:
+    """Renew a lease until cancelled."""
+    held = RenewItem(task_id=taken.task_id, lease_id=taken.lease.lease_id, fence=taken.lease.fence)
+    while True:
+        await thief.market.renew(RenewRequest(renewals=(held,)))
+        await anyio.sleep(0.5)
+
+
+async def steal(thief: HandNode, taken: Taken, data: bytes, file: Path) -> RoundStep:
+    """Send another part's update as one's own, at once, in every round; returns what is told at the end.
+
+    Args:
+        file: Where each round's model is kept.
+    """
     manifest = taken.manifest.manifest
     opened = open_session(parse_spec(manifest.spec), json.dumps(manifest.plan))
     assert isinstance(opened.plan, PartitionPlan)
-    other = RoundTrainer(opened.spec, opened.plan, data, 1 - manifest.part)
+    other = await anyio.to_thread.run_sync(RoundTrainer, opened.spec, opened.plan, data, victim_of(manifest.part))
     place = Place(manifest.group_id or "", manifest.part, taken.lease.lease_id, taken.lease.fence)
     rounds = HttpRounds(thief.market)
-    held = RenewItem(task_id=taken.task_id, lease_id=place.lease_id, fence=place.fence)
     while True:
-        await thief.market.renew(RenewRequest(renewals=(held,)))
         step = await rounds.next_step(place, wait_s=1.0)
         if step.state == "done":
             return step
         if step.state == "train":
-            base = await rounds.model(place, step, max_bytes=1 << 20)
-            body = other.train(base, number=step.round, update_format="fp16").update
+            await rounds.model(place, step, file, max_bytes=1 << 20)
+            body = other.train(await anyio.Path(file).read_bytes(), number=step.round, update_format="fp16").update
             await rounds.send(place, step, body, {}, digest=sha256(body).digest())
 
 
-async def test_a_node_that_sends_the_other_parts_updates_first_is_refused_and_the_other_is_paid(town: Town) -> None:
+async def test_a_node_that_sends_another_parts_updates_first_is_refused_and_the_other_is_paid(town: Town) -> None:
     data = table()
     file = town.stack.folder / "diabetes.csv"
     await anyio.Path(file).write_bytes(data)
@@ -66,25 +84,29 @@ async def test_a_node_that_sends_the_other_parts_updates_first_is_refused_and_th
         "data_format": "csv",
         "model_config": {"input_size": 10},
         "train_config": {"epochs": 3, "batch_size": 16, "learning_rate": 0.05},
-        "partition_config": {"strategy": "random", "total_parts": 2, "min_samples": 10},
+        "partition_config": {"strategy": "random", "total_parts": PARTS, "min_samples": 10},
         "total_rounds": ROUNDS,
     }
     async with town.hand(town.nodes[0]) as thief:
         await thief.enrol(model_types=("linear_regression",))
-        made = await town.market.submit(spec, 2 * REWARD)
+        made = await town.market.submit(spec, PARTS * REWARD)
         [taken] = await thief.take()
-        honest = town.nodes[1]
-        town.stack.start_node(honest, [*PARITY, "node", "run"], RUNNER_DISK_FLOOR="0")
-
-        told = await steal(thief, taken, data)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep, thief, taken)
+            town.stack.start_node(town.nodes[1], [*PARITY, "node", "run"], RUNNER_DISK_FLOOR="0")
+            told = await steal(thief, taken, data, file.with_name("model.safetensors"))
+            tasks.cancel_scope.cancel()
 
     part = taken.manifest.manifest.part
+    victim = victim_of(part)
     shown = await town.market.sessions.show(made.id)
     for row in shown.rounds:
         states = {update.part: (update.state, update.reason) for update in row.updates}
-        assert states == {part: ("rejected", f"duplicate: it is part {1 - part}'s update"), 1 - part: ("accepted", "")}
+        assert states.pop(part) == ("rejected", f"duplicate: it is part {victim}'s update")
+        assert len(states) == PARTS - 1
+        assert set(states.values()) == {("accepted", "")}
     assert [row.round for row in shown.rounds] == list(range(1, ROUNDS + 1))
     assert told.accepted == ()
-    assert told.message.endswith(f"duplicate: it is part {1 - part}'s update")
-    task = next(one for one in (await town.market.group(made.id)).tasks if one.part == 1 - part)
+    assert told.message.endswith(f"duplicate: it is part {victim}'s update")
+    task = next(one for one in (await town.market.group(made.id)).tasks if one.part == victim)
     await town.paid([task.id])
