@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +15,8 @@ from parity_protocol.clock import Clock
 __all__ = ["Presence", "PresentNode"]
 
 MISSED_HEARTBEATS = 3  # after so many a node counts as offline
+
+_COUNT_S = 0.1  # between two counts of free slots and working nodes
 
 
 @dataclass(slots=True)
@@ -49,6 +51,10 @@ class Presence:
         self._min_bond = min_bond
         self._nodes: dict[str, PresentNode] = {}
         self._dirty: set[str] = set()
+        self._free: dict[str, int] = {}  # free slots of the online nodes that have some, at the last count
+        self._all_free = 0
+        self._working: set[str] = set()  # online nodes that hold leases, at the last count
+        self._count_at = 0.0  # monotonic, seconds
 
     @property
     def heartbeat(self) -> timedelta:
@@ -135,6 +141,30 @@ class Presence:
     def online(self) -> Iterator[PresentNode]:
         """Yield the nodes that count as there."""
         return (node for node in self._nodes.values() if self.is_online(node))
+
+    def share_ahead(self, node_id: str, pending: int, waiting: Iterable[str]) -> int:
+        """Return how many of ``pending`` tasks a node may be offered before it has slots for them.
+
+        First come the free slots of nodes that do not wait for an offer: they ask in a moment. (Who waits has been
+        compared with all that is pending.) What is left over is for all nodes that work, in equal shares, so that a
+        short queue keeps all of them busy to its end.
+
+        Args:
+            waiting: Nodes that wait; read only for a new count, ten times a second at most.
+        """
+        now = self._clock.monotonic()
+        if now >= self._count_at:
+            self._count_at, served = now + _COUNT_S, set(waiting)
+            online = list(self.online())
+            self._working = {node.node_id for node in online if node.running}
+            self._free = {
+                node.node_id: node.capability.slots - node.running
+                for node in online
+                if node.running < node.capability.slots and not node.draining and node.node_id not in served
+            }
+            self._all_free = sum(self._free.values())
+        left = pending - (self._all_free - self._free.get(node_id, 0))
+        return max(0, left) // (len(self._working) + (node_id not in self._working))
 
     def unbonded(self) -> int:
         """Return how many enrolled nodes have less than the minimum bond."""

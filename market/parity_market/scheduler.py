@@ -224,11 +224,12 @@ class Scheduler:
                 return offered
 
     async def ahead(self, node_id: str, slots: int) -> list[Offer]:
-        """Return what is pending now for slots that a node will have free in a moment; a poll of its own goes on."""
-        node = self.presence.get(node_id)
-        if node is None or not slots or self._is_closing:
+        """Return a node's share of what is pending beyond free slots; a poll of its own goes on."""
+        node, pending = self.presence.get(node_id), len(self._pending) - len(self._reserved)
+        share = self.presence.share_ahead(node_id, pending, (waiter.node.node_id for waiter in self._waiters))
+        if node is None or min(slots, share) <= 0 or self._is_closing:
             return []
-        waiter = _Waiter(node, slots, 0.0, asyncio.get_running_loop().create_future(), AHEAD_S)
+        waiter = _Waiter(node, min(slots, share), 0.0, asyncio.get_running_loop().create_future(), AHEAD_S)
         self._waiters.append(waiter)
         self._match()
         self._waiters.remove(waiter)

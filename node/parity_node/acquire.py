@@ -14,6 +14,7 @@ from parity_node.crashpoints import crashpoint
 from parity_node.disk import DiskGuard
 from parity_node.disk_need import need_of
 from parity_node.execution import Work
+from parity_node.giving_back import give_back
 from parity_node.market.base import MarketClient
 from parity_node.market.trust import MarketTrust
 from parity_node.operator_policy import OperatorPolicy
@@ -31,20 +32,24 @@ from parity_protocol.api.leases import (
 )
 from parity_protocol.capability import Capability
 from parity_protocol.clock import Clock
-from parity_protocol.errors import ParityError, Replayed, Unavailable
+from parity_protocol.errors import FailureReason, ParityError, Replayed, Unavailable
 from parity_protocol.lease import local_deadline
 from parity_protocol.manifest import VerifiedManifest
 from parity_protocol.policy import Denial
 from parity_protocol.signing.jws import LEEWAY
 from parity_protocol.task import CommandSpec, DockerSpec, FederatedLearningSpec, LlmSpec
 
-__all__ = ["Acquirer", "Granted", "Taken"]
+__all__ = ["Acquirer", "Answer", "Granted"]
 
 POLL_WAIT_S = 20.0
 CLAIM_TIMEOUT_S = 5.0  # of one try
 CLAIM_WINDOW_S = 15.0  # in which a claim without an answer is repeated with the same id
 MAX_TOLD = 200  # characters of a refusal's message
 SHORTEST_POLL_S = 0.25  # a market that answers at once with nothing must not make us spin
+
+_ROOM_RULES = frozenset(
+    {"memory", "disk", "disk.inputs_do_not_fit", "disk.results_do_not_fit"}
+)  # what ends with the tasks that run
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +64,17 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Answer:
     """What came of some offers."""
 
-    count: int  # leases that were handed over
-    ahead: tuple[str, ...]  # offers that came with the claims' answer
+    leases: int
+    ahead: tuple[str, ...] = ()  # offers that came with the claims' answer
+    is_cramped: bool = False  # an early one does not fit beside what runs
+
+
+@dataclass(frozen=True, slots=True)
+class _NoRoom:
+    """An early offer does not fit beside what runs."""
 
 
 class Acquirer:
@@ -135,35 +146,62 @@ class Acquirer:
         return reply.manifests[:slots]
 
     async def take(
-        self, manifests: tuple[str, ...], hand_over: Callable[[Granted], Awaitable[None]], *, ahead: int = 0
-    ) -> Taken:
+        self,
+        manifests: tuple[str, ...],
+        answered: Callable[[Answer], None],
+        hand_over: Callable[[Granted], Awaitable[FailureReason | None]],
+        *,
+        ahead: int = 0,
+        early: int = 0,
+    ) -> None:
         """Verify, admit and claim offers; what is refused is counted and logged, never raised.
 
         Args:
+            answered: Told what came of them, before the first lease is handed over.
+            hand_over: Begins a lease's execution, when there is a slot for it, or says why the lease goes back. Until
+                then what it may use stays counted here, so that no other offer is promised the same room.
             ahead: How many offers to ask for with the claims, for when their work is done.
-            hand_over: Begins a lease's execution, when there is a slot for it. Until then what it may use stays counted
-                here, so that no other offer is promised the same room.
+            early: For so many of the offers, the last ones, there is no slot yet. One that has no room beside what runs
+                is left to itself: it was not asked too much.
 
         Raises:
             StorageFull: The intent cannot be journalled; nothing was claimed.
         """
         mine = Committed()
+        is_cramped = False
         try:
             wanted = []
-            for token in manifests:
-                verified = await self._check(token, self._committed() + self._under_way)
+            for index, token in enumerate(manifests):
+                is_early = index >= len(manifests) - early
+                verified = await self._check(token, self._committed() + self._under_way, is_early=is_early)
+                if isinstance(verified, _NoRoom):
+                    is_cramped = True
+                    break
                 if verified is not None:
                     asked = _asked(verified.spec)
                     mine, self._under_way = mine + asked, self._under_way + asked
                     wanted.append(verified)
             granted, offers = await self._take(wanted, ahead)
+            answered(Answer(len(granted), offers, is_cramped))
+            unused: dict[FailureReason, list[Granted]] = {}
             for lease in granted:
-                await hand_over(lease)
+                reason = await hand_over(lease)
                 asked = _asked(lease.work.spec)
                 mine, self._under_way = mine - asked, self._under_way - asked
-            return Taken(len(granted), offers)
+                if reason is not None:
+                    unused.setdefault(reason, []).append(lease)
+            for reason, leases in unused.items():
+                await self._give_back([lease.execution for lease in leases], reason)
         finally:
             self._under_way -= mine
+
+    async def _give_back(self, rows: list[Execution], reason: FailureReason) -> None:
+        """Give leases back under which nothing was begun, and forget them; their manifests stay used."""
+        for row in rows:
+            log.info("lease_handed_back", task_id=row.task_id, fence=row.fence, reason=reason.value)
+        await give_back(self._market, self._clock, rows, reason, message="the node had no slot free for it in time")
+        for row in rows:
+            self._store.forget(row.id)
 
     async def _take(self, wanted: list[VerifiedManifest], ahead: int) -> tuple[list[Granted], tuple[str, ...]]:
         if not wanted:
@@ -179,7 +217,9 @@ class Acquirer:
                 claims.append((intent.execution, verified))
         return await self._claim(claims, ahead) if claims else ([], ())
 
-    async def _check(self, token: str, committed: Committed) -> VerifiedManifest | None:
+    async def _check(
+        self, token: str, committed: Committed, *, is_early: bool = False
+    ) -> VerifiedManifest | _NoRoom | None:
         try:
             verified = await self._trust.verify(token, node_version=self._node_version)
         except ParityError as exc:
@@ -195,6 +235,8 @@ class Acquirer:
             now=self._clock.now(),
         )
         denials += await self._cache.denials(verified.spec, self._disk, committed.disk)
+        if is_early and denials and all(denial.rule in _ROOM_RULES for denial in denials):
+            return _NoRoom()
         for denial in denials:
             self._refuse(denial, verified.task_id)
             self._tell(denial, verified.task_id)

@@ -17,6 +17,7 @@ from parity_node.cache.uses import Uses, names_of
 from parity_node.crashpoints import crashpoint
 from parity_node.disk_need import DiskNeed, need_of
 from parity_node.executors.base import ExecutionResult, Executor, Handle, Job, Limits
+from parity_node.giving_back import give_back
 from parity_node.leases import HeldLease, LeaseKeeper, LossReason
 from parity_node.market.base import MarketClient
 from parity_node.notices import LogFeed, LogShipper, StartNotices
@@ -26,7 +27,7 @@ from parity_node.results import StoredResult, build_report, failure_of, store_re
 from parity_node.slots import Slots
 from parity_node.store.base import Execution, NodeStore, OutboxEntry, Phase
 from parity_node.waiting import Signal, within
-from parity_protocol.api.leases import FinalReport, ReleaseItem, ReleaseRequest, StartItem
+from parity_protocol.api.leases import FinalReport, StartItem
 from parity_protocol.capability import Capability
 from parity_protocol.clock import Clock
 from parity_protocol.errors import ExecutionFailed, FailureReason, ParityError, StorageFull
@@ -43,7 +44,6 @@ __all__ = ["ExecutionRunner", "Running", "Work", "work_of"]
 
 STOP_TIMEOUT_S = 15.0
 WALL_TIME_GRACE_S = 30.0  # executors enforce the wall time; the agent steps in when one hangs
-RELEASE_TIMEOUT_S = 5.0
 FULL_DISK_RETRY_S = 1.0
 FULL_DISK_PATIENCE_S = 30.0
 
@@ -369,20 +369,12 @@ class ExecutionRunner:
         self._logs.discard(row.id)
         await self._stop(live)
         if isinstance(reason, FailureReason):
-            await self._release(row, reason)
+            await give_back(self._market, self._clock, [row], reason)
         self._leases.remove(row.lease_id)
         await self._clean_up(row, live.executor, live.handle)
         self._forget(row)
         self._on_ended(row.kind, reason.value, 0.0)
         log.info("execution_abandoned", task_id=row.task_id, execution_id=row.id, reason=reason.value)
-
-    async def _release(self, row: Execution, reason: FailureReason) -> None:
-        item = ReleaseItem(task_id=row.task_id, lease_id=row.lease_id, fence=row.fence, reason=reason.value)
-        try:
-            await within(self._clock, RELEASE_TIMEOUT_S, lambda: self._market.release(ReleaseRequest(releases=(item,))))
-            crashpoint("release.sent")
-        except (ParityError, TimeoutError) as exc:  # the lease ends by itself
-            log.info("lease_not_released", task_id=row.task_id, error=str(exc))
 
     async def _clean_up(self, row: Execution, executor: Executor | None, handle: Handle | None) -> None:
         crashpoint("cleanup.begun")

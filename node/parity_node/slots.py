@@ -6,6 +6,9 @@ from itertools import count as count_up
 
 import anyio
 
+from parity_node.waiting import event_within
+from parity_protocol.clock import Clock
+
 __all__ = ["Slots"]
 
 MAX_SPARE = 64
@@ -17,7 +20,7 @@ class Slots:
     An execution whose process has ended keeps its number, which is its user too, until its result is durable and its
     folder gone, but another may run meanwhile: up to ``count`` more numbers (64 at most) are there for those that are
     *ending*. When these are held up too, by a full disk for example, nothing new begins. A slot that is spoken for by a
-    claim on its way is *reserved*.
+    claim on its way, or by a lease that waits for it, is *reserved*.
     """
 
     def __init__(self, count: int) -> None:
@@ -46,7 +49,7 @@ class Slots:
     def unreserve(self, count: int) -> None:
         """Give reservations back."""
         self.reserved -= count
-        self._wake()
+        self.wake()
 
     def take(self, preferred: int | None = None) -> int:
         """Take a slot.
@@ -65,25 +68,27 @@ class Slots:
     def end(self, slot: int) -> None:
         """Note that the task in ``slot`` has ended; what is left is to make its result durable."""
         self._ending.add(slot)
-        self._wake()
+        self.wake()
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
         self._ending.discard(slot)
         self._taken.discard(slot)
-        self._wake()
+        self.wake()
 
-    async def wait_open(self) -> int:
-        """Return how many are open as soon as one is."""
-        while not self.open:
-            await self._changed.wait()
-        return self.open
+    def beyond(self, more: int) -> int:
+        """Return how many more leases may be claimed when ``more`` than there are slots may wait for one."""
+        return max(0, self.free + more - self.reserved)
 
-    async def wait_free(self) -> None:
-        """Return as soon as one is free."""
-        while not self.free:
-            await self._changed.wait()
+    async def changed(self) -> None:
+        """Return at the next change, or when somebody wakes who waits here."""
+        await self._changed.wait()
 
-    def _wake(self) -> None:
+    async def changed_within(self, clock: Clock, seconds: float) -> None:
+        """Return then, or after ``seconds`` of ``clock``."""
+        await event_within(self._changed, clock, seconds)
+
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
         self._changed.set()
         self._changed = anyio.Event()

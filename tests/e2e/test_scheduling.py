@@ -113,6 +113,26 @@ def longest_idle(spans: list[tuple[datetime, datetime]], *, until: datetime) -> 
     return max(longest, seconds(until - busy_to))
 
 
+async def test_short_tasks_with_one_attempt_each_are_all_done_once_although_a_node_drains_among_them(
+    town: Town,
+) -> None:
+    leaving, staying = town.nodes[:2]
+    await town.start(leaving, staying, script="file:2:0.02", RUNNER_SLOTS="2")
+
+    task_ids = await town.submit(160, spec={"type": "command", "command": ["true"], "max_attempts": 1})
+    await town.ended(task_ids[:40])
+    await anyio.to_thread.run_sync(town.stop, leaving)
+    tasks = await town.ended(task_ids)
+
+    assert all_completed_once(tasks)
+    assert {task.runner_id for task in tasks} == {leaving.id, staying.id}
+    for task in tasks:
+        events = await town.events(task.id)
+        assert [event.event for event in events].count("accept") == 1
+        assert [event.event for event in events].count("start") <= 1
+    assert (await town.market.node(staying.id)).running == 0
+
+
 async def test_both_nodes_are_free_after_a_rush(town: Town) -> None:
     pair = town.nodes[:2]
     await town.start(*pair, script="file:2:0.2", RUNNER_SLOTS="1")

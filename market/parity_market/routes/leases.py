@@ -22,6 +22,7 @@ from parity_market.store.base import Tx
 from parity_market.waiting import while_connected
 from parity_protocol.api import paths
 from parity_protocol.api.leases import (
+    AHEAD_A_CLAIM,
     ClaimItem,
     ClaimReply,
     ClaimsReply,
@@ -188,7 +189,7 @@ async def claims(call: Call) -> ClaimsReply:
     body: ClaimsRequest = call.body
     state, node_id = call.state, call.caller.id
     answers = await _claim(call, body.instance, body.claims)
-    ahead = await state.scheduler.ahead(node_id, min(body.ahead, len(body.claims)))
+    ahead = await state.scheduler.ahead(node_id, min(body.ahead, AHEAD_A_CLAIM * len(body.claims)))
     return ClaimsReply(
         claims=tuple(
             answer

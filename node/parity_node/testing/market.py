@@ -34,6 +34,7 @@ from parity_protocol.testing.keys import deterministic_evm_key
 __all__ = ["MarketSimulator", "SimulatedTask", "command_spec"]
 
 SOFT_RESERVATION_S = 2.0
+AHEAD_RESERVATION_S = 0.3  # of offers that come with the answer to claims
 
 T = TypeVar("T")
 
@@ -189,7 +190,13 @@ class MarketSimulator(MarketClient, MarketDirectory):
         return await self._call(
             "claim",
             lambda: wire.ClaimsReply(
-                claims=tuple(self.book.claim(item, self._node(request.instance, node_id)) for item in request.claims)
+                claims=tuple(self.book.claim(item, self._node(request.instance, node_id)) for item in request.claims),
+                manifests=tuple(
+                    self._manifest(task, self._node(request.instance, node_id))
+                    for task in self._pending(
+                        min(request.ahead, wire.AHEAD_A_CLAIM * len(request.claims)), hold_s=AHEAD_RESERVATION_S
+                    )
+                ),
             ),
         )
 
@@ -291,12 +298,12 @@ class MarketSimulator(MarketClient, MarketDirectory):
         if request.policy is not None and self.policies[-1:] != [request.policy]:
             self.policies.append(request.policy)
 
-    def _pending(self, slots: int) -> list[SimulatedTask]:
+    def _pending(self, slots: int, *, hold_s: float = SOFT_RESERVATION_S) -> list[SimulatedTask]:
         self.reap()
         now = self.clock.monotonic()
         found = [t for t in self.tasks.values() if t.state is TaskState.PENDING and t.reserved_until <= now][:slots]
         for task in found:
-            task.reserved_until = now + SOFT_RESERVATION_S
+            task.reserved_until = now + hold_s
         return found
 
     def _manifest(self, task: SimulatedTask, node_id: str) -> str:

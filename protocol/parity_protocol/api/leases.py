@@ -16,6 +16,7 @@ from parity_protocol.report import MAX_INLINE_RESULT_BYTES, Report
 from parity_protocol.wire import Request
 
 __all__ = [
+    "AHEAD_A_CLAIM",
     "MAX_BATCH",
     "MAX_LOG_CHUNK_BYTES",
     "MAX_REFUSED",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 MAX_BATCH = 256  # items in one message
+AHEAD_A_CLAIM = 2  # offers that come with the answer to each claim, at most
 MAX_LOG_CHUNK_BYTES = 65_536
 MAX_MANIFEST_CHARS = 262_144
 MAX_REFUSED = 64  # refusals in one poll
@@ -90,7 +92,7 @@ class ClaimsRequest(Request):
 
     instance: WireSha256
     claims: Annotated[tuple[ClaimItem, ...], Field(min_length=1, max_length=MAX_BATCH)]
-    ahead: int = Field(default=0, ge=0, le=MAX_BATCH)  # offers wanted with the answer, one a claim at most
+    ahead: int = Field(default=0, ge=0, le=MAX_BATCH)  # offers wanted with the answer, AHEAD_A_CLAIM each at most
 
 
 class SingleClaimRequest(ClaimItem):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from parity_node.acquire import Acquirer, Granted
+from parity_node.acquire import Acquirer, Answer, Granted
 from parity_node.admission import Committed
 from parity_protocol.task import parse_spec
 
@@ -27,12 +27,16 @@ class Claims(Acquirer):
     def _committed(self) -> Committed:  # type: ignore[override]
         return self.running
 
-    async def _check(self, token: str, committed: Committed) -> Any:
+    async def _check(self, token: str, committed: Committed, *, is_early: bool = False) -> Any:
         self.counted.append(committed.memory_bytes)
         return SimpleNamespace(spec=SPEC)
 
     async def _take(self, wanted: Any, ahead: int) -> tuple[list[Granted], tuple[str, ...]]:
         return [cast("Granted", SimpleNamespace(work=SimpleNamespace(spec=one.spec))) for one in wanted], ()
+
+
+def ignored(_: Answer) -> None:
+    """What came of the offers."""
 
 
 async def test_a_lease_that_waits_for_its_slot_keeps_its_room() -> None:
@@ -43,14 +47,14 @@ async def test_a_lease_that_waits_for_its_slot_keeps_its_room() -> None:
         claims.running += Committed(MEMORY)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(claims.take, ("a",), begin)
+        group.start_soon(claims.take, ("a",), ignored, begin)
         await checkpoint()
         await checkpoint()
-        group.start_soon(claims.take, ("b",), begin)
+        group.start_soon(claims.take, ("b",), ignored, begin)
         await checkpoint()
         await checkpoint()
         slot.set()
-    await claims.take(("c",), begin)
+    await claims.take(("c",), ignored, begin)
 
     assert claims.counted == [0, MEMORY, 2 * MEMORY]
 
@@ -62,8 +66,8 @@ async def test_room_of_what_was_not_begun_is_given_back() -> None:
         await anyio.sleep_forever()
 
     with anyio.move_on_after(0.01):
-        await claims.take(("a", "b"), begin)
+        await claims.take(("a", "b"), ignored, begin)
     with anyio.move_on_after(0.01):
-        await claims.take(("c",), begin)
+        await claims.take(("c",), ignored, begin)
 
     assert claims.counted == [0, MEMORY, 0]

@@ -121,7 +121,7 @@ async def test_slots_are_numbered_and_the_lowest_free_one_is_given() -> None:
     slots.release(taken[1])
 
     assert taken == [0, 1, 2]
-    assert await slots.wait_open() == 1
+    assert slots.open == 1
     assert slots.take() == 1
 
 
@@ -172,7 +172,8 @@ async def test_everybody_who_waits_for_a_slot_hears_of_it() -> None:
     got: list[int] = []
 
     async def wait() -> None:
-        await slots.wait_free()
+        while not slots.free:
+            await slots.changed()
         got.append(slots.take())
         slots.release(got[-1])
 

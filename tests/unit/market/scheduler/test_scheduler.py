@@ -533,7 +533,7 @@ async def test_a_task_that_comes_back_to_an_emptied_kind_of_need_is_found(world:
 
 
 async def test_offers_ahead_are_kept_for_a_moment_only_and_end_no_poll_of_the_same_node(world: World) -> None:
-    ada, bob = await world.arrive("ada"), await world.arrive("bob")
+    ada = await world.arrive("ada")
     polling = asyncio.ensure_future(world.poll(ada, wait_s=20))
     await settle()
     assert await world.scheduler.ahead(ada, 1) == []
@@ -542,9 +542,36 @@ async def test_offers_ahead_are_kept_for_a_moment_only_and_end_no_poll_of_the_sa
 
     assert ids(await world.scheduler.ahead(ada, 8)) == [second.id]
 
+    bob = await world.arrive("bob")
     assert await world.poll(bob) == []
     await world.pass_time(scheduler_module.AHEAD_S + 0.1)
     assert await world.poll(bob) == [second.id]
+
+
+async def test_only_what_others_have_no_slots_for_is_offered_ahead(world: World) -> None:
+    ada = await world.arrive("ada")
+    await world.arrive("bob", offers=capability(slots=2))
+    tasks = [(await world.submit(command_submission())).id for _ in range(2)]
+    assert await world.scheduler.ahead(ada, 8) == []
+
+    tasks += [(await world.submit(command_submission())).id for _ in range(3)]
+
+    assert ids(await world.scheduler.ahead(ada, 8)) == tasks[:3]
+
+
+async def test_who_waits_for_other_work_keeps_nothing_back_and_who_works_has_an_equal_share(world: World) -> None:
+    ada = await world.arrive("ada")
+    await world.arrive("bob", offers=capability(slots=1))
+    await world.lease("bob", (await world.submit(command_submission())).id)
+    other = await world.arrive("cyd", offers=capability(kinds={TaskKind.FEDERATED_LEARNING}))
+    polling = asyncio.ensure_future(world.poll(other, wait_s=20))
+    await settle()
+
+    tasks = [(await world.submit(command_submission())).id for _ in range(5)]
+
+    assert ids(await world.scheduler.ahead(ada, 8)) == tasks[:2]  # as many as bob may have, of those that halve
+    await world.pass_time(20.1)
+    assert await until_done(polling) == []
 
 
 async def test_a_market_that_closes_offers_nothing_ahead(world: World) -> None:
