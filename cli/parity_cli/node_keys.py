@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from parity_protocol.ids import Address, NodeId
     from parity_protocol.signing.keys import EvmKey
 
-__all__ = ["NodeIdentity", "adopt_operator", "checked_address", "identity_of", "make_owner", "next_operator"]
-__all__ += ["owner_wallet"]
+__all__ = ["NodeIdentity", "adopt_operator", "checked_address", "identity_of", "make_owner", "new_keystore"]
+__all__ += ["next_operator", "owner_wallet"]
 
 
 NEXT_OPERATOR_FILE = "operator.key.next"
@@ -53,17 +53,27 @@ def make_owner(out: Output, home: Home, name: str, choice: KeyChoice, passphrase
     Raises:
         Conflict: There is one already: a key is never overwritten.
     """
+    path = new_keystore(home, name)
+    key = read_key(out, choice)
+    passphrase = new_passphrase(passphrase_file)
+    from parity_contracts import keystore
+
+    return keystore.create(path, key, passphrase)
+
+
+def new_keystore(home: Home, name: str) -> Path:
+    """Return where an owner's new keystore goes.
+
+    Raises:
+        Conflict: There is one already: a key is never overwritten.
+    """
     path = home.wallet_file(name)
     if path.exists():
         raise Conflict(
             f"the owner's keystore {path} is there already; a keystore is never overwritten",
             hint="Choose another --name, or move the file away.",
         )
-    key = read_key(out, choice)
-    passphrase = new_passphrase(passphrase_file)
-    from parity_contracts import keystore
-
-    return keystore.create(path, key, passphrase)
+    return path
 
 
 def owner_wallet(home: Home, passphrase_file: Path | None) -> Wallet:

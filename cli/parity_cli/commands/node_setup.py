@@ -13,10 +13,10 @@ import click
 from parity_cli.bridge import run_async
 from parity_cli.lazy import Command
 from parity_cli.market_place import write_settings
-from parity_cli.node_keys import NodeIdentity, checked_address, identity_of, make_owner
+from parity_cli.node_keys import NodeIdentity, checked_address, identity_of, make_owner, new_keystore
 from parity_cli.node_place import node_file, node_settings
 from parity_cli.output import Output, is_interactive, pass_output
-from parity_cli.secrets_input import MIN_PASSPHRASE, KeyChoice, key_options, passphrase_option
+from parity_cli.secrets_input import MIN_PASSPHRASE, KeyChoice, key_options, passphrase_option, read_key
 from parity_cli.transactions import transaction_options
 from parity_protocol.errors import BadField, ParityError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from parity_client import Home
     from parity_client.config import MarketEntry
     from parity_protocol.api.market import MarketDocument
+    from parity_protocol.ids import Address
 
 MAX_SLOTS = 256
 
@@ -83,11 +84,27 @@ def auth(
     choice = KeyChoice(generate=generate, key_file=key_file, private_key=private_key)
     chosen = name or config.node.wallet
     target = None if payout is None else checked_address(payout, field="payout")
+    if dry_run:
+        _preview(out, new_keystore(home, chosen), choice, target)
+        return
     make_owner(out, home, chosen, choice, passphrase_file)
     changes: dict[str, Any] = {"wallet": chosen} | ({} if target is None else {"payout": target})
     home.save(config.model_copy(update={"node": config.node.model_copy(update=changes)}))
     identity = identity_of(settings, home)
     out.emit(identity.to_json(), f"{_told(identity)}\nnext: parity node stake --amount 10")
+
+
+def _preview(out: Output, keystore: Path, choice: KeyChoice, payout: Address | None) -> None:
+    """Say what ``auth`` would write, and write nothing: not even a key that would be made."""
+    from parity_protocol.signing.keys import checksum_address
+
+    owner = None if choice.generate else read_key(out, choice).address
+    shown = "a new key" if owner is None else checksum_address(owner)
+    paid = "the owner" if payout is None else checksum_address(payout)
+    out.emit(
+        {"owner": owner, "keystore": str(keystore), "payout": payout, "dry_run": True},
+        f"owner     {shown}  would be kept in {keystore}\npayout    {paid}\ndry run: nothing was written",
+    )
 
 
 def _told(identity: NodeIdentity) -> str:

@@ -70,6 +70,23 @@ def test_auth_makes_three_keys_and_prints_no_secret(parity: Parity, home: Home) 
     assert stat.S_IMODE((home.path / "node" / "operator.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("source", ["--generate", "--key-file"])
+def test_dry_run_of_auth_writes_nothing(parity: Parity, home: Home, tmp_path: Path, owner: EvmKey, source: str) -> None:
+    key = tmp_path / "owner.txt"
+    key.write_text(owner.reveal_secret().hex(), encoding="utf-8")
+    before = sorted(home.path.rglob("*"))
+
+    done = parity("node", "auth", source, *([str(key)] if source == "--key-file" else []), "--dry-run", "--json")
+
+    assert done.code == 0
+    assert done.json["dry_run"] is True
+    assert done.json["owner"] == (owner.address if source == "--key-file" else None)
+    assert sorted(home.path.rglob("*")) == before
+    assert not home.wallet_file("node-owner").exists()
+    assert not (home.path / "node").exists()
+    assert key.read_text(encoding="utf-8") not in done.out + done.err
+
+
 def test_auth_without_a_key_and_without_a_person_says_how(parity: Parity, home: Home) -> None:
     done = parity("node", "auth")
 
