@@ -20,7 +20,7 @@ from parity_protocol.errors import ParityError
 from parity_protocol.quantities import format_tokens
 from parity_protocol.task import TaskState, parse_spec
 
-__all__ = ["Audit", "audit"]
+__all__ = ["LEAST_LONG_MS", "Audit", "audit", "money_statements", "work_statements"]
 
 LEAST_LONG_MS = 5_000  # the delayed task must have run so long
 ACCURACY_MARGIN = 0.08  # how far below the central forest the federated one may be; 114 rows tell no more
@@ -56,7 +56,7 @@ async def audit(stack: Stack, market: Client, inputs: Audit, *, seconds: float) 
         oob_federated=float(forest.metrics["oob_federated"]),
     )
     fitted = LinearScores(r2=linear.score, central_r2=await anyio.to_thread.run_sync(central_linear, linear.table))
-    statements = [*_work_statements(tasks), *_money_statements(tasks, nodes)]
+    statements = [*work_statements(tasks, nodes), *money_statements(tasks, nodes)]
     statements.append(await _vault_statement(stack, market, tasks, nodes))
     for name, judged in ((plan.FOREST, forest), (plan.LINEAR, linear)):
         statements.append(await _merge_statement(market, name, found[name], judged))
@@ -122,12 +122,14 @@ async def _node(stack: Stack, market: Client, node: Node, tasks: Sequence[TaskLi
     )
 
 
-def _work_statements(tasks: Sequence[TaskLine]) -> list[Statement]:
+def work_statements(tasks: Sequence[TaskLine], nodes: Sequence[NodeLine]) -> list[Statement]:
+    """Return what the summary says of the work, and whether it is so."""
+    killed = {node.id for node in nodes if node.killed}
     open_ones = [f"{task.name} is {task.state}" for task in tasks if task.state != TaskState.COMPLETED]
     unproven = [task.name for task in tasks if not task.receipt_valid]
     delayed = [task for task in tasks if task.name == plan.DELAYED]
     return [
-        Statement(f"all {len(tasks)} tasks are completed, each once", not open_ones, "; ".join(open_ones)),
+        Statement(f"all {len(tasks)} tasks are completed", not open_ones, "; ".join(open_ones)),
         Statement(
             "every receipt is valid, checked offline by the key that the chain names",
             not unproven,
@@ -135,8 +137,8 @@ def _work_statements(tasks: Sequence[TaskLine]) -> list[Statement]:
         ),
         Statement(
             "the killed node's task was done by another one, at its second attempt",
-            all(task.attempts == 2 for task in delayed) and len(delayed) == 1,
-            ", ".join(f"{task.attempts} attempts" for task in delayed),
+            len(delayed) == 1 and all(task.attempts == 2 and task.node not in killed for task in delayed),
+            ", ".join(f"{task.attempts} attempts, done by {task.node}" for task in delayed),
         ),
         Statement(
             f"it ran for {LEAST_LONG_MS / 1000:.0f} s or more",
@@ -146,7 +148,8 @@ def _work_statements(tasks: Sequence[TaskLine]) -> list[Statement]:
     ]
 
 
-def _money_statements(tasks: Sequence[TaskLine], nodes: Sequence[NodeLine]) -> list[Statement]:
+def money_statements(tasks: Sequence[TaskLine], nodes: Sequence[NodeLine]) -> list[Statement]:
+    """Return what the summary says of stakes and pay, and whether it is so."""
     rewards, paid = sum(task.reward for task in tasks), sum(task.paid for task in tasks)
     stakes = [f"{node.name} has {format_tokens(node.stake)}" for node in nodes if node.stake != plan.STAKE]
     unlike = []
