@@ -82,7 +82,7 @@ async def test_a_lost_answer_does_not_make_a_second_task(client: Client, market:
     ("spec", "field"),
     [
         ({"type": "command"}, "spec.command"),
-        ({"type": "command", "command": ["a\0b"]}, "/command/0"),
+        ({"type": "command", "command": ["a\0b"]}, "/spec/command/0"),
         ({"type": "command", "command": ["a"], "colour": "red"}, "spec.colour"),
         ({"type": "command", "command": ["a"], "budgets": {"wall_time_s": float("nan")}}, "spec"),
         ("[1]", "spec.type"),
