@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
+
 import pytest
+from structlog.testing import CapturingLogger
 
 from parity_node.store.memory import MemoryNodeStore
 from parity_node.testing.market import MarketSimulator, command_spec
@@ -24,8 +30,22 @@ def _alg_none(token: str) -> str:
     return "eyJhbGciOiJub25lIiwidHlwIjoibWFuaWZlc3QrandzIn0." + token.split(".")[1] + "."
 
 
-@pytest.mark.parametrize("forge", [_flip_a_bit, _without_signature, _alg_none])
-async def test_forged_manifest_is_refused_and_nothing_is_executed(node, market: MarketSimulator, forge) -> None:
+def _alg_hs256(token: str) -> str:
+    """Sign with something that everybody knows, as if the issuer's public name were a shared secret."""
+    head, payload, _ = token.split(".")
+    kid = json.loads(base64.urlsafe_b64decode(head + "=="))["kid"]
+    header = json.dumps({"alg": "HS256", "kid": kid, "typ": "manifest+jws"}).encode()
+    signed = f"{base64.urlsafe_b64encode(header).decode().rstrip('=')}.{payload}"
+    mac = hmac.digest(kid.encode(), signed.encode(), hashlib.sha256)
+    return f"{signed}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+
+
+@pytest.mark.parametrize("forge", [_flip_a_bit, _without_signature, _alg_none, _alg_hs256])
+async def test_forged_manifest_is_refused_logged_and_nothing_is_executed(
+    node, market: MarketSimulator, monkeypatch, forge
+) -> None:
+    logged = CapturingLogger()
+    monkeypatch.setattr("parity_node.acquire.log", logged)
     market.tamper_token = forge
     market.offer()
 
@@ -35,6 +55,10 @@ async def test_forged_manifest_is_refused_and_nothing_is_executed(node, market: 
 
     assert running.executor.jobs == []
     assert market.calls.get("claim", 0) == 0
+    (refused, *_) = logged.calls
+    assert (refused.method_name, refused.args) == ("warning", ("offer_refused",))
+    assert refused.kwargs["rule"].startswith("manifest")
+    assert refused.kwargs["reason"]
 
 
 @pytest.mark.parametrize(
