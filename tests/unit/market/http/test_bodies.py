@@ -42,6 +42,9 @@ HOSTILE: dict[str, bytes] = {
     "two documents": b"{}{}",
 }
 
+NO_FIELDS = {"empty", "not json", "a list", "null", "byte-order mark", "trailing text", "two documents"}
+"""Nothing of these is a field's fault."""
+
 
 def _assert_problem(reply, low: int = 400, high: int = 499) -> dict:
     assert low <= reply.status_code <= high, reply.text
@@ -65,7 +68,7 @@ async def test_hostile_body_is_refused_on_every_route_that_takes_one(served: Ser
         path = route.path.replace("{task_id}", "00000000-0000-4000-8000-000000000000")
         reply = await served.call(route.method, path, raw=HOSTILE[name], by=by)
         problem = _assert_problem(reply)
-        assert name == "empty" or problem["field"] or problem["code"] in ("bad_document", "too_large"), (path, problem)
+        assert problem["field"] or name in NO_FIELDS, (path, problem)
 
 
 async def test_unknown_field_is_named(served: Served) -> None:
