@@ -16,6 +16,7 @@ from benchmarks.figures import Figure, NotAvailable
 
 CAMPAIGNS = {
     "A2": "crashes",
+    "A8": "probes",
     "A9": "bombs",
     "A10": "trees",
     "A12": "gateways",
