@@ -40,10 +40,13 @@ class Lifeline:
         return "" if self._held is None else str(self._opened)
 
     def close(self) -> None:
-        """Let go of the connection; idempotent."""
+        """Let go of the connection; idempotent. One that nobody refers to any more is let go too."""
         held, self._held = self._held, None
         if held is not None:
             held.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _connect(self) -> socket.socket | None:
         found = socket.socket(socket.AF_UNIX)

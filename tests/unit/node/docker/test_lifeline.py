@@ -84,3 +84,12 @@ def test_a_connection_that_was_closed_is_opened_again(lifeline: Lifeline, listen
     lifeline.close()
 
     assert lifeline.instance() not in {"", first}
+
+
+def test_a_connection_that_nobody_refers_to_any_more_is_let_go(listener: socket.socket, tmp_path: Path) -> None:
+    assert Lifeline(tmp_path / "docker.sock").instance()
+
+    engine, _ = listener.accept()
+    with engine:
+        assert engine.recv(4_096).startswith(b"GET /_ping ")
+        assert engine.recv(1) == b""
