@@ -44,6 +44,7 @@ from parity_protocol.api.tasks import (
     CheckRequest,
     EventsReply,
     GroupReply,
+    GroupsReply,
     LogsReply,
     NonceReply,
     ProofReply,
@@ -309,6 +310,11 @@ class Client:
         """Return your tasks, newest first, and the cursor of the next page."""
         query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         return parse_reply(TasksReply, await self._get(paths.TASKS, query))
+
+    async def groups(self, *, limit: int = 50, cursor: str | None = None) -> GroupsReply:
+        """Return your groups without their tasks, newest first, and the cursor of the next page."""
+        query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        return parse_reply(GroupsReply, await self._get(paths.GROUPS, query))
 
     async def events(self, task_id: str, *, after_seq: int = 0) -> EventsReply:
         """Return what happened to a task, oldest first."""

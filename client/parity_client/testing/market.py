@@ -52,8 +52,6 @@ VAULT = "0x" + "bb" * 20
 TOKEN = "0x" + "aa" * 20
 SPENDER = "0x" + "cc" * 20
 SESSION_TTL = timedelta(hours=1)
-
-
 _FINAL = frozenset(str(state) for state in FINAL_STATES)
 
 
@@ -343,6 +341,11 @@ class FakeMarket(httpx.AsyncBaseTransport):
         if kind == "tasks" and not root_id:
             mine = [self._task(each) for each in self.tasks.values() if each.creator == account]
             return {"tasks": mine[: int(query["limit"])], "next_cursor": None}
+        if kind == "groups" and not root_id:
+            last, limit = query.get("cursor", "~"), int(query["limit"])
+            found = [row for row in map(self._group, reversed(self.groups)) if row["creator_address"] == account]
+            found = [row for row in found if row["id"] < last]
+            return {"groups": found[:limit], "next_cursor": found[limit - 1]["id"] if found[limit:] else None}
         if kind == "groups" and root_id in self.groups:
             for each in self.tasks_of(root_id):
                 await self._polled(each, query)
@@ -409,7 +412,7 @@ class FakeMarket(httpx.AsyncBaseTransport):
 
     def _group(self, group_id: str) -> dict[str, Any]:
         members = self.tasks_of(group_id)
-        return self.groups[group_id] | {
+        return {**self.groups[group_id], "parts": len(members)} | {
             "kind": "federated_learning",
             "creator_address": members[0].creator,
             "reward": str(members[0].request.reward),

@@ -16,6 +16,8 @@ from parity_protocol.api.tasks import (
     EventReply,
     EventsReply,
     GroupReply,
+    GroupRowReply,
+    GroupsReply,
     LogsReply,
     ProofReply,
     ResultReply,
@@ -29,7 +31,7 @@ from parity_protocol.order import Order
 from parity_protocol.receipt import Receipt
 from parity_protocol.task import FINAL_STATES, TaskState, public_state
 
-__all__ = ["counts", "events", "group", "logs", "proof", "result", "reward", "status", "task", "tasks"]
+__all__ = ["counts", "events", "group", "groups", "logs", "proof", "result", "reward", "status", "task", "tasks"]
 
 MAX_EVENTS = 1_000
 MAX_LOG_CHUNKS = 64  # of one answer
@@ -81,6 +83,35 @@ def group(tx: ReadTx, group_id: str, unfunded: Unfunded = None) -> GroupReply:
     if row is None:
         raise NotFound(f"there is no group {group_id}")
     return _group_reply(tx, row, unfunded)
+
+
+def groups(tx: ReadTx, *, creator: str, before: str | None = None, limit: int = 50) -> GroupsReply:
+    """Return a submitter's groups without their tasks, newest first.
+
+    Args:
+        before: Cursor of the last page.
+        limit: 1 to 200.
+    """
+    limit = max(1, min(limit, sql.MAX_PAGE))
+    found = tx.all(sql.GROUPS_OF_ANY_KIND, creator=creator, before=before or _LAST, limit=limit + 1)
+    shown = found[:limit]
+    return GroupsReply(
+        groups=tuple(_group_row(row) for row in shown),
+        next_cursor=shown[-1].id if len(found) > limit else None,
+    )
+
+
+def _group_row(row: GroupRow) -> GroupRowReply:
+    return GroupRowReply(
+        id=row.id,
+        kind=row.kind,
+        state=row.state,
+        reward=row.reward,
+        parts=row.parts,
+        created_at=from_us(row.created_us),
+        completed_at=maybe_time(row.completed_us),
+        message=row.message,
+    )
 
 
 def _group_reply(tx: ReadTx, row: GroupRow, unfunded: Unfunded) -> GroupReply:

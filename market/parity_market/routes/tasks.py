@@ -22,6 +22,7 @@ from parity_protocol.api.tasks import (
     CheckRequest,
     EventsReply,
     GroupReply,
+    GroupsReply,
     LogsReply,
     ProofReply,
     ResultReply,
@@ -292,6 +293,12 @@ async def cancel(call: Call) -> CancelReply:
     return await state.store.write(lambda tx: tasks.cancel(tx, state.market, root_id, call.caller.id, now))
 
 
+async def groups(call: Call) -> GroupsReply:
+    """Return the caller's groups without their tasks, newest first."""
+    before, limit = call.text("cursor") or None, call.limit()
+    return await call.state.store.read(lambda tx: views.groups(tx, creator=call.caller.id, before=before, limit=limit))
+
+
 async def group(call: Call) -> GroupReply:
     """Return a group with its tasks; with ``wait_s``, once it has ended."""
     state, group_id, wait_s = call.state, call.path("group_id"), call.wait_s()
@@ -349,6 +356,7 @@ ENDPOINTS = (
     Endpoint("GET", _task("receipt"), proof, Access.SIGNED, "A task's proof", ProofReply),
     Endpoint("GET", _task("why-pending"), why_pending, Access.SIGNED, "Why a task waits", WhyPendingReply),
     Endpoint("POST", paths.task_path("{root_id}", "cancel"), cancel, Access.SUBMITTER, "Cancel", CancelReply),
+    Endpoint("GET", paths.GROUPS, groups, Access.SUBMITTER, "List your groups", GroupsReply, query=(LIMIT, CURSOR)),
     Endpoint("GET", paths.group_path("{group_id}"), group, Access.SUBMITTER, "A group", GroupReply, query=(WAIT,)),
     Endpoint("GET", paths.account_path("{account}"), account, Access.SIGNED, "Your money here", AccountReply),
 )

@@ -113,6 +113,15 @@ GROUPS_OF_CREATOR = select_rows(
         .limit(whole("limit"))
     ),
 )
+GROUPS_OF_ANY_KIND = select_rows(
+    rows.GroupRow,
+    t.task_group,
+    lambda s: (
+        s.where(t.task_group.c.creator == bind("creator"), t.task_group.c.id < bind("before"))
+        .order_by(t.task_group.c.id.desc())
+        .limit(whole("limit"))
+    ),
+)
 GROUP_INSERT = insert(t.task_group)
 GROUPS_IN_STATE = select_rows(
     rows.GroupRow,

@@ -7,6 +7,7 @@ __all__ = [
     "ENROL",
     "FL_MODEL_UPDATES",
     "FL_SESSIONS",
+    "GROUPS",
     "HEARTBEAT",
     "JWKS",
     "LEASE_CLAIMS",
@@ -50,6 +51,7 @@ LEASE_LOGS = f"{API}/leases/logs"
 REPORTS = f"{API}/reports"
 TASKS = f"{API}/tasks"
 TASK_CHECK = f"{API}/tasks/check"
+GROUPS = f"{API}/groups"
 STORAGE_UPLOAD = f"{API}/storage/upload"
 STORAGE_LIST = f"{API}/storage/list"
 FL_SESSIONS = f"{API}/federated-learning/sessions"
@@ -64,7 +66,7 @@ def task_path(task_id: str, leaf: str = "") -> str:
 
 def group_path(group_id: str, leaf: str = "") -> str:
     """Return the path of a task group, or of ``leaf`` below it."""
-    return f"{API}/groups/{group_id}/{leaf}" if leaf else f"{API}/groups/{group_id}"
+    return f"{GROUPS}/{group_id}/{leaf}" if leaf else f"{GROUPS}/{group_id}"
 
 
 def node_path(node_id: str, leaf: str = "") -> str:

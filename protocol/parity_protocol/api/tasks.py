@@ -22,6 +22,8 @@ __all__ = [
     "EventReply",
     "EventsReply",
     "GroupReply",
+    "GroupRowReply",
+    "GroupsReply",
     "LogsReply",
     "NonceReply",
     "ProofReply",
@@ -154,6 +156,26 @@ class GroupReply(_Reply):
     result_cid: str | None = None  # the merged model
     metrics: dict[str, JsonValue] = {}  # scores, and words and tables such as the importance of each feature
     message: str = ""
+
+
+class GroupRowReply(_Reply):
+    """One group of a list; ``GET /api/v1/groups/{id}`` has its tasks, plan and scores."""
+
+    id: str
+    kind: str
+    state: str  # running | completed | failed | cancelled
+    reward: WireTokenAmount  # of all its tasks together
+    parts: int  # tasks that it became
+    created_at: WireTime
+    completed_at: WireTime | None = None
+    message: str = ""
+
+
+class GroupsReply(_Reply):
+    """``GET /api/v1/groups``: the caller's own, newest first."""
+
+    groups: tuple[GroupRowReply, ...]
+    next_cursor: str | None = None
 
 
 class SubmitReply(_Reply):

@@ -381,6 +381,20 @@ async def test_why_cancel_list_and_find(client: Client, market: FakeMarket) -> N
     assert all(".." not in path for _, path in market.requests)
 
 
+async def test_groups_are_listed_page_by_page_without_their_tasks(client: Client, market: FakeMarket) -> None:
+    async with client:
+        ids = [(await client.submit(FOREST, reward="0.3")).id for _ in range(3)]
+        await client.submit(HELLO, reward="0.1")
+        first = await client.groups(limit=2)
+        second = await client.groups(limit=2, cursor=first.next_cursor)
+
+    assert [row.id for row in (*first.groups, *second.groups)] == ids[::-1]
+    assert (first.next_cursor, second.next_cursor) == (ids[1], None)
+    assert {(row.kind, row.state, row.parts, row.completed_at) for row in first.groups} == {
+        ("federated_learning", "running", 3, None)
+    }
+
+
 async def test_a_market_on_another_authority_than_its_address_is_signed_for(market: FakeMarket) -> None:
     market.authority = market.nonce_domain = "market.example:8443"
     from parity_protocol.testing.keys import deterministic_evm_key
