@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
+import anyio
 import pytest
 
 from parity_node.executors.rounds import Place
@@ -72,9 +73,26 @@ async def test_a_model_in_the_answer_is_checked_as_one_that_was_fetched(
     sent: str, error: type[ParityError], tmp_path: Path
 ) -> None:
     rounds = HttpRounds(cast("HttpMarket", Market()))
+    await anyio.Path(tmp_path / "model").write_bytes(b"before")
 
     with pytest.raises(error):
         await rounds.model(Place("group", 0, "lease", 1), small(sent), tmp_path / "model", max_bytes=1 << 20)
+
+    assert [path.name async for path in anyio.Path(tmp_path).iterdir()] == ["model"]
+    assert await anyio.Path(tmp_path / "model").read_bytes() == b"before"
+
+
+async def test_a_fetched_model_that_is_another_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    step = RoundStep(state="train", round=1, phase=0, total_rounds=1, base="0" * 64, base_size=5)
+    await anyio.Path(tmp_path / "model").write_bytes(b"before")
+
+    with pytest.raises(DigestMismatch):
+        await HttpRounds(cast("HttpMarket", Market())).model(
+            Place("group", 0, "lease", 1), step, tmp_path / "model", max_bytes=1 << 20
+        )
+
+    assert [path.name async for path in anyio.Path(tmp_path).iterdir()] == ["model"]
+    assert await anyio.Path(tmp_path / "model").read_bytes() == b"before"
 
 
 async def test_a_model_in_the_answer_that_is_longer_than_it_may_be_is_not_decoded(tmp_path: Path) -> None:
