@@ -27,11 +27,13 @@ from parity_market.loops.rounds import Rounds
 from parity_market.loops.training import Training
 from parity_market.operations import leases, round_closing, round_small, round_views, rounds
 from parity_market.round_files import model_file, sent_file
+from parity_market.round_intake import EXTRA_BYTES
 from parity_market.store import sql
 from parity_market.testing.playing import DATA, NODES, TIMEOUT_S, Play
 from parity_market.testing.rig import DEPLOYMENT, Rig, inline, open_rig
 from parity_protocol.errors import (
     StaleFence,
+    TooLarge,
 )
 from parity_protocol.testing.clock import FakeClock
 
@@ -100,6 +102,18 @@ async def test_nodes_start_from_the_large_model_in_half_its_bytes_and_the_market
         await play.report(part)
     await Rounds(rig.state).step()
     assert (await play.show()).state == "completed"
+
+
+async def test_an_update_may_be_as_long_as_the_markets_own_model_though_a_shorter_one_was_sent(rig: Rig) -> None:
+    play = await Play.begin(rig)
+    step = await play.next(0)
+    whole = 3 * EXTRA_BYTES  # the model that was sent has far less
+    model_file(rig.state.rounds.folder(play.id), 1, 0).write_bytes(bytes(whole))
+
+    with pytest.raises(TooLarge):
+        await play.send(0, step, bytes(whole + EXTRA_BYTES + 1))
+
+    assert await play.send(0, step, bytes(whole + EXTRA_BYTES))
 
 
 @pytest.mark.parametrize("killed_after", ["begin", "two updates", "freeze", "reduce"])
